@@ -1,0 +1,56 @@
+# make demo   ask the real node about live video, on this machine's CPU; no ROS, GPU or account needed
+# make test   every test that this machine can run
+# make check  format, lint, spelling, types and import contracts
+# make clean  forget everything that was built
+#
+# Needs python3 with venv and its headers, a C++ compiler and make; all else goes into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# What the interfaces are built from; the Python sources are used in place.
+BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmake/* msg/* srv/* action/*)
+
+# .venv brings its own ROS 2: one that is sourced in this shell would be mixed with it.
+unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH RMW_IMPLEMENTATION
+unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
+
+.PHONY: demo test check clean
+
+demo: .venv/ready
+	$(BIN)/nvila demo $(ARGS)
+
+test: .venv/ready-to-test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/ready-to-check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/codespell
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import ensurepip' || { echo "python3 has no venv: sudo apt install python3-venv"; exit 1; }
+	@command -v c++ > /dev/null || { echo "there is no C++ compiler: sudo apt install g++"; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig as s; open(os.path.join(s.get_path("include"), "Python.h"))' 2> /dev/null \
+	  || { echo "python3 has no headers: sudo apt install python3-dev"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/ready: .venv/bin/python $(BUILT_FROM)
+	@echo "Installing nvila_ros with ROS 2 and building its interfaces (the first time a minute or two)"
+	$(BIN)/python -m pip install --quiet --editable '.[ros]'
+	@touch $@
+
+# nvila_ros is installed by now, so that pip adds only what the extras name.
+.venv/ready-to-test: .venv/ready
+	@echo "Installing torch and the test tools (the first time a minute or two)"
+	$(BIN)/python -m pip install --quiet 'nvila_ros[torch,test]'
+	@touch $@
+
+.venv/ready-to-check: .venv/ready
+	@echo "Installing the lint tools"
+	$(BIN)/python -m pip install --quiet 'nvila_ros[lint]'
+	@touch $@

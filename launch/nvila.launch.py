@@ -1,0 +1,60 @@
+"""Start the node that answers questions about a camera's live video."""
+
+import os
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+
+SHARE = Path(get_package_share_directory("nvila_ros"))
+
+ARGUMENTS = (
+    ("model", "", "checkpoint: a folder or the name of an embedded one; empty: as params_file says"),
+    ("backend", "", "runtime of the model: onnxruntime or torch; empty: as params_file says"),
+    ("image", "image", "topic of sensor_msgs/Image to look at, where there is one camera"),
+    ("namespace", "", "namespace of the node"),
+    ("params_file", str(SHARE / "launch/params/default.yaml"), "YAML file of the node's parameters"),
+    ("use_sim_time", "false", "take time from /clock: true with a simulator or a played bag"),
+    ("log_level", "info", "least severe message logged: debug, info, warn, error or fatal"),
+)
+
+# Read by Fast DDS from Kilted on, and before it.
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+
+
+def dds_profile() -> dict[str, str]:
+    """Return the environment that gives Fast DDS room for images, unless the user chose a profile."""
+    if any(name in os.environ for name in PROFILE_VARIABLES):
+        return {}
+    return dict.fromkeys(PROFILE_VARIABLES, str(SHARE / "config/fastdds_shm.xml"))
+
+
+def start_node(context: LaunchContext) -> list[Node]:
+    """Build the node once the arguments are known: an empty one leaves the parameter file's value alone."""
+    values = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
+    overrides = {name: ParameterValue(values[name], value_type=str) for name in ("model", "backend") if values[name]}
+    use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
+    node = Node(
+        package="nvila_ros",
+        executable="nvila_node",
+        name="nvila",
+        namespace=values["namespace"],
+        parameters=[values["params_file"], {**overrides, "use_sim_time": use_sim_time}],
+        remappings=[("image", values["image"])],
+        ros_arguments=["--log-level", values["log_level"]],
+        additional_env=dds_profile(),
+        output="screen",
+    )
+    return [node]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Declare the arguments and start the node."""
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=text) for name, default, text in ARGUMENTS
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=start_node)])

@@ -1,0 +1,154 @@
+"""pip's way in: the sources of nvila_ros, plus the interfaces that the same CMakeLists.txt builds for colcon.
+
+Without a sourced ROS 2 the interfaces are built against ROS 2 wheels, which pip brings into its build environment.
+colcon never reads this file: package.xml says ament_cmake.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from xml.etree import ElementTree
+
+from setuptools import Distribution, find_packages, setup
+
+from distutils.command.install_data import install_data  # isort: skip  (setuptools provides it)
+
+ROOT = Path(__file__).parent.resolve()
+PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
+SITE = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+HAS_ROS = bool(os.environ.get("AMENT_PREFIX_PATH"))
+
+BUILD_REQUIRES = [
+    "catkin_pkg",  # reads package.xml
+    "cmake>=3.22",
+    "ninja",
+    "numpy",  # sequences of numbers in generated messages
+    "ros-kilted-action-msgs~=2.3",
+    "ros-kilted-ament-cmake~=2.7",
+    "ros-kilted-ament-cmake-export-interfaces~=2.7",
+    "ros-kilted-ament-cmake-include-directories~=2.7",
+    "ros-kilted-ament-cmake-ros-core~=0.14",
+    "ros-kilted-ament-package~=0.17",
+    "ros-kilted-rosidl-core-generators~=0.3",
+    "ros-kilted-rosidl-default-generators~=1.7",
+    "ros-kilted-std-msgs~=5.5",
+]
+
+INSTALL_REQUIRES = [
+    "ml-dtypes>=0.4",  # models: bfloat16, in which checkpoints are stored
+    "numpy>=1.23",  # everything
+    "onnx>=1.16",  # export: writes the graphs
+    "onnxruntime>=1.18",  # runtime: the default backend
+    "opencv-python-headless>=4.8,<5",  # messages: colour conversion; tools: video files
+    "pillow>=9.5",  # preprocess: the bicubic resize that NVILA was trained with
+    "rich>=13",  # tools: progress bars and tables
+    "safetensors>=0.6",  # models: checkpoints
+    "tokenizers>=0.15",  # prompt
+]
+
+EXTRAS_REQUIRE = {
+    # The node on a machine without ROS 2; never on a robot, whose own ROS these would bury.
+    "ros": [
+        "ros-kilted-action-msgs~=2.3",
+        "ros-kilted-diagnostic-msgs~=5.5",
+        "ros-kilted-rclpy~=9.1",
+        "ros-kilted-rmw-fastrtps-cpp~=9.3",
+        "ros-kilted-sensor-msgs~=5.5",
+        "ros-kilted-std-msgs~=5.5",
+        "ros-kilted-std-srvs~=5.5",
+    ],
+    "torch": ["torch>=2.6,<2.14"],  # models, runtime.torch_engine, training: the reference engine
+    "test": [
+        "cv-bridge==1.13.0.post0",  # held against our table of encodings where it is right
+        "hypothesis>=6.100",
+        "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
+        "pytest-timeout>=2.3",
+        "pyyaml>=6",  # reads the launch parameters
+        "transformers>=4.46",  # held against our SigLIP and Qwen2
+    ],
+    "lint": ["codespell>=2.3", "import-linter>=2.1", "mypy>=1.13", "ruff>=0.9", "types-PyYAML"],
+}
+EXTRAS_REQUIRE["train"] = EXTRAS_REQUIRE["torch"]
+
+
+class InterfacesDistribution(Distribution):
+    """A distribution with files that only the build knows, for one platform and Python version."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+    def has_data_files(self) -> bool:
+        return True
+
+    has_data = has_data_files  # the name by which editable installs ask
+
+
+class BuildInterfaces(install_data):
+    """Build the interfaces with CMake and hand every file to pip as data under the environment's prefix."""
+
+    def run(self) -> None:
+        stage = ROOT / "build" / "pip" / "stage"
+        shutil.rmtree(stage.parent, ignore_errors=True)
+        run_cmake(stage.parent, stage)
+        package = stage / SITE / "nvila_ros"
+        (package / "__init__.py").unlink(missing_ok=True)  # the sources' own one searches both folders
+        for folder in (stage / SITE).glob("*.egg-info"):
+            shutil.rmtree(folder)
+        by_folder: dict[str, list[str]] = {}
+        built = [path for top in ("lib", "share") for path in sorted((stage / top).rglob("*"))]
+        for path in (path for path in built if path.is_file() and path.suffix != ".pyc"):
+            by_folder.setdefault(str(path.parent.relative_to(stage)), []).append(str(path.relative_to(ROOT)))
+        self.data_files = list(by_folder.items())
+        super().run()
+
+
+def run_cmake(build: Path, prefix: Path) -> None:
+    """Configure, build and install the interfaces into a staging prefix."""
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        sys.exit("error: Python.h is missing, which the interfaces are built with: sudo apt install python3-dev")
+    options = [
+        f"-DCMAKE_INSTALL_PREFIX={prefix}",
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DPython3_EXECUTABLE={sys.executable}",
+        f"-DPYTHON_INSTALL_DIR={SITE}",
+        "-DBUILD_TESTING=OFF",
+        "-DNVILA_INTERFACES_ONLY=ON",
+    ]
+    env = dict(os.environ)
+    if not HAS_ROS:
+        import ament_package
+
+        wheels = str(Path(ament_package.__file__).parents[4])
+        env |= {"AMENT_PREFIX_PATH": wheels, "CMAKE_PREFIX_PATH": wheels}
+        options.append(f"-DCMAKE_PROJECT_INCLUDE={ROOT / 'cmake' / 'ros_wheels.cmake'}")
+    if shutil.which("ninja"):
+        options.append("-GNinja")
+    for step in (["-S", ROOT, "-B", build, *options], ["--build", build], ["--install", build]):
+        subprocess.run(["cmake", *map(str, step)], check=True, env=env)
+
+
+setup(
+    name="nvila_ros",
+    version=PACKAGE.findtext("version"),
+    description=PACKAGE.findtext("description"),
+    license=PACKAGE.findtext("license"),
+    python_requires=">=3.10",
+    # One source folder over the root keeps an editable install a plain path entry.
+    package_dir={"": "."},
+    packages=find_packages(include=["nvila_ros", "nvila_ros.*"]),
+    setup_requires=[] if HAS_ROS else BUILD_REQUIRES,
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={
+        "console_scripts": [
+            "nvila = nvila_ros.tools.cli:main",
+            "nvila_camera = nvila_ros.tools.camera:main",
+            "nvila_node = nvila_ros.node:main",
+        ]
+    },
+    distclass=InterfacesDistribution,
+    cmdclass={"install_data": BuildInterfaces},
+)
