@@ -1,0 +1,132 @@
+"""What can be set, declared once: each field carries its text, unit and range.
+
+The node declares its ROS parameters from these fields, the README's table is generated from them, and every value is
+checked here, whatever door it came through.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nvila_ros.errors import ConfigError
+from nvila_ros.types import Bound
+
+MIB = 1 << 20
+
+
+def setting(default: Any, doc: str, unit: str = "", **bound: Any) -> Any:
+    """Declare a field of a config with what `Bound` says of it."""
+    return dataclasses.field(default=default, metadata={"bound": Bound(doc, unit, **bound)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """The node's parameters.
+
+    Raises:
+        ConfigError: a value outside its range or choices.
+    """
+
+    model: str = setting("nvila-tiny", "checkpoint: a folder, or the name of an embedded one")
+    backend: str = setting("onnxruntime", "runtime of the model", choices=("onnxruntime", "torch"))
+    threads: int = setting(0, "threads of the runtime; 0 takes every core", "threads", low=0, high=256)
+    cameras: tuple[str, ...] = setting(
+        ("camera",), "names of the cameras; a single one is read from `image`, several from `<name>/image`"
+    )
+    image_reliability: str = setting(
+        "best_effort",
+        "QoS reliability of the image subscriptions; best_effort matches every publisher",
+        choices=("best_effort", "reliable"),
+    )
+    buffer_s: float = setting(10.0, "frames older than this are dropped", "s", low=0.1, high=3600.0)
+    buffer_bytes: int = setting(
+        256 * MIB, "bytes of frames kept over all cameras, oldest out first", "bytes", low=1, high=1 << 40
+    )
+    num_frames: int = setting(
+        1, "frames sampled when a query names no number", "frames", low=1, high=256, read_only=False
+    )
+    window_s: float = setting(
+        2.0, "window when a query names none, ending at the newest frame", "s", low=0.0, high=3600.0, read_only=False
+    )
+    max_tokens: int = setting(64, "longest answer when a query names none", "tokens", low=1, high=8192, read_only=False)
+    max_question_bytes: int = setting(
+        4096, "longest question taken, in UTF-8", "bytes", low=1, high=MIB, read_only=False
+    )
+    queue_size: int = setting(16, "queries that may wait; more are rejected", "queries", low=1, high=4096)
+    warmup: bool = setting(True, "run the model once before the first question")
+
+    def __post_init__(self) -> None:
+        """Check every field against its bound."""
+        check_fields(self)
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras) or not all(self.cameras):
+            raise ConfigError(f"cameras must be distinct non-empty names, got {list(self.cameras)}")
+        for camera in self.cameras:
+            if not re.fullmatch(r"[A-Za-z]\w*(/[A-Za-z]\w*)*", camera, re.ASCII):
+                raise ConfigError(f"a camera's name must be letters, digits and _, parted by /, got {camera!r}")
+
+
+def bounds(config_type: type) -> dict[str, Bound]:
+    """Return the bound of each field of a config dataclass, in order."""
+    return {f.name: f.metadata["bound"] for f in dataclasses.fields(config_type)}
+
+
+def check_fields(config: Any) -> None:
+    """Check the type of every field of a config dataclass against its default's, and the value against its bound.
+
+    A whole number is taken where the default is a fraction, and becomes one.
+
+    Raises:
+        ConfigError: a value of the wrong type, or outside its range or choices.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(field.default, float) and type(value) is int:
+            value = float(value)
+            object.__setattr__(config, field.name, value)
+        if field.default is not dataclasses.MISSING and type(value) is not type(field.default):
+            raise ConfigError(f"{field.name} must be {_kind(field.default)}, got {value!r}")
+        _check(field.name, value, field.metadata["bound"])
+
+
+def from_dict(config_type: type, values: Mapping[str, Any]) -> Any:
+    """Build a config from plain values.
+
+    Raises:
+        ConfigError: an unknown key (near names are listed) or a value outside its rule.
+    """
+    known = bounds(config_type)
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or sorted(known)
+            raise ConfigError(f"unknown parameter {name!r}; did you mean one of {near}")
+    return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def replace(config: Any, changes: Mapping[str, Any]) -> Any:
+    """Return a config with some values changed.
+
+    Raises:
+        ConfigError: as `from_dict`.
+    """
+    return from_dict(type(config), dataclasses.asdict(config) | dict(changes))
+
+
+def _kind(default: Any) -> str:
+    return "a list of names" if isinstance(default, tuple) else f"of type {type(default).__name__}"
+
+
+def _check(name: str, value: Any, bound: Bound) -> None:
+    if bound.choices and value not in bound.choices:
+        raise ConfigError(f"{name} must be one of {list(bound.choices)}, got {value!r}")
+    if bound.low is None or bound.high is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, got {value!r}")
+    if not bound.low <= value <= bound.high:
+        raise ConfigError(f"{name} must lie in [{bound.low:g}, {bound.high:g}] {bound.unit}, got {value}")

@@ -1,0 +1,37 @@
+"""The exceptions of the project: one small tree, raised at the doors of rooms.
+
+Every message names the rule that was broken, the values that broke it and what to do. All are ValueErrors, since each
+one tells of bad input; a bug of ours is an `AssertionError` and is never caught by name.
+"""
+
+
+class NvilaError(ValueError):
+    """Base of every error that a caller can cause and mend."""
+
+
+class ConfigError(NvilaError):
+    """A parameter, recipe or option has a value outside its rule."""
+
+
+class CheckpointError(NvilaError):
+    """A checkpoint is missing, truncated, of an unknown kind or at odds with its own config."""
+
+
+class FrameError(NvilaError):
+    """An image message or a media file cannot be turned into a frame."""
+
+
+class QueryError(NvilaError):
+    """A question, window or limit of a query is not acceptable."""
+
+
+class NoFramesError(NvilaError):
+    """The window asked about holds no frame."""
+
+
+class ShapeError(NvilaError):
+    """Two arrays that must agree do not; going on would answer about the wrong pixels."""
+
+
+class BackendError(NvilaError):
+    """A backend is unknown, not installed, or refuses the model."""

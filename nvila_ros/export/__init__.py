@@ -1,0 +1,1 @@
+"""Checkpoint to ONNX parts."""

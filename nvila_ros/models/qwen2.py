@@ -1,0 +1,160 @@
+"""The Qwen2 decoder with an explicit KV cache: embeddings in, logits out.
+
+Module names are upstream's, so a checkpoint's keys are this module's keys. Positions are plain 1-D RoPE over the
+spliced sequence; media rows count as ordinary tokens. Source: Qwen2 (arXiv 2407.10671) as NVILA uses it.
+
+Shapes: B batch, L tokens in this call, M tokens in the cache including this call, D width, A query heads, K kv heads,
+S head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nvila_ros.models.spec import DecoderSpec
+
+
+class KvCache:
+    """Keys and values of every layer, allocated once; `length` tokens are filled.
+
+    Attributes:
+        k: (layers, B, K, capacity, S).
+        v: as k.
+    """
+
+    def __init__(self, spec: DecoderSpec, capacity: int, batch: int = 1, dtype: torch.dtype = torch.float32) -> None:
+        shape = (spec.num_layers, batch, spec.num_kv_heads, capacity, spec.head_size)
+        self.k = torch.zeros(shape, dtype=dtype)
+        self.v = torch.zeros(shape, dtype=dtype)
+        self.length = 0
+
+    def append(self, layer: int, k_BKLS: Tensor, v_BKLS: Tensor) -> tuple[Tensor, Tensor]:
+        """Store this call's rows behind the filled ones and return all rows, (B, K, M, S) each.
+
+        The caller advances `length` once all layers have appended.
+        """
+        end = self.length + k_BKLS.shape[2]
+        assert end <= self.k.shape[3], f"cache holds {self.k.shape[3]} tokens, {end} needed"
+        self.k[layer, :, :, self.length : end] = k_BKLS
+        self.v[layer, :, :, self.length : end] = v_BKLS
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+
+class Decoder(nn.Module):
+    """Qwen2ForCausalLM: `model.*` and, where not tied, `lm_head`."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": nn.Embedding(spec.vocab_size, spec.width),
+                "layers": nn.ModuleList(Layer(spec, i) for i in range(spec.num_layers)),
+                "norm": nn.RMSNorm(spec.width, eps=spec.norm_eps),
+            }
+        )
+        if not spec.is_tied:
+            self.lm_head = nn.Linear(spec.width, spec.vocab_size, bias=False)
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """Return the embeddings of token ids, (B, L, D)."""
+        return self.model["embed_tokens"](ids_BL)
+
+    def forward(self, embeds_BLD: Tensor, cache: KvCache | None = None) -> Tensor:
+        """Return the normed hidden states, (B, L, D); with a cache, this call's tokens are appended to it."""
+        start = cache.length if cache else 0
+        num_tokens = embeds_BLD.shape[1]
+        cos_LS, sin_LS = rotary_tables(self.spec, start, start + num_tokens)
+        hidden_BLD = embeds_BLD
+        for layer in self.model["layers"]:
+            hidden_BLD = layer(hidden_BLD, cos_LS, sin_LS, cache)
+        if cache:
+            cache.length += num_tokens
+        return self.model["norm"](hidden_BLD)
+
+    def head(self, hidden_BLD: Tensor) -> Tensor:
+        """Return logits over the checkpoint's vocabulary, (B, L, V)."""
+        weight = self.model["embed_tokens"].weight if self.spec.is_tied else self.lm_head.weight
+        return functional.linear(hidden_BLD, weight)
+
+
+class Layer(nn.Module):
+    """Pre-norm layer: grouped-query attention, then a gated MLP."""
+
+    def __init__(self, spec: DecoderSpec, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
+        self.self_attn = Attention(spec, layer_idx)
+        self.post_attention_layernorm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
+        self.mlp = Mlp(spec)
+
+    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, cache: KvCache | None) -> Tensor:
+        """Return (B, L, D)."""
+        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LS, sin_LS, cache)
+        return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention; query, key and value maps carry a bias, the output map does not."""
+
+    def __init__(self, spec: DecoderSpec, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.head_size = spec.head_size
+        kv_width = spec.num_kv_heads * spec.head_size
+        self.q_proj = nn.Linear(spec.width, spec.width)
+        self.k_proj = nn.Linear(spec.width, kv_width)
+        self.v_proj = nn.Linear(spec.width, kv_width)
+        self.o_proj = nn.Linear(spec.width, spec.width, bias=False)
+
+    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, cache: KvCache | None) -> Tensor:
+        """Return (B, L, D)."""
+        q_BALS = rotate(self._heads(self.q_proj(x_BLD)), cos_LS, sin_LS)
+        k_BKMS = rotate(self._heads(self.k_proj(x_BLD)), cos_LS, sin_LS)
+        v_BKMS = self._heads(self.v_proj(x_BLD))
+        if cache:
+            k_BKMS, v_BKMS = cache.append(self.layer_idx, k_BKMS, v_BKMS)
+        return self.o_proj(attend(q_BALS, k_BKMS, v_BKMS).transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(spec.width, spec.mlp_width, bias=False)
+        self.up_proj = nn.Linear(spec.width, spec.mlp_width, bias=False)
+        self.down_proj = nn.Linear(spec.mlp_width, spec.width, bias=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return (B, L, D)."""
+        return self.down_proj(functional.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
+
+
+def attend(q_BALS: Tensor, k_BKMS: Tensor, v_BKMS: Tensor) -> Tensor:
+    """Causal attention of the last L of M tokens; returns (B, A, L, S)."""
+    num_new, num_all = q_BALS.shape[2], k_BKMS.shape[2]
+    if num_new == num_all:
+        return functional.scaled_dot_product_attention(q_BALS, k_BKMS, v_BKMS, is_causal=True, enable_gqa=True)
+    mask_LM = torch.ones(num_new, num_all, dtype=torch.bool).tril(num_all - num_new)
+    return functional.scaled_dot_product_attention(q_BALS, k_BKMS, v_BKMS, attn_mask=mask_LM, enable_gqa=True)
+
+
+def rotary_tables(spec: DecoderSpec, start: int, end: int) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of positions [start, end), (L, S) fp32 each; both halves of S hold the same angles."""
+    exponent = torch.arange(0, spec.head_size, 2, dtype=torch.float32) / spec.head_size
+    angle = torch.arange(start, end, dtype=torch.float32)[:, None] / spec.rope_theta**exponent
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_BALS: Tensor, cos_LS: Tensor, sin_LS: Tensor) -> Tensor:
+    """Apply rotary positions; channel i pairs with i + S/2."""
+    first, second = x_BALS.chunk(2, dim=-1)
+    rotated = torch.cat([-second, first], dim=-1)
+    return x_BALS * cos_LS.to(x_BALS.dtype) + rotated * sin_LS.to(x_BALS.dtype)

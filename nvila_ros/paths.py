@@ -1,0 +1,43 @@
+"""Where the files that are not Python lie: launch files, the Fast DDS profile, recipes, the embedded checkpoint.
+
+Three ways of installing put them in three places, and none may need an environment variable: a source tree (also an
+editable or symlinked install) has them beside the package; pip puts them under the environment's prefix; colcon under
+the prefix that `AMENT_PREFIX_PATH` names. The first folder that has the file wins, in that order. The index of ament
+is not asked: pip's ROS wheels leave it unset.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from nvila_ros.errors import ConfigError
+
+PACKAGE = "nvila_ros"
+
+
+def share_path(*parts: str) -> Path:
+    """Return the path of a shared file or folder, e.g. `share_path("config", "fastdds_shm.xml")`.
+
+    Raises:
+        ConfigError: no place has it; all places are listed.
+    """
+    folders = list(_share_folders())
+    for folder in folders:
+        path = folder.joinpath(*parts)
+        if path.exists():
+            return path
+    places = ", ".join(map(str, folders))
+    raise ConfigError(f"{'/'.join(parts)} is in none of {places}; reinstall {PACKAGE} or source its workspace")
+
+
+def _share_folders() -> Iterator[Path]:
+    source = Path(__file__).resolve().parents[1]
+    if (source / "package.xml").is_file():
+        yield source
+    yield Path(sys.prefix, "share", PACKAGE)
+    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
+        if prefix:
+            yield Path(prefix, "share", PACKAGE)

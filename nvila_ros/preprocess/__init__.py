@@ -1,0 +1,1 @@
+"""Frames to the tiles that the vision tower sees."""

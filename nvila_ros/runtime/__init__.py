@@ -1,0 +1,1 @@
+"""Backends that run the parts: one file each, found by name."""

@@ -1,0 +1,110 @@
+"""ONNX Runtime on the CPU: the default backend, which needs neither a GPU nor torch.
+
+The graphs are drawn in memory from the checkpoint and share its weights; nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime as ort
+
+from nvila_ros.export.graph import GraphPen
+from nvila_ros.export.parts import draw_decoder, draw_projector, draw_vision
+from nvila_ros.models.checkpoint import Checkpoint
+from nvila_ros.models.spec import DecoderSpec
+from nvila_ros.runtime.rotary import causal_mask, rotary_tables
+
+PROVIDERS = ["CPUExecutionProvider"]
+
+
+class AppendCache:
+    """Token-major buffers that the decoder reads its past from and writes its new rows behind."""
+
+    def __init__(self, spec: DecoderSpec, capacity: int) -> None:
+        shape = (capacity, spec.num_kv_heads, spec.head_size)
+        self.buffer_by_name = {
+            f"{key}_{i}": np.empty(shape, np.float32) for i in range(spec.num_layers) for key in "kv"
+        }
+        self.capacity = capacity
+        self.length = 0
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from `length` on."""
+        assert 0 <= length <= self.length, f"cannot cut {self.length} tokens to {length}"
+        self.length = length
+
+
+class OnnxRuntimeEngine:
+    """`Engine` over three sessions."""
+
+    precision = "fp32"
+
+    def __init__(self, checkpoint: Checkpoint, threads: int = 0) -> None:
+        self.spec = checkpoint.spec
+        weights = checkpoint.load()
+        self._vision = _session(draw_vision(self.spec.vision, weights), threads)
+        self._projector = _session(draw_projector(self.spec.projector, self.spec.vision.grid, weights), threads)
+        self._decoder = _session(draw_decoder(self.spec.decoder, weights), threads)
+        self._embedding_VD = weights["llm.model.embed_tokens.weight"]
+        self._cos, self._sin = rotary_tables(self.spec.decoder, self.spec.decoder.max_positions)
+
+    def vision(self, tile_NCHW: np.ndarray) -> np.ndarray:
+        """Return the features of tiles, (N, P, E)."""
+        return self._vision.run(["feat"], {"tile": tile_NCHW})[0]
+
+    def project(self, feat_NPE: np.ndarray) -> np.ndarray:
+        """Return the visual tokens, (N, G, D)."""
+        return self._projector.run(["visual"], {"feat": feat_NPE})[0]
+
+    def embed(self, ids_L: np.ndarray) -> np.ndarray:
+        """Return the embeddings of token ids, (L, D)."""
+        return self._embedding_VD[ids_L]
+
+    def new_cache(self, capacity: int) -> AppendCache:
+        """Return an empty cache for `capacity` tokens."""
+        return AppendCache(self.spec.decoder, capacity)
+
+    def forward(self, embeds_LD: np.ndarray, cache: AppendCache) -> np.ndarray:
+        """Append L tokens to the cache and return the logits after the last one, (V,)."""
+        start, end = cache.length, cache.length + len(embeds_LD)
+        assert end <= cache.capacity, f"cache holds {cache.capacity} tokens, {end} needed"
+        inputs = {
+            "embeds": np.ascontiguousarray(embeds_LD, np.float32),
+            "cos": self._cos[start:end],
+            "sin": self._sin[start:end],
+            "mask": causal_mask(end - start, end),
+        }
+        binding = self._decoder.io_binding()
+        logits_V = np.empty(self.spec.decoder.vocab_size, np.float32)
+        for name, array in inputs.items():
+            _bind(binding.bind_input, name, array)
+        for name, buffer in cache.buffer_by_name.items():
+            _bind(binding.bind_input, f"past_{name}", buffer[:start])
+            _bind(binding.bind_output, f"new_{name}", buffer[start:end])
+        _bind(binding.bind_output, "logits", logits_V)
+        self._decoder.run_with_iobinding(binding)
+        cache.length = end
+        return logits_V
+
+
+def load(checkpoint: Checkpoint, threads: int = 0) -> OnnxRuntimeEngine:
+    """Load a checkpoint; `threads` 0 takes every core."""
+    return OnnxRuntimeEngine(checkpoint, threads)
+
+
+def _session(pen: GraphPen, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    # A thread that spins while it waits takes its core from the camera's callbacks.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in pen.weights.values()]
+    options.add_external_initializers(list(pen.weights), values)
+    graph = pen.finish(dict.fromkeys(pen.weights, 0)).SerializeToString()
+    return ort.InferenceSession(graph, options, providers=PROVIDERS)
+
+
+def _bind(bind: Callable[..., None], name: str, array: np.ndarray) -> None:
+    """Bind memory in place; the caller keeps `array` alive until the run ends."""
+    bind(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)

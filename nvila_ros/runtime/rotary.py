@@ -1,0 +1,22 @@
+"""Rotary tables and causal masks, which the decoder graph takes as inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nvila_ros.models.spec import DecoderSpec
+
+
+def rotary_tables(spec: DecoderSpec, num_positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return cos and sin of positions [0, num_positions), (num_positions, S) float32 each."""
+    exponent = np.arange(0, spec.head_size, 2, dtype=np.float32) / np.float32(spec.head_size)
+    angle = np.arange(num_positions, dtype=np.float32)[:, None] / np.float32(spec.rope_theta) ** exponent
+    angle = np.concatenate([angle, angle], axis=-1)
+    return np.cos(angle), np.sin(angle)
+
+
+def causal_mask(num_new: int, num_all: int) -> np.ndarray:
+    """Return the additive mask of the last `num_new` of `num_all` tokens, (num_new, num_all) float32."""
+    hidden = np.triu(np.ones((num_new, num_all), dtype=bool), num_all - num_new + 1)
+    # A finite floor: -inf would make 0 * inf in runtimes that fold the mask into the product.
+    return np.where(hidden, np.float32(-1e9), np.float32(0))

@@ -1,0 +1,75 @@
+"""Torch eager: the reference backend, as slow and obvious as it may be."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from nvila_ros.models.checkpoint import Checkpoint
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.qwen2 import KvCache
+
+
+class TorchCache(KvCache):
+    """The decoder's own cache with the engine's view of it."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit."""
+        return self.k.shape[3]
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from `length` on."""
+        assert 0 <= length <= self.length, f"cannot cut {self.length} tokens to {length}"
+        self.length = length
+
+
+class TorchEngine:
+    """`Engine` over the reference model in fp32."""
+
+    precision = "fp32"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.spec = checkpoint.spec
+        self.model = load_model(checkpoint)
+
+    @torch.inference_mode()
+    def vision(self, tile_NCHW: np.ndarray) -> np.ndarray:
+        """Return the features of tiles, (N, P, E)."""
+        return self.model.vision(torch.from_numpy(tile_NCHW)).numpy()
+
+    @torch.inference_mode()
+    def project(self, feat_NPE: np.ndarray) -> np.ndarray:
+        """Return the visual tokens, (N, G, D)."""
+        return self.model.project(torch.from_numpy(feat_NPE)).numpy()
+
+    @torch.inference_mode()
+    def embed(self, ids_L: np.ndarray) -> np.ndarray:
+        """Return the embeddings of token ids, (L, D)."""
+        return self.model.llm.embed(torch.from_numpy(ids_L)).numpy()
+
+    def new_cache(self, capacity: int) -> TorchCache:
+        """Return an empty cache for `capacity` tokens."""
+        return TorchCache(self.spec.decoder, capacity)
+
+    @torch.inference_mode()
+    def forward(self, embeds_LD: np.ndarray, cache: TorchCache) -> np.ndarray:
+        """Append L tokens to the cache and return the logits after the last one, (V,)."""
+        hidden_BLD = self.model.llm(torch.from_numpy(embeds_LD)[None], cache)
+        return self.model.llm.head(hidden_BLD[0, -1]).numpy()
+
+
+def load_model(checkpoint: Checkpoint) -> Nvila:
+    """Return the reference model in fp32, ready for inference."""
+    with torch.device("meta"):
+        model = Nvila(checkpoint.spec)
+    state = {key: torch.from_numpy(array) for key, array in checkpoint.load().items()}
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def load(checkpoint: Checkpoint, threads: int = 0) -> TorchEngine:
+    """Load a checkpoint; `threads` 0 leaves torch's own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+    return TorchEngine(checkpoint)

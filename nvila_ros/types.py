@@ -1,0 +1,196 @@
+"""The nouns of the flow: frames go in, answers come out, and both are true in time.
+
+Everything here is a frozen value without behaviour beyond small derived facts; no ROS, no torch. Stamps are capture
+times in integer nanoseconds of the ROS clock; durations are seconds of the steady clock.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One image and when it was captured.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB; never written to.
+        stamp_ns: capture time.
+        camera: the name by which queries address the camera.
+        frame_id: the tf frame of the camera, copied into the answer's header.
+    """
+
+    image: np.ndarray
+    stamp_ns: int
+    camera: str = "camera"
+    frame_id: str = ""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that keeping this frame costs."""
+        return self.image.nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawImage:
+    """The pixels of one image as a camera sent them, in the terms of sensor_msgs/Image.
+
+    Attributes:
+        data: (num_bytes,) uint8; never written to.
+        encoding: name of the pixel layout, e.g. `rgb8`.
+        width: px.
+        height: px.
+        step: bytes from one row to the next.
+        is_bigendian: byte order of encodings with more than one byte per channel.
+    """
+
+    data: np.ndarray
+    encoding: str
+    width: int
+    height: int
+    step: int
+    is_bigendian: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawFrame:
+    """A frame that is not converted yet: most frames of a stream are never looked at. Fields as in `Frame`."""
+
+    image: RawImage
+    stamp_ns: int
+    camera: str = "camera"
+    frame_id: str = ""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that keeping this frame costs."""
+        return int(self.image.data.nbytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """One question about a window of the stream.
+
+    The window is `[start_ns, end_ns]` where both are given, else the `window_s` seconds that end with the newest
+    frame. `accepted_ns` and `deadline_ns` are on the steady clock; `deadline_ns` None means no deadline.
+    """
+
+    query_id: str
+    question: str
+    num_frames: int = 1
+    window_s: float = 0.0
+    start_ns: int | None = None
+    end_ns: int | None = None
+    cameras: tuple[str, ...] = ()
+    max_tokens: int = 64
+    priority: int = 0
+    choices: tuple[str, ...] = ()
+    accepted_ns: int = 0
+    deadline_ns: int | None = None
+
+
+class FinishReason(enum.IntEnum):
+    """Why an answer ended; the values are those of `msg/Answer`."""
+
+    UNKNOWN = 0
+    STOP = 1
+    LENGTH = 2
+    CANCELED = 3
+    DEADLINE = 4
+    NO_FRAMES = 5
+    REJECTED = 6
+    INVALID = 7
+    FAILED = 8
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the model spoke to its end or to the token limit."""
+        return self in (FinishReason.STOP, FinishReason.LENGTH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where the time went, seconds of the steady clock; `ttft_s` and `total_s` count from acceptance."""
+
+    queue_s: float = 0.0
+    preprocess_s: float = 0.0
+    vision_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    ttft_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How much went in and out; `num_reused_tokens` are prompt tokens that a cache spared the prefill."""
+
+    num_visual_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_reused_tokens: int = 0
+    num_answer_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameRef:
+    """A frame that an answer is about, without its pixels."""
+
+    stamp_ns: int
+    camera: str
+    frame_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The outcome of one query: always exactly one, also when the model never ran.
+
+    `frames` are in capture order; `probabilities` go with the query's `choices` and are empty without them.
+    """
+
+    query: Query
+    finish_reason: FinishReason
+    text: str = ""
+    error: str = ""
+    frames: tuple[FrameRef, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    timings: Timings = field(default_factory=Timings)
+    counts: Counts = field(default_factory=Counts)
+    model: str = ""
+    backend: str = ""
+    precision: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A streamed part of an answer's text; the pieces of one answer joined are its text."""
+
+    query_id: str
+    index: int
+    text: str
+    is_final: bool
+    newest: FrameRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """How a config field is described and checked: text, unit and closed range or choices."""
+
+    doc: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[Any, ...] = ()
+    read_only: bool = True
+
+
+OnPiece = Callable[[Piece], None]
+"""Takes each piece of an answer as it is told, on the thread that works."""
+OnAnswer = Callable[[Answer], None]
+"""Takes the one answer of a query, on the thread that settled it."""
+ShouldStop = Callable[[], FinishReason | None]
+"""Asked before each step of work: the reason to end with now, or None to go on."""

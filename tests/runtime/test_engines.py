@@ -1,0 +1,183 @@
+"""Every backend against torch eager, on random models of both projector kinds."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvila_ros.export.parts import export_parts
+from nvila_ros.generation.decode import decode_greedy, log_softmax, prefill, score_choices
+from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
+from nvila_ros.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from nvila_ros.runtime.torch_engine import TorchEngine
+from nvila_ros.training.save import save_checkpoint
+from tests.golden_cases import CHECKPOINT, assert_near
+
+ATOL_BY_PRECISION = {"fp32": 1e-4}
+TOKENIZER = CHECKPOINT / "llm"
+STOP = 286
+
+
+def make_spec(projector: str, is_tied: bool, kv_heads: int, groups: int, grid: int = 4) -> ModelSpec:
+    return ModelSpec(
+        name="random",
+        vision=VisionSpec(
+            width=32, num_layers=3, num_heads=2, mlp_width=48, image_px=14 * grid, patch_px=14, num_live_layers=2
+        ),
+        projector=ProjectorSpec(kind=projector, in_width=32, out_width=16 * kv_heads * groups),
+        decoder=DecoderSpec(
+            width=16 * kv_heads * groups,
+            num_layers=2,
+            num_heads=kv_heads * groups,
+            num_kv_heads=kv_heads,
+            mlp_width=40,
+            vocab_size=289,
+            rope_theta=1e4,
+            is_tied=is_tied,
+            max_positions=128,
+        ),
+        image_mode="resize",
+        num_video_frames=8,
+        dtype="bfloat16",
+    )
+
+
+def make_checkpoint(folder: Path, spec: ModelSpec, seed: int) -> Checkpoint:
+    torch.manual_seed(seed)
+    files = folder / "tokenizer"
+    files.mkdir()
+    for name in ("vocab.json", "merges.txt", "added_tokens.json"):
+        (files / name).write_bytes((TOKENIZER / name).read_bytes())
+    save_checkpoint(Nvila(spec), files, folder / "random")
+    return open_checkpoint(folder / "random")
+
+
+def both(checkpoint: Checkpoint) -> tuple[OnnxRuntimeEngine, TorchEngine]:
+    return OnnxRuntimeEngine(checkpoint, threads=1), TorchEngine(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def engine() -> OnnxRuntimeEngine:
+    return OnnxRuntimeEngine(open_checkpoint(CHECKPOINT), threads=1)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    projector=st.sampled_from(["mlp_downsample", "mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix"]),
+    is_tied=st.booleans(),
+    kv_heads=st.sampled_from([1, 2]),
+    groups=st.sampled_from([1, 3]),
+    grid=st.sampled_from([3, 4]),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+)
+def test_onnxruntime_matches_torch_at_every_stage(
+    tmp_path_factory: pytest.TempPathFactory,
+    projector: str,
+    is_tied: bool,
+    kv_heads: int,
+    groups: int,
+    grid: int,
+    lengths: list[int],
+    seed: int,
+) -> None:
+    spec = make_spec(projector, is_tied, kv_heads, groups, grid)
+    got, want = both(make_checkpoint(tmp_path_factory.mktemp("ckpt"), spec, seed))
+    atol = ATOL_BY_PRECISION[got.precision]
+    rng = np.random.default_rng(seed)
+    tile_NCHW = rng.uniform(-1, 1, (2, 3, spec.vision.image_px, spec.vision.image_px)).astype(np.float32)
+
+    feat_NPE = want.vision(tile_NCHW)
+    assert_near("features", got.vision(tile_NCHW), feat_NPE, atol)
+    assert_near("visual tokens", got.project(feat_NPE), want.project(feat_NPE), atol)
+    got_cache, want_cache = got.new_cache(64), want.new_cache(64)
+    for length in lengths:
+        ids_L = rng.integers(0, spec.decoder.vocab_size, length)
+        assert_near("embeddings", got.embed(ids_L), want.embed(ids_L), 0)
+        logits_V = want.forward(want.embed(ids_L), want_cache)
+        assert_near("logits", got.forward(got.embed(ids_L), got_cache), logits_V, atol)
+    assert got_cache.length == want_cache.length == sum(lengths)
+
+
+@settings(max_examples=10, deadline=None)
+@given(prefix=st.integers(1, 30), first=st.integers(1, 10), second=st.integers(1, 10))
+def test_prefix_cut_back_to_gives_what_a_fresh_one_gives(
+    engine: OnnxRuntimeEngine, prefix: int, first: int, second: int
+) -> None:
+    rng = np.random.default_rng(prefix)
+    head, tail, other = (engine.embed(rng.integers(0, 289, n)) for n in (prefix, first, second))
+    cache, fresh = engine.new_cache(64), engine.new_cache(64)
+
+    engine.forward(head, cache)
+    engine.forward(tail, cache)
+    cache.truncate(prefix)
+    got = engine.forward(other, cache)
+
+    engine.forward(head, fresh)
+    assert np.array_equal(got, engine.forward(other, fresh))
+
+
+def test_prefill_in_chunks_gives_what_one_call_gives(
+    engine: OnnxRuntimeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeds_LD = engine.embed(np.random.default_rng(0).integers(0, 289, 40))
+    whole = engine.forward(embeds_LD, engine.new_cache(40))
+    checks: list[None] = []
+
+    monkeypatch.setattr("nvila_ros.generation.decode.PREFILL_CHUNK", 7)
+    chunked = prefill(engine, embeds_LD, engine.new_cache(40), lambda: checks.append(None))
+
+    assert_near("logits", chunked, whole, 1e-4)
+    assert len(checks) == 6
+
+
+def test_choice_scores_are_the_probabilities_of_whole_answers(engine: OnnxRuntimeEngine) -> None:
+    prompt = np.random.default_rng(1).integers(0, 289, 20)
+    choices = [[5, 6, STOP], [5, STOP], [7, 8, 9, STOP]]
+    cache = engine.new_cache(64)
+    logits_V = engine.forward(engine.embed(prompt), cache)
+
+    got = score_choices(engine, logits_V, cache, choices, lambda: None)
+
+    naive = []
+    for choice in choices:
+        score = 0.0
+        for k, token in enumerate(choice):
+            fresh = engine.new_cache(64)
+            ids = np.concatenate([prompt, np.array(choice[:k], np.int64)])
+            score += log_softmax(engine.forward(engine.embed(ids), fresh))[token]
+        naive.append(np.exp(score))
+    assert np.allclose(got, np.array(naive) / sum(naive), rtol=1e-3)
+    assert cache.length == len(prompt)
+
+
+def test_greedy_decoding_stops_at_the_stop_token(engine: OnnxRuntimeEngine) -> None:
+    cache = engine.new_cache(16)
+    logits_V = np.zeros(289, np.float32)
+    logits_V[STOP] = 1
+
+    assert list(decode_greedy(engine, logits_V, cache, STOP)) == []
+
+
+def test_exported_files_run_where_they_lie(tmp_path: Path, engine: OnnxRuntimeEngine) -> None:
+    paths = export_parts(open_checkpoint(CHECKPOINT), tmp_path / "parts")
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "parts" / "vision.onnx"), providers=["CPUExecutionProvider"])
+
+    tile_NCHW = np.random.default_rng(2).uniform(-1, 1, (1, 3, 112, 112)).astype(np.float32)
+    assert_near("features", session.run(None, {"tile": tile_NCHW})[0], engine.vision(tile_NCHW), 1e-6)
+    assert all(path.is_file() for path in paths)
+    assert sum(path.stat().st_size for path in paths if path.suffix == ".onnx") < 200_000
+
+
+def test_spec_whose_parts_do_not_fit_is_refused() -> None:
+    spec = make_spec("mlp_downsample", True, 2, 1)
+    with pytest.raises(ValueError, match="projector must write the decoder's width"):
+        dataclasses.replace(spec, projector=dataclasses.replace(spec.projector, out_width=8))
