@@ -1,0 +1,164 @@
+"""Training batches of the synthetic world, each a pure function of the stage and the step.
+
+Since step k always holds the same samples, a run can stop at any step and go on as if it had not, with any number of
+loader processes.
+
+Shapes: B samples, F frames of each, L tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from nvila_ros.preprocess.tiles import frame_tile
+from nvila_ros.prompt.chat import Media, answer_frame, next_turn, open_chat
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.training.questions import Question, ask, conversation
+from nvila_ros.training.scenes import EVAL_SEED_BASE, Scene, patch_labels, render, sample_scene, scene_rng
+
+IGNORE = -100  # label of a token without loss
+ASPECTS = (1.0, 4 / 3, 16 / 9)
+DRAWN_ROWS = 168  # height of the frames drawn for training, before the resize to a tile
+CLIP_FRAMES = (2, 4, 6, 8, 8, 8)  # drawn from for each batch
+STILL_KINDS = ("color", "shape", "count", "exist", "where")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step's arrays: pixels with dense labels (single frames), conversations, or both.
+
+    Attributes:
+        tile_BFHWC: uint8 RGB tiles.
+        color_BP: color label of each patch, or None.
+        shape_BP: shape label of each patch, or None.
+        ids_BL: token ids with placeholders, right-padded with 0, or None.
+        labels_BL: the id that should follow each token, `IGNORE` outside answers, or None.
+    """
+
+    tile_BFHWC: np.ndarray
+    color_BP: np.ndarray | None = None
+    shape_BP: np.ndarray | None = None
+    ids_BL: np.ndarray | None = None
+    labels_BL: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What a stage's steps hold, cycling through `kinds`: `dense` labels, `images` or `clips`."""
+
+    kinds: tuple[str, ...]
+    seed_base: int
+    num_samples: int
+    num_clips: int = 0
+    num_turns: int = 5
+
+
+class Batches(Dataset):
+    """Map-style data set whose item k is the batch of step k."""
+
+    def __init__(self, mix: Mix, tokenizer: ChatTokenizer, tile_px: int, grid: int, tokens_per_tile: int) -> None:
+        self.mix = mix
+        self.tokenizer = tokenizer
+        self.tile_px, self.grid, self.tokens_per_tile = tile_px, grid, tokens_per_tile
+
+    def __getitem__(self, step: int) -> Batch:
+        """Return the batch of one step."""
+        kind = self.mix.kinds[step % len(self.mix.kinds)]
+        num = self.mix.num_clips if kind == "clips" else self.mix.num_samples
+        first = (self.mix.seed_base + step * max(self.mix.num_samples, self.mix.num_clips)) % EVAL_SEED_BASE
+        rngs = [scene_rng(first + i) for i in range(num)]
+        return {"dense": self._dense, "images": self._images, "clips": self._clips}[kind](rngs)
+
+    def _dense(self, rngs: list[np.random.Generator]) -> Batch:
+        moments = [_draw_moment(rng) for rng in rngs]
+        return self._labelled(moments)
+
+    def _images(self, rngs: list[np.random.Generator]) -> Batch:
+        moments = [_draw_moment(rng) for rng in rngs]
+        turns = [_draw_turns(rng, *moment, self.mix.num_turns) for rng, moment in zip(rngs, moments, strict=True)]
+        return dataclasses.replace(self._labelled(moments), **self._chats(turns, 1))
+
+    def _clips(self, rngs: list[np.random.Generator]) -> Batch:
+        num_frames = int(rngs[0].choice(CLIP_FRAMES))
+        scenes = [_draw_clip(rng) for rng in rngs]
+        tiles = [self._tiles(s, np.linspace(0, s.duration_s, num_frames).tolist()) for s in scenes]
+        turns = [_draw_turns(rng, scene, None, self.mix.num_turns) for rng, scene in zip(rngs, scenes, strict=True)]
+        return Batch(np.stack(tiles), **self._chats(turns, num_frames))
+
+    def _labelled(self, moments: list[tuple[Scene, float]]) -> Batch:
+        tiles = [self._tiles(scene, [t_s]) for scene, t_s in moments]
+        labels = [patch_labels(scene, t_s, self.grid) for scene, t_s in moments]
+        color_BP, shape_BP = (np.stack(maps).reshape(len(moments), -1) for maps in zip(*labels, strict=True))
+        return Batch(np.stack(tiles), color_BP=color_BP, shape_BP=shape_BP)
+
+    def _chats(self, turns: list[list[Question]], num_frames: int) -> dict[str, np.ndarray]:
+        media = Media((self.tokens_per_tile,) * num_frames)
+        ids_BL, labels_BL = pad_chats([encode_chat(self.tokenizer, media, t) for t in turns])
+        return {"ids_BL": ids_BL, "labels_BL": labels_BL}
+
+    def _tiles(self, scene: Scene, times_s: list[float]) -> np.ndarray:
+        width = round(DRAWN_ROWS * scene.aspect)
+        return np.stack([frame_tile(render(scene, t, width, DRAWN_ROWS), self.tile_px) for t in times_s])
+
+
+def encode_chat(tokenizer: ChatTokenizer, media: Media, turns: list[Question]) -> tuple[list[int], list[int]]:
+    """Return the ids of a conversation and, shifted by one, the labels of its answers."""
+    ids: list[int] = []
+    is_answer: list[bool] = []
+    for i, turn in enumerate(turns):
+        asked = next_turn(tokenizer, turn.text) if i else open_chat(tokenizer, media, turn.text)
+        asked = asked + answer_frame(tokenizer)
+        told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        ids += asked + told
+        is_answer += [False] * len(asked) + [True] * len(told)
+    labels = [token if counts else IGNORE for token, counts in zip(ids, is_answer, strict=True)]
+    return ids[:-1], labels[1:]
+
+
+def pad_chats(chats: list[tuple[list[int], list[int]]]) -> tuple[np.ndarray, np.ndarray]:
+    """Pad conversations on the right, where causal attention never looks back from."""
+    longest = max(len(ids) for ids, _ in chats)
+    ids_BL = np.zeros((len(chats), longest), np.int64)
+    labels_BL = np.full((len(chats), longest), IGNORE, np.int64)
+    for row, (ids, labels) in enumerate(chats):
+        ids_BL[row, : len(ids)] = ids
+        labels_BL[row, : len(labels)] = labels
+    return ids_BL, labels_BL
+
+
+def _draw_moment(rng: np.random.Generator) -> tuple[Scene, float]:
+    duration_s = float(rng.uniform(1.0, 4.0))
+    scene = sample_scene(rng, aspect=float(rng.choice(ASPECTS)), duration_s=duration_s, is_moving=None)
+    return scene, float(rng.uniform(0, duration_s))
+
+
+def _draw_clip(rng: np.random.Generator) -> Scene:
+    """Draw a scene and cut a window of half to all of it, which becomes the scene."""
+    duration_s = float(rng.uniform(1.0, 4.0))
+    is_moving = bool(rng.random() < 0.85)
+    scene = sample_scene(rng, aspect=float(rng.choice(ASPECTS)), duration_s=duration_s, is_moving=is_moving)
+    length_s = duration_s * float(rng.uniform(0.5, 1.0))
+    start_s = float(rng.uniform(0, duration_s - length_s))
+    moved = []
+    for obj in scene.objects:
+        x, y = obj.position(start_s)
+        moved.append(dataclasses.replace(obj, x=x, y=y))
+    return dataclasses.replace(scene, objects=tuple(moved), duration_s=length_s)
+
+
+def _draw_turns(rng: np.random.Generator, scene: Scene, t_s: float | None, num_turns: int) -> list[Question]:
+    if t_s is None:  # motion is what a clip is there for: half of its turns ask about it
+        turns = conversation(rng, scene, num_turns // 2, ("motion",))
+        turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS)
+        turns = [turns[i] for i in rng.permutation(len(turns))]
+    else:
+        turns = conversation(rng, scene, num_turns, STILL_KINDS, t_s=t_s)
+    told = ask(rng, scene, "describe", t_s=t_s)
+    if told is None:
+        return turns
+    # A description first teaches all parts at once; a question first is what users ask.
+    return [told, *turns] if rng.random() < 0.5 else [*turns, told]
