@@ -1,0 +1,91 @@
+"""Notices that a camera publishes and its frames do not arrive, and says so now and then, not at every frame.
+
+In: once a second, how many publishers match, how many frames came and how many the middleware knows to be lost. Out:
+why frames are missing, if they are. Two signs count: publishers, but never a frame; and more frames lost than came.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from pathlib import Path
+
+NS_PER_S = 1_000_000_000
+PATIENCE_NS = 3 * NS_PER_S
+"""How long a sign must last: discovery and a camera's start take a second or two."""
+REPEAT_NS = 30 * NS_PER_S
+
+
+class Loss(enum.Enum):
+    """What is wrong with the frames of a camera."""
+
+    QOS = "qos"  # the publishers offer a quality of service that was not asked for
+    SILENT = "silent"  # publishers match, and nothing came for a while
+    LOST = "lost"  # most frames are lost on the way
+
+
+class LossWatch:
+    """Watches one camera; not thread-safe."""
+
+    def __init__(self) -> None:
+        self._history: deque[tuple[int, int, int]] = deque()  # (now_ns, received, lost) since the oldest that counts
+        self._next_report_ns = 0
+
+    def check(
+        self, now_ns: int, *, num_publishers: int, num_received: int, num_lost: int, has_qos_mismatch: bool
+    ) -> Loss | None:
+        """Return what has been wrong for the last seconds, or None.
+
+        Args:
+            now_ns: steady clock.
+            num_publishers: publishers of the topic, matching or not.
+            num_received: frames that came since the start.
+            num_lost: frames known to be lost since the start.
+            has_qos_mismatch: whether the middleware told of a publisher with an incompatible quality of service.
+        """
+        if not num_publishers:
+            self._history.clear()
+            return None
+        self._history.append((now_ns, num_received, num_lost))
+        while len(self._history) > 1 and self._history[1][0] <= now_ns - PATIENCE_NS:
+            self._history.popleft()
+        then_ns, received, lost = self._history[0]
+        if now_ns - then_ns < PATIENCE_NS:
+            return None
+        return _judge(num_received - received, num_lost - lost, has_qos_mismatch)
+
+    def is_due(self, now_ns: int) -> bool:
+        """Return whether to log a loss now; once that was done, not again for a while."""
+        if now_ns < self._next_report_ns:
+            return False
+        self._next_report_ns = now_ns + REPEAT_NS
+        return True
+
+
+def explain(loss: Loss, profile: Path | None) -> str:
+    """Return why frames are missing and what to do.
+
+    Args:
+        loss: what was noticed.
+        profile: a Fast DDS profile with room for images; None with another middleware.
+    """
+    if loss is Loss.QOS:
+        return (
+            "the publisher's quality of service does not match, so no image can arrive; "
+            "set image_reliability to best_effort, or let the camera publish reliably"
+        )
+    sign = "a publisher is there, but no image came for 3 s" if loss is Loss.SILENT else "most images are lost"
+    if profile is None:
+        return f"{sign}; check the network and the camera"
+    return (
+        f"{sign}; if the camera runs, the shared memory of its Fast DDS is too small for its images: start the "
+        f"camera with FASTDDS_DEFAULT_PROFILES_FILE={profile} (before Kilted: FASTRTPS_DEFAULT_PROFILES_FILE)"
+    )
+
+
+def _judge(num_received: int, num_lost: int, has_qos_mismatch: bool) -> Loss | None:
+    if num_received == 0 and has_qos_mismatch:
+        return Loss.QOS
+    if num_lost > num_received:
+        return Loss.LOST
+    return Loss.SILENT if num_received == 0 else None

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("nvila_ros.msg")
+
+from nvila_ros.msg import Answer
+from tests.ros.robot import REAL_NODE, ROOT, NodeProcess, result_of, running, wait_until
+
+TINY = ROOT / "checkpoints" / "nvila-tiny"
+needs_tiny = pytest.mark.skipif(not (TINY / "config.json").is_file(), reason="no embedded checkpoint")
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_ends_an_idle_node(number: int) -> None:
+    process = NodeProcess()
+    process.wait_for_log("ready model=")
+
+    assert process.stop(number) == 0, process.log
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_signal_while_answering_still_answers_everyone(number: int) -> None:
+    with running("-p", "model:=fake:0.02") as (robot, camera):
+        robot.show(camera, 1)
+        asked = [robot.ask_later("word " * 500, max_tokens=500), robot.ask_later("waiting")]
+        goal = robot.send_goal("a goal").get_result_async()
+        wait_until(lambda: bool(robot.tokens), "the first answer is being told")
+
+        assert robot.process.stop(number) == 0, robot.process.log
+
+        answers = [result_of(future).answer for future in asked] + [result_of(goal).result.answer]
+        assert {answer.finish_reason for answer in answers} == {Answer.CANCELED}
+        assert {answer.error for answer in answers} == {"the node is shutting down"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-p", "buffer_s:=0.0"), "buffer_s must lie in [0.1, 3600] s, got 0.0"),
+        (("-p", "bufer_s:=1.0"), "unknown parameter 'bufer_s'; did you mean one of ['buffer_s'"),
+        (("-p", "backend:=cuda"), "backend must be one of"),
+        (("-p", "num_frames:=2.5"), "num_frames must be of type int, got 2.5"),
+        (("-p", "cameras:=front"), "cameras must be a list of names, got 'front'"),
+        (("-p", "cameras:=['no/']"), "a camera's name must be"),
+        (("-p", "cameras:=[]"), "empty list"),
+        (("--params-file", "/nowhere.yaml"), "ROS arguments are not acceptable"),
+        (("-p", "model:=no-such-model"), "no-such-model"),
+    ],
+)
+def test_bad_start_exits_2_with_one_clear_line(arguments: tuple[str, ...], message: str) -> None:
+    process = NodeProcess(*arguments, command=REAL_NODE)
+
+    assert process.wait() == 2
+    (line,) = [line for line in process.log.splitlines() if line.startswith("nvila_node: error: ")]
+    assert message in line
+    assert "Traceback" not in process.log
+
+
+@needs_tiny
+def test_truncated_checkpoint_exits_2_with_one_clear_line(tmp_path: Path) -> None:
+    broken = shutil.copytree(TINY, tmp_path / "broken")
+    (weights,) = (broken / "llm").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+    process = NodeProcess("-p", f"model:={broken}", command=REAL_NODE)
+
+    assert process.wait() == 2
+    assert "nvila_node: error: " in process.log
+    assert "Traceback" not in process.log
+
+
+@needs_tiny
+@pytest.mark.slow
+def test_embedded_model_answers_through_service_and_action() -> None:
+    with running("-p", "model:=nvila-tiny", command=REAL_NODE) as (robot, camera):
+        robot.show(camera, *range(1, 9))
+
+        answer = robot.ask("How many shapes are there?", num_frames=8, window_s=10.0)
+        goal = result_of(robot.send_goal("What color is the circle?").get_result_async()).result.answer
+
+        for each in (answer, goal):
+            assert each.finish_reason in (Answer.STOP, Answer.LENGTH), each.error
+            assert each.text
+            assert each.total_s > 0
+            assert each.num_prompt_tokens > each.num_visual_tokens > 0
+        assert (answer.num_frames, goal.num_frames) == (8, 1)
+        assert answer.model == "nvila-tiny"

@@ -1,0 +1,152 @@
+"""Small strict stand-ins for the model and the clock: they fail on use that the real ones do not allow."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from nvila_ros.errors import QueryError
+from nvila_ros.types import (
+    Answer,
+    Counts,
+    FinishReason,
+    Frame,
+    FrameRef,
+    OnPiece,
+    Piece,
+    Query,
+    RawFrame,
+    RawImage,
+    ShouldStop,
+    Timings,
+)
+
+CRASH = "crash"
+TOO_LONG = "too long"
+
+
+class FakeClock:
+    """A steady clock that moves only when told to."""
+
+    def __init__(self, now_ns: int = 1_000_000_000) -> None:
+        self.now_ns = now_ns
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+    def advance(self, seconds: float) -> None:
+        assert seconds >= 0, "a steady clock does not go back"
+        self.now_ns += round(seconds * 1e9)
+
+
+class FakePerceiver:
+    """Says the words of the question, one token each, up to `max_tokens`; with choices, says the first.
+
+    Strict: one thread only, frames in capture order, RGB bytes, and a query at a time.
+
+    Args:
+        token_s: how long a token takes.
+        now_ns: the steady clock.
+    """
+
+    model, backend, precision = "fake", "numpy", "none"
+
+    def __init__(self, token_s: float = 0.0, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self.num_warm_ups = 0
+        self._token_s, self._now_ns = token_s, now_ns
+        self._thread: threading.Thread | None = None
+        self._is_busy = threading.Lock()
+
+    def warm_up(self) -> None:
+        self.num_warm_ups += 1
+
+    def answer(
+        self,
+        query: Query,
+        frames: Sequence[Frame],
+        *,
+        on_piece: OnPiece | None = None,
+        should_stop: ShouldStop | None = None,
+    ) -> Answer:
+        self._check(frames)
+        assert self._is_busy.acquire(blocking=False), "one query at a time"
+        try:
+            return self._answer(query, frames, on_piece, should_stop)
+        finally:
+            self._is_busy.release()
+
+    def _check(self, frames: Sequence[Frame]) -> None:
+        self._thread = self._thread or threading.current_thread()
+        assert self._thread is threading.current_thread(), "one thread owns the model"
+        assert frames, "frames must not be empty"
+        stamps = [frame.stamp_ns for frame in frames]
+        assert stamps == sorted(stamps), "frames must be in capture order"
+        for frame in frames:
+            assert frame.image.dtype == np.uint8, "frames must be bytes"
+            assert frame.image.ndim == 3, "frames must be (H, W, 3)"
+            assert frame.image.shape[2] == 3, "frames must be RGB"
+
+    def _answer(
+        self, query: Query, frames: Sequence[Frame], on_piece: OnPiece | None, should_stop: ShouldStop | None
+    ) -> Answer:
+        started_ns = self._now_ns()
+        if query.question == CRASH:
+            raise ZeroDivisionError("the runtime broke")
+        if query.question == TOO_LONG:
+            raise QueryError("prompt and answer must fit 8 positions, got 9")
+        words = list(query.choices[:1]) or query.question.split(" ")
+        reason, pieces = FinishReason.STOP, []
+        for index, word in enumerate(words):
+            stop = should_stop() if should_stop else None
+            if stop is not None or index == query.max_tokens:
+                reason = stop or FinishReason.LENGTH
+                break
+            time.sleep(self._token_s)
+            pieces.append(word if index == 0 else " " + word)
+            if on_piece:
+                on_piece(self._piece(query, frames, index, pieces[-1], is_final=False))
+        if on_piece:
+            on_piece(self._piece(query, frames, len(pieces), "", is_final=True))
+        return self._finish(query, frames, reason, pieces, started_ns)
+
+    def _piece(self, query: Query, frames: Sequence[Frame], index: int, text: str, is_final: bool) -> Piece:
+        newest = FrameRef(stamp_ns=frames[-1].stamp_ns, camera=frames[-1].camera, frame_id=frames[-1].frame_id)
+        return Piece(query_id=query.query_id, index=index, text=text, is_final=is_final, newest=newest)
+
+    def _finish(
+        self, query: Query, frames: Sequence[Frame], reason: FinishReason, pieces: list[str], started_ns: int
+    ) -> Answer:
+        return Answer(
+            query=query,
+            finish_reason=reason,
+            text="".join(pieces),
+            frames=tuple(FrameRef(stamp_ns=f.stamp_ns, camera=f.camera, frame_id=f.frame_id) for f in frames),
+            probabilities=tuple(float(i == 0) for i in range(len(query.choices))),
+            timings=Timings(
+                queue_s=(started_ns - query.accepted_ns) / 1e9,
+                total_s=(self._now_ns() - query.accepted_ns) / 1e9,
+            ),
+            counts=Counts(num_answer_tokens=len(pieces)),
+            model=self.model,
+            backend=self.backend,
+            precision=self.precision,
+        )
+
+
+def load_fake(model: str, *, backend: str, threads: int) -> FakePerceiver:
+    """Stand in for `load_perceiver`; the token time comes with the model's name, e.g. `fake:0.01`."""
+    return FakePerceiver(token_s=float(model.partition(":")[2] or 0))
+
+
+def raw_image(width: int = 4, height: int = 2, encoding: str = "rgb8", value: int = 0) -> RawImage:
+    """Return an image of one byte value without padding, of an encoding of three bytes a pixel."""
+    data = np.full(width * height * 3, value, np.uint8)
+    return RawImage(data=data, encoding=encoding, width=width, height=height, step=width * 3)
+
+
+def raw_frame(stamp_s: float, camera: str = "camera", width: int = 4) -> RawFrame:
+    """Return a frame captured at a time."""
+    return RawFrame(image=raw_image(width), stamp_ns=round(stamp_s * 1e9), camera=camera)
