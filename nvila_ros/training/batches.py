@@ -18,8 +18,21 @@ from nvila_ros.preprocess.tiles import frame_tile
 from nvila_ros.prompt.chat import Media, answer_frame, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.questions import Question, ask, conversation
-from nvila_ros.training.scenes import EVAL_SEED_BASE, Scene, patch_labels, render, sample_scene, scene_rng
+from nvila_ros.training.scenes import (
+    COLORS,
+    DIRECTIONS,
+    EVAL_SEED_BASE,
+    SHAPES,
+    Scene,
+    patch_labels,
+    render,
+    sample_scene,
+    scene_rng,
+)
 
+COLOR_LABELS, SHAPE_LABELS, MOTION_LABELS = (
+    {name: k for k, name in enumerate(names, start=1)} for names in (COLORS, SHAPES, DIRECTIONS)
+)
 IGNORE = -100  # label of a token without loss
 ASPECTS = (1.0, 4 / 3, 16 / 9)
 DRAWN_ROWS = 168  # height of the frames drawn for training, before the resize to a tile
@@ -29,19 +42,22 @@ STILL_KINDS = ("color", "shape", "count", "exist", "where")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's arrays: pixels with dense labels (single frames), conversations, or both.
+    """One step's arrays: frames with dense labels, and conversations about them or none.
 
     Attributes:
         tile_BFHWC: uint8 RGB tiles.
-        color_BP: color label of each patch, or None.
-        shape_BP: shape label of each patch, or None.
+        color_NP: color label of each patch of each frame.
+        shape_NP: shape label of each patch of each frame.
+        motion_NG: how what lies under each visual token has moved so far: 0 nothing there or a clip's first frame,
+            then `DIRECTIONS` in order.
         ids_BL: token ids with placeholders, right-padded with 0, or None.
         labels_BL: the id that should follow each token, `IGNORE` outside answers, or None.
     """
 
     tile_BFHWC: np.ndarray
-    color_BP: np.ndarray | None = None
-    shape_BP: np.ndarray | None = None
+    color_NP: np.ndarray
+    shape_NP: np.ndarray
+    motion_NG: np.ndarray
     ids_BL: np.ndarray | None = None
     labels_BL: np.ndarray | None = None
 
@@ -74,26 +90,33 @@ class Batches(Dataset):
         return {"dense": self._dense, "images": self._images, "clips": self._clips}[kind](rngs)
 
     def _dense(self, rngs: list[np.random.Generator]) -> Batch:
-        moments = [_draw_moment(rng) for rng in rngs]
-        return self._labelled(moments)
+        return self._film([(scene, [t_s]) for scene, t_s in map(_draw_moment, rngs)])
 
     def _images(self, rngs: list[np.random.Generator]) -> Batch:
         moments = [_draw_moment(rng) for rng in rngs]
         turns = [_draw_turns(rng, *moment, self.mix.num_turns) for rng, moment in zip(rngs, moments, strict=True)]
-        return dataclasses.replace(self._labelled(moments), **self._chats(turns, 1))
+        film = self._film([(scene, [t_s]) for scene, t_s in moments])
+        return dataclasses.replace(film, **self._chats(turns, 1))
 
     def _clips(self, rngs: list[np.random.Generator]) -> Batch:
         num_frames = int(rngs[0].choice(CLIP_FRAMES))
         scenes = [_draw_clip(rng) for rng in rngs]
-        tiles = [self._tiles(s, np.linspace(0, s.duration_s, num_frames).tolist()) for s in scenes]
         turns = [_draw_turns(rng, scene, None, self.mix.num_turns) for rng, scene in zip(rngs, scenes, strict=True)]
-        return Batch(np.stack(tiles), **self._chats(turns, num_frames))
+        film = self._film([(scene, np.linspace(0, scene.duration_s, num_frames).tolist()) for scene in scenes])
+        return dataclasses.replace(film, **self._chats(turns, num_frames))
 
-    def _labelled(self, moments: list[tuple[Scene, float]]) -> Batch:
-        tiles = [self._tiles(scene, [t_s]) for scene, t_s in moments]
-        labels = [patch_labels(scene, t_s, self.grid) for scene, t_s in moments]
-        color_BP, shape_BP = (np.stack(maps).reshape(len(moments), -1) for maps in zip(*labels, strict=True))
-        return Batch(np.stack(tiles), color_BP=color_BP, shape_BP=shape_BP)
+    def _film(self, clips: list[tuple[Scene, list[float]]]) -> Batch:
+        """Draw every frame of every clip, with what lies under its patches."""
+        tiles = [self._tiles(scene, times_s) for scene, times_s in clips]
+        labels = [patch_labels(scene, t_s, self.grid) for scene, times_s in clips for t_s in times_s]
+        color, shape = (np.stack(maps) for maps in zip(*labels, strict=True))  # (N, grid, grid)
+        first = [j == 0 for _, times_s in clips for j in range(len(times_s))]
+        scenes = [scene for scene, times_s in clips for _ in times_s]
+        moved = [
+            np.zeros(self.tokens_per_tile, np.int64) if is_first else token_motion(scene, *maps, self.tokens_per_tile)
+            for is_first, scene, maps in zip(first, scenes, labels, strict=True)
+        ]
+        return Batch(np.stack(tiles), color.reshape(len(color), -1), shape.reshape(len(shape), -1), np.stack(moved))
 
     def _chats(self, turns: list[list[Question]], num_frames: int) -> dict[str, np.ndarray]:
         media = Media((self.tokens_per_tile,) * num_frames)
@@ -103,6 +126,17 @@ class Batches(Dataset):
     def _tiles(self, scene: Scene, times_s: list[float]) -> np.ndarray:
         width = round(DRAWN_ROWS * scene.aspect)
         return np.stack([frame_tile(render(scene, t, width, DRAWN_ROWS), self.tile_px) for t in times_s])
+
+
+def token_motion(scene: Scene, color: np.ndarray, shape: np.ndarray, num_tokens: int) -> np.ndarray:
+    """Return the motion label under each visual token, (num_tokens,) int64, of a frame's patch labels."""
+    motion = np.zeros_like(color)
+    for obj in scene.objects:
+        is_here = (color == COLOR_LABELS[obj.color]) & (shape == SHAPE_LABELS[obj.shape])
+        motion[is_here] = MOTION_LABELS[obj.direction]
+    side = round(num_tokens**0.5)
+    block = len(motion) // side
+    return motion.reshape(side, block, side, block).max(axis=(1, 3)).ravel()
 
 
 def encode_chat(tokenizer: ChatTokenizer, media: Media, turns: list[Question]) -> tuple[list[int], list[int]]:
