@@ -1,0 +1,99 @@
+"""`nvila <verb>`: finds the verb's module, and turns whatever goes wrong into one line and an exit code.
+
+A verb's module has `add_arguments(parser)` and `run(args) -> int`. It is imported only when its verb is used, so that
+help comes at once and torch is needed only where it works. Exit codes: 0 it went well, 1 what was asked about failed,
+2 usage or bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from types import ModuleType
+from typing import NoReturn
+
+from nvila_ros.errors import NvilaError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "start the node and cameras, ask them questions, show the answers"),
+    "ask": ("ask", "ask about a video file, images or a camera, without ROS"),
+    "camera": ("camera", "publish the synthetic world or a video file as a ROS camera"),
+    "eval": ("evaluate", "measure how often a checkpoint answers right"),
+    "export": ("export", "write a checkpoint's parts as ONNX files"),
+    "train-tiny": ("train", "train the embedded checkpoint nvila-tiny from nothing"),
+}
+"""Module and help line of each verb."""
+_EXTRA_BY_MODULE = {"torch": "torch", "rclpy": "ros", "sensor_msgs": "ros", "diagnostic_msgs": "ros"}
+_INTERFACES = ("nvila_ros.msg", "nvila_ros.srv", "nvila_ros.action")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that tells a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    name = next((word for word in argv if not word.startswith("-")), "")
+    try:
+        with_arguments = _import_verb(name) if name in VERBS else None
+        args = build_parser(name, with_arguments).parse_args(argv)
+        assert with_arguments is not None, "argparse lets only known verbs pass"
+        return int(with_arguments.run(args))
+    except NvilaError as error:
+        return _complain(name, " ".join(str(error).split()))
+    except ModuleNotFoundError as error:
+        hint = _hint(error.name or "")
+        if not hint:
+            raise
+        return _complain(name, hint)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def build_parser(name: str = "", module: ModuleType | None = None) -> Parser:
+    """Return the parser of all verbs; only the named one, whose module is given, knows its arguments."""
+    layout = partial(argparse.HelpFormatter, max_help_position=28)
+    parser = Parser(
+        prog="nvila", description="Ask a robot's cameras questions in plain language.", formatter_class=layout
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
+    for verb, (_, text) in VERBS.items():
+        sub = verbs.add_parser(verb, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=layout)
+        if verb == name and module is not None:
+            module.add_arguments(sub)
+    return parser
+
+
+def _import_verb(name: str) -> ModuleType:
+    return importlib.import_module(f"nvila_ros.tools.{VERBS[name][0]}")
+
+
+def _complain(name: str, text: str) -> int:
+    print(f"nvila {name}: error: {text}", file=sys.stderr)
+    return 2
+
+
+def _hint(missing: str) -> str:
+    """Say how to get a missing module, or nothing for one that cannot be missing."""
+    if missing in _INTERFACES:
+        return f"{missing} is not built; install nvila_ros[ros] with pip, or build and source the workspace"
+    extra = _EXTRA_BY_MODULE.get(missing.partition(".")[0])
+    how = f"install nvila_ros[{extra}]" + (" or source a ROS 2 workspace" if extra == "ros" else "")
+    return f"{missing} is not installed; {how}" if extra else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

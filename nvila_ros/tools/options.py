@@ -1,0 +1,50 @@
+"""Options that several verbs share, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from nvila_ros.pipeline import BACKENDS
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--backend` and `--threads`."""
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="runtime (default: %(default)s)")
+    parser.add_argument("--threads", type=whole, default=0, metavar="N", help="threads; 0 takes every core (default)")
+
+
+def whole(text: str) -> int:
+    """Read a whole number >= 0."""
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 0, got {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Read a whole number >= 1."""
+    number = whole(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return number
+
+
+def size(text: str) -> tuple[int, int]:
+    """Read a width and height in pixels, as `640x480`."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text, re.ASCII)
+    if not match:
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, such as 640x480, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Read a list parted by commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print one JSON object on a line of its own."""
+    print(json.dumps(values), flush=True)

@@ -1,0 +1,36 @@
+"""`nvila train-tiny`: the embedded checkpoint, trained from nothing on the synthetic world."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from nvila_ros.errors import ConfigError
+from nvila_ros.tools.options import positive, whole
+from nvila_ros.training.train_tiny import train
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the verb takes."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the checkpoint is written")
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="keeps the state: run again to go on")
+    parser.add_argument("--seed", type=whole, default=0, help="of the first weights (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=positive, default=2, metavar="N", help="processes that draw scenes (default: 2)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train all stages, or go on where an earlier run ended.
+
+    Raises:
+        ConfigError: out is no folder to write to, or work holds another run's state.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.out.exists() and not (args.out / "config.json").is_file() and any(args.out.iterdir()):
+        raise ConfigError(
+            f"--out {args.out} holds something that is no checkpoint; it would be replaced, choose another"
+        )
+    train(args.out, args.work, seed=args.seed, num_workers=args.workers)
+    return 0

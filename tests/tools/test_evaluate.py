@@ -1,0 +1,95 @@
+"""The suite scores what is said against the truth, kind by kind; its frames are those of the case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvila_ros.errors import CheckpointError
+from nvila_ros.pipeline import find_checkpoint
+from nvila_ros.tools import evaluate
+from nvila_ros.tools.cli import main
+from nvila_ros.tools.evaluate import as_dict, as_table, score
+from nvila_ros.training.questions import EVAL_CLIP_FRAMES, EVAL_KINDS, EvalCase, eval_case
+from nvila_ros.training.scenes import render
+from nvila_ros.types import Answer, FinishReason, Frame, Query
+
+
+class Oracle:
+    """Knows the suite, and says something else to some of the kinds."""
+
+    def __init__(self, *wrong_kinds: str) -> None:
+        self.wrong_kinds = wrong_kinds
+
+    def answer(self, query: Query, frames: Sequence[Frame]) -> Answer:
+        kind, index = query.query_id.split("-")
+        case = eval_case(kind, int(index))
+        assert query.question == case.question.text
+        assert [frame.stamp_ns for frame in frames] == [round(t * 1e9) for t in case.times_s]
+        assert np.array_equal(frames[-1].image, render(case.scene, case.times_s[-1], 640, 480))
+        text = "no idea" if kind in self.wrong_kinds else f" {case.question.answer.title()}. "
+        return Answer(query=query, finish_reason=FinishReason.STOP, text=text)
+
+
+def _ignore(kind: str, index: int, case: EvalCase, answer: Answer) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("wrong_kinds", "expected"),
+    [
+        ((), dict.fromkeys([*EVAL_KINDS, "overall"], 1.0)),
+        (EVAL_KINDS, dict.fromkeys([*EVAL_KINDS, "overall"], 0.0)),
+        (("motion", "where"), {"color": 1.0, "motion": 0.0, "where": 0.0, "overall": pytest.approx(4 / 6)}),
+    ],
+)
+def test_scores_are_the_share_of_right_answers(wrong_kinds: tuple[str, ...], expected: dict[str, float]) -> None:
+    scores = as_dict(score(Oracle(*wrong_kinds), EVAL_KINDS, 3, _ignore))
+
+    assert scores.keys() == {*EVAL_KINDS, "overall"}
+    assert {kind: scores[kind] for kind in expected} == expected
+
+
+def test_motion_is_asked_of_a_clip_and_the_rest_of_one_frame() -> None:
+    asked: dict[str, int] = {}
+
+    score(Oracle(), EVAL_KINDS, 1, lambda kind, index, case, answer: asked.update({kind: len(case.times_s)}))
+
+    assert asked == {kind: EVAL_CLIP_FRAMES if kind == "motion" else 1 for kind in EVAL_KINDS}
+
+
+def test_table_shows_a_few_wrong_answers() -> None:
+    table = as_table(score(Oracle("color"), ("color", "count"), 5, _ignore))
+
+    columns = [list(column.cells) for column in table.columns]
+    assert columns[0] == ["color", "count"]
+    assert columns[3] == ["0.000", "1.000"]
+    assert str(columns[4][0]).count("'no idea'") == evaluate.NUM_SHOWN_WRONG
+    assert columns[4][1] == ""
+
+
+def test_checkpoint_is_scored_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        find_checkpoint("nvila-tiny")
+    except CheckpointError as missing:
+        pytest.skip(str(missing))
+    out = tmp_path / "cases.jsonl"
+
+    code = main(["eval", "nvila-tiny", "--questions", "2", "--kinds", "color,motion", "--out", str(out), "--json"])
+
+    told = json.loads(capsys.readouterr().out)
+    cases = [json.loads(line) for line in out.read_text().splitlines()]
+    assert code == 0
+    assert told.keys() == {"color", "motion", "overall", "questions", "model", "backend", "precision"}
+    assert told["overall"] == sum(case["is_correct"] for case in cases) / 4
+    assert [(case["kind"], case["index"]) for case in cases] == [(k, i) for k in ("color", "motion") for i in (0, 1)]
+
+
+def test_file_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "nvila-tiny", "--questions", "1", "--out", str(tmp_path / "none" / "x")]) == 2
+
+    assert "cannot be written" in capsys.readouterr().err
