@@ -13,6 +13,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 
 SHARE = Path(get_package_share_directory("nvila_ros"))
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+PROFILE_VARIABLE = PROFILE_VARIABLES[os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")]
 
 ARGUMENTS = (
     ("video", "", str, "video file to play in a loop; empty: the synthetic world"),
@@ -26,8 +27,7 @@ def dds_profile() -> list[SetEnvironmentVariable]:
     """Give Fast DDS room for images in camera and node, unless the user chose a profile."""
     if any(name in os.environ for name in PROFILE_VARIABLES):
         return []
-    profile = str(SHARE / "config/fastdds_shm.xml")
-    return [SetEnvironmentVariable(name, profile) for name in PROFILE_VARIABLES]
+    return [SetEnvironmentVariable(PROFILE_VARIABLE, str(SHARE / "config/fastdds_shm.xml"))]
 
 
 def generate_launch_description() -> LaunchDescription:

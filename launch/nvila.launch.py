@@ -24,13 +24,14 @@ ARGUMENTS = (
 
 # Read by Fast DDS from Kilted on, and before it.
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+PROFILE_VARIABLE = PROFILE_VARIABLES[os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")]
 
 
 def dds_profile() -> dict[str, str]:
     """Return the environment that gives Fast DDS room for images, unless the user chose a profile."""
     if any(name in os.environ for name in PROFILE_VARIABLES):
         return {}
-    return dict.fromkeys(PROFILE_VARIABLES, str(SHARE / "config/fastdds_shm.xml"))
+    return {PROFILE_VARIABLE: str(SHARE / "config/fastdds_shm.xml")}
 
 
 def start_node(context: LaunchContext) -> list[Node]:

@@ -1,13 +1,17 @@
 """ONNX Runtime on the CPU: the default backend, which needs neither a GPU nor torch.
 
-The graphs are drawn in memory from the checkpoint and share its weights; nothing is written to disk.
+The graphs are drawn in memory from the checkpoint and share its weights; nothing is written to disk or sent anywhere.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
+
+# Wheels from PyPI report usage to their vendor unless they are told before they load; nothing here uses the network.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from nvila_ros.export.graph import GraphPen

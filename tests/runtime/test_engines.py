@@ -1,6 +1,9 @@
 """Every backend against torch eager, on random models of both projector kinds."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +184,21 @@ def test_spec_whose_parts_do_not_fit_is_refused() -> None:
     spec = make_spec("mlp_downsample", True, 2, 1)
     with pytest.raises(ValueError, match="projector must write the decoder's width"):
         dataclasses.replace(spec, projector=dataclasses.replace(spec.projector, out_width=8))
+
+
+def test_onnxruntime_is_told_not_to_report_before_it_loads() -> None:
+    code = (
+        "import builtins, os, sys\n"
+        "load = builtins.__import__\n"
+        "def watch(name, *args):\n"
+        "    if name == 'onnxruntime' and name not in sys.modules:\n"
+        "        print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
+        "    return load(name, *args)\n"
+        "builtins.__import__ = watch\n"
+        "import nvila_ros.runtime.onnxruntime_engine\n"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+
+    told = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+
+    assert told.stdout == "1\n"
