@@ -135,14 +135,3 @@ def test_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ModuleNotFoundError):
         run("fail")
-
-
-def test_readme_shows_the_help_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = ROOT / "README.md"
-    if not readme.is_file() or "usage: nvila" not in readme.read_text():
-        pytest.skip("the README shows no help")
-    monkeypatch.setenv("COLUMNS", "100")
-
-    shown = re.findall(r"^usage: nvila \[-h\].*?(?=^```)", readme.read_text(), re.M | re.S)
-
-    assert shown == [cli.build_parser().format_help()]
