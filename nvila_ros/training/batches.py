@@ -85,8 +85,8 @@ class Batches(Dataset):
         """Return the batch of one step."""
         kind = self.mix.kinds[step % len(self.mix.kinds)]
         num = self.mix.num_clips if kind == "clips" else self.mix.num_samples
-        first = (self.mix.seed_base + step * max(self.mix.num_samples, self.mix.num_clips)) % EVAL_SEED_BASE
-        rngs = [scene_rng(first + i) for i in range(num)]
+        first = self.mix.seed_base + step * max(self.mix.num_samples, self.mix.num_clips)
+        rngs = [scene_rng((first + i) % EVAL_SEED_BASE) for i in range(num)]
         return {"dense": self._dense, "images": self._images, "clips": self._clips}[kind](rngs)
 
     def _dense(self, rngs: list[np.random.Generator]) -> Batch:
@@ -110,13 +110,17 @@ class Batches(Dataset):
         tiles = [self._tiles(scene, times_s) for scene, times_s in clips]
         labels = [patch_labels(scene, t_s, self.grid) for scene, times_s in clips for t_s in times_s]
         color, shape = (np.stack(maps) for maps in zip(*labels, strict=True))  # (N, grid, grid)
-        first = [j == 0 for _, times_s in clips for j in range(len(times_s))]
         scenes = [scene for scene, times_s in clips for _ in times_s]
-        moved = [
-            np.zeros(self.tokens_per_tile, np.int64) if is_first else token_motion(scene, *maps, self.tokens_per_tile)
-            for is_first, scene, maps in zip(first, scenes, labels, strict=True)
-        ]
-        return Batch(np.stack(tiles), color.reshape(len(color), -1), shape.reshape(len(shape), -1), np.stack(moved))
+        motion_BFG = np.stack(
+            [token_motion(scene, *maps, self.tokens_per_tile) for scene, maps in zip(scenes, labels, strict=True)]
+        ).reshape(len(clips), -1, self.tokens_per_tile)
+        motion_BFG[:, 0] = 0  # in a first frame nothing has moved yet
+        return Batch(
+            tile_BFHWC=np.stack(tiles),
+            color_NP=color.reshape(len(color), -1),
+            shape_NP=shape.reshape(len(shape), -1),
+            motion_NG=motion_BFG.reshape(-1, self.tokens_per_tile),
+        )
 
     def _chats(self, turns: list[list[Question]], num_frames: int) -> dict[str, np.ndarray]:
         media = Media((self.tokens_per_tile,) * num_frames)
