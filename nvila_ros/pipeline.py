@@ -171,8 +171,6 @@ def load_perceiver(model: str, *, backend: str = "onnxruntime", threads: int = 0
     except ModuleNotFoundError as error:
         raise BackendError(f"backend {backend} needs {error.name!r}; install it beside nvila_ros") from error
     checkpoint = open_checkpoint(path)
-    if checkpoint.spec.image_mode not in ("resize", "dynamic"):
-        raise CheckpointError(f"image_aspect_ratio must be resize or dynamic, got {checkpoint.spec.image_mode!r}")
     tokenizer = ChatTokenizer.from_folder(path / "llm")
     return Perceiver(module.load(checkpoint, threads), tokenizer, backend=backend)
 

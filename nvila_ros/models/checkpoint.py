@@ -20,6 +20,7 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.models.spec import DOWNSAMPLE_BY_PROJECTOR, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 
 PARTS = ("llm", "vision_tower", "mm_projector")
+IMAGE_MODES = ("resize", "dynamic")  # how a single image becomes tiles: stretched to one, or cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 def _read_spec(root: Path) -> ModelSpec:
     top = _read_json(root / "config.json")
+    _check_encoders(root, top)
     vision, llm, projector = (_part_config(root, top, part) for part in ("vision_tower", "llm", "mm_projector"))
     try:
         return ModelSpec(
@@ -90,6 +92,18 @@ def _read_spec(root: Path) -> ModelSpec:
         )
     except KeyError as error:
         raise CheckpointError(f"the configs in {root} lack the key {error}") from error
+
+
+def _check_encoders(root: Path, top: dict[str, Any]) -> None:
+    """Refuse what would load and then answer otherwise than the checkpoint was trained to."""
+    mode = top.get("image_aspect_ratio") or "resize"
+    if top.get("s2") or top.get("dynamic_s2") or mode not in IMAGE_MODES:
+        raise CheckpointError(f"{root} cuts images by {mode!r}; implemented are {list(IMAGE_MODES)} without s2")
+    for key in ("image_encoder", "video_encoder"):
+        # Upstream writes these as JSON in a string; its class name is all that matters here.
+        encoder = str(top.get(key) or "Basic")
+        if "Basic" not in encoder:
+            raise CheckpointError(f"{root} has the {key} {encoder}; implemented are the Basic ones")
 
 
 def _part_config(root: Path, top: dict[str, Any], part: str) -> dict[str, Any]:

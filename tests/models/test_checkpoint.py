@@ -77,6 +77,14 @@ def test_missing_tensor_is_named(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "key", "value", "rule"),
     [
+        ("config.json", "dynamic_s2", True, r"implemented are \['resize', 'dynamic'\] without s2"),
+        ("config.json", "image_aspect_ratio", "dynamic_s2", "cuts images by 'dynamic_s2'"),
+        (
+            "config.json",
+            "video_encoder",
+            '{"_target_": "llava.TSPVideoEncoder"}',
+            r"video_encoder \{.*TSPVideoEncoder",
+        ),
         ("mm_projector/config.json", "mm_projector_type", "resampler", "known are .*mlp_downsample"),
         ("llm/config.json", "model_type", "llama", "must be of type qwen2"),
         ("llm/config.json", "num_key_value_heads", 3, "multiple of kv heads, got 4 and 3"),
