@@ -163,8 +163,9 @@ class Robot:
         return self.diagnostics[-1]
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        told = {"stamp_s": str(message.header.stamp.sec)}
         for status in message.status:
-            self.diagnostics.append({v.key: v.value for v in status.values} | {"message": status.message})
+            self.diagnostics.append({v.key: v.value for v in status.values} | {"message": status.message} | told)
 
 
 class Camera:
