@@ -128,6 +128,9 @@ class Robot:
         """Return a camera that the node listens to."""
         camera = Camera(self.node, topic, reliable)
         wait_until(lambda: camera.num_listeners == 1, "the node subscribes to images")
+        # The camera knows the node now, and the node the camera some time later: two diagnoses are a second.
+        self.fresh_diagnostics()
+        self.fresh_diagnostics()
         return camera
 
     def ask(self, question: str = "what is this", **fields: Any) -> Answer:
