@@ -30,11 +30,6 @@ class Frame:
     camera: str = "camera"
     frame_id: str = ""
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that keeping this frame costs."""
-        return self.image.nbytes
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawImage:

@@ -1,14 +1,12 @@
 """NVILA in torch eager: the reference that every other backend is held against, and what training trains.
 
-Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, L tokens, D decoder width,
-V vocabulary.
+Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, D decoder width.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nvila_ros.errors import ShapeError
 from nvila_ros.models.projector import Projector
 from nvila_ros.models.qwen2 import Decoder
 from nvila_ros.models.siglip import VisionTower
@@ -32,25 +30,3 @@ class Nvila(nn.Module):
     def project(self, feat_NPE: Tensor) -> Tensor:
         """Return the visual tokens, (N, G, D), without newlines."""
         return self.mm_projector(feat_NPE)
-
-
-def scatter_visual(text_LD: Tensor, visual_GD: Tensor, is_placeholder_L: Tensor) -> Tensor:
-    """Write visual tokens over the placeholder rows of a prompt.
-
-    Args:
-        text_LD: prompt embeddings; not modified.
-        visual_GD: one row per visual token, media in prompt order.
-        is_placeholder_L: bool, True in exactly G rows.
-
-    Returns:
-        (L, D), dtype of text_LD.
-
-    Raises:
-        ShapeError: the counts differ; going on would answer about the wrong pixels.
-    """
-    num_places = int(is_placeholder_L.sum())
-    if num_places != len(visual_GD):
-        raise ShapeError(f"one placeholder per visual token, got {num_places} placeholders and {len(visual_GD)} tokens")
-    out_LD = text_LD.clone()
-    out_LD[is_placeholder_L] = visual_GD.to(text_LD.dtype)
-    return out_LD

@@ -9,7 +9,6 @@ Shapes: N tiles, P patches, E vision width, G visual tokens of a tile, D decoder
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,9 +49,3 @@ class Projector(nn.Module):
     def forward(self, feat_NPE: Tensor) -> Tensor:
         """Return the visual tokens of each tile, in raster order."""
         return self.layers(feat_NPE)
-
-
-def append_newline(visual_NGD: Tensor, newline_D: Tensor) -> Tensor:
-    """Put the embedding of a newline behind the tokens of each tile: (N, G, D) to (N, G + 1, D)."""
-    newline_N1D = newline_D.to(visual_NGD.dtype).expand(visual_NGD.shape[0], 1, -1)
-    return torch.cat([visual_NGD, newline_N1D], dim=1)
