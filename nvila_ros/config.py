@@ -33,9 +33,20 @@ class NodeConfig:
         ConfigError: a value outside its range or choices.
     """
 
-    model: str = setting("nvila-tiny", "checkpoint: a folder, or the name of an embedded one")
+    model: str = setting(
+        "nvila-tiny", "checkpoint or build: a folder, or the name of an embedded one or of a recipe that was built"
+    )
     backend: str = setting("onnxruntime", "runtime of the model", choices=("onnxruntime", "torch"))
     threads: int = setting(0, "threads of the runtime; 0 takes every core", "threads", low=0, high=256)
+    video_mode: str = setting(
+        "video",
+        "how a clip is shown: through the checkpoint's video encoder, or each frame as an image of its own",
+        choices=("video", "images"),
+    )
+    max_tiles: int = setting(
+        0, "most tiles that a single image is cut into; 0 takes the checkpoint's own number", "tiles", low=0, high=64
+    )
+    pixel_dtype: str = setting("float32", "what pixels are rounded to before the tower", choices=("float32", "float16"))
     cameras: tuple[str, ...] = setting(
         ("camera",), "names of the cameras; a single one is read from `image`, several from `<name>/image`"
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from nvila_ros.generation.pieces import TextStream
 from nvila_ros.types import Answer, Counts, FinishReason, Frame, FrameRef, OnPiece, Piece, Query, ShouldStop, Timings
@@ -54,6 +56,12 @@ class Ledger:
         reason = self._should_stop() if self._should_stop else None
         if reason is not None:
             raise StopAnswer(reason)
+
+    def steps(self, array: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the rows of an array one by one, each with its leading dimension, asking before each."""
+        for i in range(len(array)):
+            self.check()
+            yield array[i : i + 1]
 
     def mark(self, name: str) -> None:
         """Book the time since the last mark under the name of a `Timings` field."""

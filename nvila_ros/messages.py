@@ -169,6 +169,7 @@ def answer_message(answer: Answer, now_ns: int) -> AnswerMessage:
         ttft_s=timings.ttft_s,
         total_s=timings.total_s,
         num_frames=len(answer.frames),
+        num_frames_dropped=counts.num_frames_dropped,
         num_visual_tokens=counts.num_visual_tokens,
         num_prompt_tokens=counts.num_prompt_tokens,
         num_reused_tokens=counts.num_reused_tokens,

@@ -43,6 +43,7 @@ from nvila_ros.action import AskVideo
 from nvila_ros.admission import check_query
 from nvila_ros.config import NodeConfig, bounds, replace
 from nvila_ros.errors import ConfigError, FrameError, NvilaError, QueryError
+from nvila_ros.models.spec import Overrides
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import AnswerToken
 from nvila_ros.paths import share_path
@@ -276,7 +277,7 @@ def main(args: list[str] | None = None, load: Callable[..., Perceiver] = load_pe
 
     Args:
         args: of the command line; None takes the process's own.
-        load: takes `model`, `backend` and `threads` and returns the model.
+        load: takes `model`, `backend`, `threads` and `overrides` and returns the model.
 
     Returns:
         0 after a signal, 1 after a fault of its own, 2 if a parameter, the checkpoint or the backend is refused.
@@ -315,7 +316,8 @@ def run(load: Callable[..., Perceiver]) -> int:
     node = NvilaNode()
     try:
         config = node.config
-        perceiver = load(config.model, backend=config.backend, threads=config.threads)
+        overrides = Overrides(video_mode=config.video_mode, max_tiles=config.max_tiles, pixel_dtype=config.pixel_dtype)
+        perceiver = load(config.model, backend=config.backend, threads=config.threads, overrides=overrides)
         if config.warmup:
             perceiver.warm_up()
         logging.getLogger("nvila_ros").addHandler(messages.RosLogHandler(node))

@@ -33,6 +33,15 @@ def share_path(*parts: str) -> Path:
     raise ConfigError(f"{'/'.join(parts)} is in none of {places}; reinstall {PACKAGE} or source its workspace")
 
 
+def build_folder(name: str = "") -> Path:
+    """Return the folder that builds are kept in, or that of one by its name; it may not be there yet.
+
+    `NVILA_ROS_BUILDS` names another than the user's cache.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PACKAGE / "builds"
+    return Path(os.environ.get("NVILA_ROS_BUILDS") or cache) / name
+
+
 def _share_folders() -> Iterator[Path]:
     source = Path(__file__).resolve().parents[1]
     if (source / "package.xml").is_file():

@@ -1,6 +1,6 @@
 """The whole flow on one page: frames and a question in, an answer with its times and counts out.
 
-    frames -> tiles -> features -> visual tokens -> prompt -> prefill -> decode
+    frames -> view (tiles) -> features -> visual tokens -> prompt -> prefill -> decode
 
 A `Perceiver` owns one engine and belongs to one thread. It reads no clock but the steady one that it is given.
 """
@@ -19,16 +19,24 @@ from nvila_ros.errors import BackendError, CheckpointError, QueryError, ShapeErr
 from nvila_ros.generation.decode import decode_greedy, prefill, score_choices
 from nvila_ros.generation.pieces import TextStream
 from nvila_ros.ledger import Ledger, StopAnswer
-from nvila_ros.models.checkpoint import open_checkpoint
-from nvila_ros.paths import share_path
-from nvila_ros.preprocess.tiles import frame_tile, normalize_tiles
-from nvila_ros.preprocess.tiling import cut_tiles
-from nvila_ros.prompt.chat import PLACEHOLDER, Media, build_prompt
+from nvila_ros.models.artefact import Artefact, is_artefact, open_artefact
+from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
+from nvila_ros.models.spec import PUBLISHED, Overrides
+from nvila_ros.paths import build_folder, share_path
+from nvila_ros.preprocess.tiles import normalize_tiles
+from nvila_ros.preprocess.views import View, view_clip, view_image, view_images, whole_groups
+from nvila_ros.prompt.chat import PLACEHOLDER, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
-from nvila_ros.types import Answer, FinishReason, Frame, OnPiece, Query, ShouldStop
+from nvila_ros.types import Answer, Counts, FinishReason, Frame, OnPiece, Query, ShouldStop
+from nvila_ros.visual.encode import Seen, arrange, merge_features
 
-BACKENDS = ("onnxruntime", "torch")
+MODULES = {
+    "onnxruntime": "nvila_ros.runtime.onnxruntime_engine",
+    "torch": "nvila_ros.runtime.torch_engine",
+}
+"""Where the engine of each backend lives; imported only when it is asked for."""
+BACKENDS = tuple(MODULES)
 
 
 class Perceiver:
@@ -39,6 +47,7 @@ class Perceiver:
     ) -> None:
         self.model, self.backend, self.precision = engine.spec.name, backend, engine.precision
         self._engine, self._tokenizer, self._now_ns = engine, tokenizer, now_ns
+        self._never_sampled = tokenizer.never_sampled(engine.spec.decoder.vocab_size)
         self._cache = engine.new_cache(0)
 
     def answer(
@@ -63,12 +72,18 @@ class Perceiver:
         Raises:
             QueryError: the question is empty, or prompt and answer exceed the model's positions.
         """
-        run = Ledger(query, self._now_ns, frames, on_piece, should_stop)
+        if not query.question.strip():
+            raise QueryError("a question must hold text, got none")
+        shown = self._choose_frames(frames)
+        choices = [[*self._tokenizer.encode(choice), self._tokenizer.im_end] for choice in query.choices]
+        num_more = max([query.max_tokens, *map(len, choices)])
+        run = Ledger(query, self._now_ns, shown, on_piece, should_stop)
+        run.counts = Counts(num_frames_dropped=len(frames) - len(shown))
         try:
-            visual_GD, media = self._see(frames, run)
-            embeds_LD = self._prompt(query, visual_GD, media, run)
-            logits_V = self._prefill(embeds_LD, query, run)
-            reason = self._choose(logits_V, run) if query.choices else self._tell(logits_V, run)
+            seen = self._see(shown, run)
+            embeds_LD = self._prompt(query, seen, num_more, run)
+            logits_V = self._prefill(embeds_LD, num_more, run)
+            reason = self._choose(logits_V, choices, run) if choices else self._tell(logits_V, run)
         except StopAnswer as stopped:
             reason = stopped.reason
         return replace(run.close(reason), model=self.model, backend=self.backend, precision=self.precision)
@@ -78,39 +93,55 @@ class Perceiver:
         pixels = np.zeros((8, 8, 3), np.uint8)
         self.answer(Query(query_id="warm-up", question="?", max_tokens=1), [Frame(image=pixels, stamp_ns=0)])
 
-    def _see(self, frames: Sequence[Frame], run: Ledger) -> tuple[np.ndarray, Media]:
-        """Return the visual tokens of all frames, (G, D) without newlines, and how the prompt shows them."""
-        spec = self._engine.spec
-        if not frames:
-            return np.empty((0, spec.decoder.width), np.float32), Media()
-        run.check()
-        is_tiled = len(frames) == 1 and spec.image_mode == "dynamic"
-        tile_px = spec.vision.image_px
-        tiles = cut_tiles(frames[0].image, tile_px) if is_tiled else [frame_tile(f.image, tile_px) for f in frames]
-        tile_NCHW = normalize_tiles(tiles)
-        run.mark("preprocess_s")
-        visual = []
-        for i in range(len(tiles)):  # tile by tile: the tower dwarfs the calls, and a cancel waits for one tile only
-            run.check()
-            visual.append(self._engine.project(self._engine.vision(tile_NCHW[i : i + 1]))[0])
-        run.mark("vision_s")
-        media = Media(tuple(len(tokens) for tokens in visual), has_text_newline=is_tiled)
-        return np.concatenate(visual), media
+    def _choose_frames(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        """Return the frames that the model is shown: of a clip, the newest that make whole groups."""
+        if not self._is_clip(frames):
+            return frames
+        return frames[-whole_groups(self._engine.spec, len(frames)) :]
 
-    def _prompt(self, query: Query, visual_GD: np.ndarray, media: Media, run: Ledger) -> np.ndarray:
+    def _is_clip(self, frames: Sequence[Frame]) -> bool:
+        """Whether frames go through the video encoder: several, of one camera, and enough for one group."""
+        spec = self._engine.spec
+        is_video = len(frames) > 1 and spec.video_mode == "video"
+        return is_video and len({frame.camera for frame in frames}) == 1 and whole_groups(spec, len(frames)) > 0
+
+    def _view(self, frames: Sequence[Frame]) -> View:
+        spec, images = self._engine.spec, [frame.image for frame in frames]
+        if len(images) == 1:
+            return view_image(spec, images[0])
+        return view_clip(spec, images) if self._is_clip(frames) else view_images(spec, images)
+
+    def _see(self, frames: Sequence[Frame], run: Ledger) -> Seen:
+        """Return the visual tokens of all frames and how the prompt shows them."""
+        engine, spec = self._engine, self._engine.spec
+        if not frames:
+            return Seen(np.empty((0, spec.decoder.width), np.float32), ())
+        run.check()
+        view = self._view(frames)
+        tile_NCHW = normalize_tiles(view.tiles, spec.pixel_dtype)
+        run.mark("preprocess_s")
+        # One by one: the tower dwarfs the calls, and a cancel waits for one tile only.
+        feat_NPE = np.concatenate([engine.vision(tile) for tile in run.steps(tile_NCHW)])
+        merged_BPE = merge_features(spec, view, feat_NPE)
+        visual_BGD = np.concatenate([engine.project(block) for block in run.steps(merged_BPE)])
+        seen = arrange(spec, view, visual_BGD)
+        run.mark("vision_s")
+        return seen
+
+    def _prompt(self, query: Query, seen: Seen, num_more: int, run: Ledger) -> np.ndarray:
         """Return the embeddings of the whole prompt, (L, D)."""
-        ids_L = build_prompt(self._tokenizer, query.question, media)
+        ids_L = build_prompt(self._tokenizer, [*seen.parts, query.question])
         num_positions = self._engine.spec.decoder.max_positions
-        if len(ids_L) + query.max_tokens > num_positions:
+        if len(ids_L) + num_more > num_positions:
             raise QueryError(
-                f"prompt and answer must fit {num_positions} positions, got {len(ids_L)} and {query.max_tokens}; "
+                f"prompt and answer must fit {num_positions} positions, got {len(ids_L)} and {num_more}; "
                 "ask about fewer frames, ask shorter or lower max_tokens"
             )
-        run.counts = replace(run.counts, num_visual_tokens=len(visual_GD), num_prompt_tokens=len(ids_L))
-        return embed_prompt(self._engine, ids_L, visual_GD)
+        run.counts = replace(run.counts, num_visual_tokens=len(seen.visual_GD), num_prompt_tokens=len(ids_L))
+        return embed_prompt(self._engine, ids_L, seen.visual_GD)
 
-    def _prefill(self, embeds_LD: np.ndarray, query: Query, run: Ledger) -> np.ndarray:
-        needed = len(embeds_LD) + max(query.max_tokens, max((len(c) for c in query.choices), default=0) + 1)
+    def _prefill(self, embeds_LD: np.ndarray, num_more: int, run: Ledger) -> np.ndarray:
+        needed = len(embeds_LD) + num_more
         if self._cache.capacity < needed:
             self._cache = self._engine.new_cache(needed)
         self._cache.truncate(0)
@@ -121,7 +152,10 @@ class Perceiver:
     def _tell(self, logits_V: np.ndarray, run: Ledger) -> FinishReason:
         """Decode until the stop token or the limit, telling each piece."""
         run.stream = TextStream(self._tokenizer.decode)
-        for token in decode_greedy(self._engine, logits_V, self._cache, self._tokenizer.im_end):
+        tokens = decode_greedy(
+            self._engine, logits_V, self._cache, stop_id=self._tokenizer.im_end, never=self._never_sampled
+        )
+        for token in tokens:
             run.count_token()
             run.tell(run.stream.push(token))
             if run.counts.num_answer_tokens == run.query.max_tokens:
@@ -129,9 +163,8 @@ class Perceiver:
             run.check()
         return FinishReason.STOP
 
-    def _choose(self, logits_V: np.ndarray, run: Ledger) -> FinishReason:
-        """Answer with the likeliest of the query's choices."""
-        choices = [[*self._tokenizer.encode(choice), self._tokenizer.im_end] for choice in run.query.choices]
+    def _choose(self, logits_V: np.ndarray, choices: Sequence[Sequence[int]], run: Ledger) -> FinishReason:
+        """Answer with the likeliest of the query's choices, given as token ids."""
         probabilities = score_choices(self._engine, logits_V, self._cache, choices, run.check)
         best = int(probabilities.argmax())
         run.probabilities = tuple(probabilities.tolist())
@@ -156,36 +189,62 @@ def embed_prompt(engine: Engine, ids_L: np.ndarray, visual_GD: np.ndarray) -> np
     return embeds_LD
 
 
-def load_perceiver(model: str, *, backend: str = "onnxruntime", threads: int = 0) -> Perceiver:
+def load_perceiver(
+    model: str, *, backend: str = "onnxruntime", threads: int = 0, overrides: Overrides = PUBLISHED
+) -> Perceiver:
     """Load a checkpoint folder, or an embedded checkpoint by its name, for a backend.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is not whole.
         BackendError: the backend is unknown or not installed.
     """
+    source = open_model(find_checkpoint(model))
+    source = replace(source, spec=overrides.apply(source.spec))
+    tokenizer = ChatTokenizer.from_folder(source.tokenizer_folder)
+    return Perceiver(load_engine(source, backend, threads), tokenizer, backend=backend)
+
+
+def open_model(path: Path) -> Checkpoint | Artefact:
+    """Open a checkpoint, or what was built of one.
+
+    Raises:
+        CheckpointError: it is neither, or not whole.
+    """
+    return open_artefact(path) if is_artefact(path) else open_checkpoint(path)
+
+
+def load_engine(source: Checkpoint | Artefact, backend: str, threads: int = 0) -> Engine:
+    """Load an opened checkpoint or build for a backend.
+
+    Raises:
+        CheckpointError: it is not whole.
+        BackendError: the backend is unknown or not installed.
+    """
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}; known are {list(BACKENDS)}")
-    path = find_checkpoint(model)
     try:
-        module = importlib.import_module(f"nvila_ros.runtime.{backend}_engine")
+        module = importlib.import_module(MODULES[backend])
     except ModuleNotFoundError as error:
         raise BackendError(f"backend {backend} needs {error.name!r}; install it beside nvila_ros") from error
-    checkpoint = open_checkpoint(path)
-    tokenizer = ChatTokenizer.from_folder(path / "llm")
-    return Perceiver(module.load(checkpoint, threads), tokenizer, backend=backend)
+    return module.load(source, threads)
 
 
 def find_checkpoint(model: str) -> Path:
-    """Return the folder of a checkpoint given as a path or as an embedded one's name.
+    """Return the folder of a checkpoint or build given as a path, as an embedded one's name or as a recipe's.
 
     Raises:
-        CheckpointError: there is neither.
+        CheckpointError: there is none.
     """
     path = Path(model).expanduser()
     if path.is_dir():
         return path
-    embedded = share_path("checkpoints")
+    embedded, built = share_path("checkpoints"), build_folder()
     if (embedded / model / "config.json").is_file():
         return embedded / model
+    if is_artefact(built / model):
+        return built / model
     names = sorted(config.parent.name for config in embedded.glob("*/config.json"))
-    raise CheckpointError(f"no checkpoint at {model!r}; give a folder or one of the embedded {names}")
+    builds = sorted(folder.name for folder in built.glob("*") if is_artefact(folder))
+    raise CheckpointError(
+        f"no checkpoint at {model!r}; give a folder, one of the embedded {names}, or one of the builds {builds}"
+    )

@@ -123,8 +123,13 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """How much went in and out; `num_reused_tokens` are prompt tokens that a cache spared the prefill."""
+    """How much went in and out.
 
+    `num_frames_dropped` are sampled frames that the model was not shown, since its video encoder pools whole groups;
+    `num_reused_tokens` are prompt tokens that a cache spared the prefill.
+    """
+
+    num_frames_dropped: int = 0
     num_visual_tokens: int = 0
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0

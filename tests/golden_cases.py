@@ -11,16 +11,30 @@ from nvila_ros.types import Frame
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "lite" / "ckpt"
-CASES = ("small_single_tile", "video8", "text_only")
+ALL_CASES = tuple(
+    str(path.relative_to(GOLDEN)).removesuffix(".fp32.json") for path in sorted(GOLDEN.rglob("*.fp32.json"))
+)
+"""Every case, as `checkpoint/case`."""
+CASES = tuple(case for case in ALL_CASES if not case.endswith("text_first"))
+"""Those that a query can ask: media first, then the question."""
 
 
 def load_case(name: str) -> tuple[list[Frame], str, dict[str, np.ndarray]]:
     """Return frames, question and tensors by stage."""
-    tensors = load_file(GOLDEN / "lite" / f"{name}.fp32.safetensors")
-    *media, question = json.loads((GOLDEN / "lite" / f"{name}.fp32.json").read_text())["question"]
-    paths = [path for entry in media for path in _files(GOLDEN / entry)]
+    told, tensors = load_told(name), load_file(GOLDEN / f"{name}.fp32.safetensors")
+    *media, question = told["question"]
+    clips = [shape[0] for shape in told["media"].get("video", [])]
+    paths = [path for entry in media for path in _files(GOLDEN / entry, clips)]
     frames = [Frame(image=read_image(path), stamp_ns=i) for i, path in enumerate(paths)]
+    # Two images are not a clip: they come from two cameras.
+    if len(media) > 1:
+        frames = [Frame(image=f.image, stamp_ns=f.stamp_ns, camera=f"camera{f.stamp_ns}") for f in frames]
     return frames, question, tensors
+
+
+def load_told(name: str) -> dict:
+    """Return a case's JSON."""
+    return json.loads((GOLDEN / f"{name}.fp32.json").read_text())
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -35,5 +49,8 @@ def assert_near(name: str, got: np.ndarray, want: np.ndarray, atol: float) -> No
     assert error.max() <= atol, f"{name}: max error {error.max():.2e}, mean {error.mean():.2e}, allowed {atol:.0e}"
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(path.glob("*.png")) if path.is_dir() else [path]
+def _files(path: Path, clips: list[int]) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.png"))
+    return [files[i] for i in np.round(np.linspace(0, len(files) - 1, clips[0])).astype(int)]

@@ -7,6 +7,7 @@ import pytest
 
 from nvila_ros.config import NodeConfig, bounds
 from nvila_ros.tools.cli import VERBS
+from nvila_ros.tools.inspect_checkpoint import FAMILY_COLUMNS, family_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,7 +32,13 @@ def verb_table() -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| `nvila {verb}` | {text} |" for verb, (_, text) in VERBS.items())])
 
 
-TABLES = {"parameters": parameter_table, "verbs": verb_table}
+def family_table() -> str:
+    """The published family as a Markdown table."""
+    lines = [FAMILY_COLUMNS, ("---",) * len(FAMILY_COLUMNS), *family_rows()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+TABLES = {"parameters": parameter_table, "verbs": verb_table, "family": family_table}
 
 
 def between(name: str) -> re.Pattern[str]:

@@ -156,7 +156,9 @@ def test_answer_carries_everything() -> None:
         ),
         probabilities=(0.75, 0.25),
         timings=Timings(queue_s=1, preprocess_s=2, vision_s=3, prefill_s=4, decode_s=5, ttft_s=6, total_s=7),
-        counts=Counts(num_visual_tokens=8, num_prompt_tokens=9, num_reused_tokens=10, num_answer_tokens=11),
+        counts=Counts(
+            num_frames_dropped=7, num_visual_tokens=8, num_prompt_tokens=9, num_reused_tokens=10, num_answer_tokens=11
+        ),
         model="m",
         backend="b",
         precision="p",

@@ -97,7 +97,7 @@ def test_shared_files_are_installed() -> None:
     pytest.importorskip("rclpy", reason="needs ROS 2")
     prefixes = [sys.prefix, *os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)]
     shares = [share for prefix in prefixes if (share := Path(prefix, "share", "nvila_ros")).is_dir()]
-    kept = ["config/*.xml", "launch/*.py", "launch/params/*.yaml", "engines/*.yaml", "checkpoints/nvila-tiny/*"]
+    kept = ["config/*.xml", "launch/*.py", "launch/params/*.yaml", "engines/*.yaml", "checkpoints/nvila-tiny*/*"]
     wanted = [path.relative_to(ROOT) for pattern in kept for path in ROOT.glob(pattern)]
 
     assert shares

@@ -136,7 +136,7 @@ class FakePerceiver:
         )
 
 
-def load_fake(model: str, *, backend: str, threads: int) -> FakePerceiver:
+def load_fake(model: str, *, backend: str, threads: int, overrides: object) -> FakePerceiver:
     """Stand in for `load_perceiver`; the token time comes with the model's name, e.g. `fake:0.01`."""
     return FakePerceiver(token_s=float(model.partition(":")[2] or 0))
 

@@ -1,48 +1,126 @@
 """A thin pen for writing ONNX graphs node by node.
 
 Graphs are written from the spec, not traced: the same graph comes out whatever torch is installed, and none is needed.
-Weights stay outside the graph (external data), so a graph is some kilobytes and one weights file serves all parts.
+Weights stay outside the graph (external data), so a graph is some kilobytes and one weights file serves all graphs.
+How a linear map is written follows from what its weight is: an array, or one of the forms of `models/quantized.py`.
+
+Shapes: L rows, K inputs and N outputs of a linear map, G groups of inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 17  # the lowest with LayerNormalization: read by every runtime that the project targets
+from nvila_ros.errors import ConfigError
+from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
+
 WEIGHTS_FILE = "weights.bin"
+DTYPES = ("float32", "float16")
+"""What activations and the weights that are not quantized are computed in."""
+DECODERS = ("append", "in_place")
+"""How the decoder keeps keys and values: gives the new rows alone, or writes them into the cache that it reads."""
+IR_VERSION = 10  # the first with four-bit integers; read by onnxruntime >= 1.18
+ONNX_TYPE = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(np.bool_): TensorProto.BOOL,
+    np.dtype(np.int64): TensorProto.INT64,
+    np.dtype(np.int8): TensorProto.INT8,
+    np.dtype(ml_dtypes.int4): TensorProto.INT4,
+}
 
 Dim = int | str
+Weights = Mapping[str, Weight]
+"""Tensors by `part.key`; they may be read only when asked for, so each is asked for once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphForm:
+    """Which of the graphs of a part: all say the same, each in the way that some runtimes run best.
+
+    Attributes:
+        dtype: one of `DTYPES`; TensorRT's own types follow the graph's, ONNX Runtime's kernels for a CPU want float32.
+        decoder: one of `DECODERS`.
+    """
+
+    dtype: str = "float32"
+    decoder: str = "append"
+
+    def __post_init__(self) -> None:
+        """Check both choices."""
+        for name, value, known in (("dtype", self.dtype, DTYPES), ("decoder", self.decoder, DECODERS)):
+            if value not in known:
+                raise ConfigError(f"unknown {name} of a graph {value!r}; known are {list(known)}")
+
+    @property
+    def opset(self) -> int:
+        """The lowest opset with every operator: blocked four-bit weights came with 21, a cache in place with 24."""
+        return 24 if self.decoder == "in_place" else 21
+
+    def of(self, part: str) -> GraphForm:
+        """Return the form of one part: only the decoder has a choice of caches."""
+        return self if part == "decoder" else replace(self, decoder=DECODERS[0])
+
+    def file_of(self, part: str) -> str:
+        """Return the name of a part's graph; what is as usual is left out of it."""
+        form = self.of(part)
+        words = [part, *(word for word in (form.dtype, form.decoder) if word not in (DTYPES[0], DECODERS[0])), "onnx"]
+        return ".".join(words)
+
+
+ORT = GraphForm()
+"""For ONNX Runtime and OpenVINO on a CPU."""
+TRT_BASE = GraphForm(dtype="float16")
+"""For any TensorRT from 10.1 on."""
+TRT_KV = GraphForm(dtype="float16", decoder="in_place")
+"""For TensorRT from 10.15 on, whose attention reads a cache of fixed size in place."""
 
 
 class GraphPen:
-    """Collects nodes; every method appends one and returns the name of its output."""
+    """Collects nodes; every method appends one and returns the name of its output.
 
-    def __init__(self, name: str) -> None:
+    Attributes:
+        weights: what lies outside the graph, by a name that tells key, layout and type, so that equal names of several
+            graphs mean the same bytes. Four-bit values are `ml_dtypes.int4` here and packed when they are written.
+    """
+
+    def __init__(self, name: str, form: GraphForm = ORT) -> None:
         self.name = name
+        self.form = form
         self.weights: dict[str, np.ndarray] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
+        self._rounded: dict[tuple[str, float], str] = {}
+        self._rows: dict[tuple[str, float | None], tuple[str, str]] = {}
 
-    def input(self, name: str, shape: Sequence[Dim]) -> str:
-        """Declare a float32 input."""
-        self._inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    def input(self, name: str, shape: Sequence[Dim], dtype: str = "") -> str:
+        """Declare an input, of the form's dtype unless another is named."""
+        self._inputs.append(helper.make_tensor_value_info(name, self._onnx_type(dtype), shape))
         return name
 
-    def output(self, value: str, name: str, shape: Sequence[Dim]) -> None:
-        """Declare a float32 output under `name`."""
-        self._nodes.append(helper.make_node("Identity", [value], [name]))
-        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    def output(self, value: str, name: str, shape: Sequence[Dim], dtype: str = "") -> None:
+        """Declare an output under `name`, of the form's dtype unless another is named."""
+        if value != name:
+            self._nodes.append(helper.make_node("Identity", [value], [name]))
+        self._outputs.append(helper.make_tensor_value_info(name, self._onnx_type(dtype), shape))
 
-    def weight(self, name: str, array: np.ndarray) -> str:
-        """Refer to a float32 weight, kept outside the graph."""
-        self.weights[name] = np.ascontiguousarray(array, dtype=np.float32)
-        return name
+    def weight(self, name: str, array: np.ndarray, dtype: str = "") -> str:
+        """Refer to a weight, kept outside the graph in the form's dtype unless another is named."""
+        return self._store(name, np.ascontiguousarray(array, dtype=dtype or self.form.dtype))
+
+    def plain(self, key: str, weights: Weights) -> str:
+        """Refer to a weight as the checkpoint lays it out; only linear maps may be quantized."""
+        array = weights[key]
+        assert isinstance(array, np.ndarray), f"{key} is quantized, which only linear maps may be"
+        return self.weight(key, array)
 
     def constant(self, array: np.ndarray) -> str:
         """Refer to a small constant, kept inside the graph; equal ones are stored once."""
@@ -50,16 +128,16 @@ class GraphPen:
         self._constants.setdefault(name, numpy_helper.from_array(array, name))
         return name
 
-    def op(self, kind: str, *inputs: str, num_outputs: int = 1, **attributes: object) -> str:
-        """Append a node and return its first output's name; the others end in `:1`, `:2`."""
-        stem = f"{kind}_{len(self._nodes)}"
+    def op(self, kind: str, *inputs: str, num_outputs: int = 1, called: str = "", **attributes: object) -> str:
+        """Append a node and return its first output's name, `called` or a fresh one; the others end in `:1`, `:2`."""
+        stem = called or f"{kind}_{len(self._nodes)}"
         outputs = [stem, *(f"{stem}:{i}" for i in range(1, num_outputs))]
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=stem, **attributes))
         return stem
 
-    def scalar(self, value: float) -> str:
-        """Refer to a float32 scalar."""
-        return self.constant(np.array(value, np.float32))
+    def scalar(self, value: float, dtype: str = "") -> str:
+        """Refer to a scalar of the form's dtype unless another is named."""
+        return self.constant(np.array(value, dtype or self.form.dtype))
 
     def ints(self, *values: int) -> str:
         """Refer to a 1-D int64 constant: a shape, axes or starts."""
@@ -73,23 +151,50 @@ class GraphPen:
         """Permute the dimensions."""
         return self.op("Transpose", x, perm=list(axes))
 
-    def linear(self, x: str, name: str, weights: dict[str, np.ndarray]) -> str:
-        """Multiply by a stored (out, in) weight and add its bias, where it has one."""
-        y = self.op("MatMul", x, self.weight(f"{name}.weight.T", weights[f"{name}.weight"].T))
+    def cast(self, x: str, dtype: str) -> str:
+        """Change the dtype; nothing where the form computes in it."""
+        return x if dtype == self.form.dtype else self.op("Cast", x, to=self._onnx_type(dtype))
+
+    def linear(self, x: str, name: str, weights: Weights) -> str:
+        """Multiply by a weight, stored (N, K) or quantized, and add its bias, where it has one."""
+        y = self.matmul(x, f"{name}.weight", weights[f"{name}.weight"])
         if f"{name}.bias" not in weights:
             return y
-        return self.op("Add", y, self.weight(f"{name}.bias", weights[f"{name}.bias"]))
+        return self.op("Add", y, self.plain(f"{name}.bias", weights))
 
-    def layer_norm(self, x: str, name: str, weights: dict[str, np.ndarray], eps: float) -> str:
-        """LayerNorm over the last dimension."""
-        scale, bias = (self.weight(f"{name}.{key}", weights[f"{name}.{key}"]) for key in ("weight", "bias"))
+    def matmul(self, x: str, name: str, weight: Weight) -> str:
+        """Multiply (L, K) by a weight, stored (N, K) or quantized, to (L, N).
+
+        Raises:
+            ConfigError: the weight cannot be told in this form.
+        """
+        if isinstance(weight, Int4Weight):
+            return self.op("MatMul", x, self._dequantize_int4(name, weight))
+        if isinstance(weight, Int8Weight):
+            if self.form == ORT:
+                return self._matmul_integers(x, name, weight)
+            if weight.input_scale is None:
+                raise ConfigError(f"{name} has no input scale, which {self.form} needs; calibrate it")
+            return self.op("MatMul", self._fake_quantize(x, weight.input_scale), self._dequantize_int8(name, weight))
+        return self.op("MatMul", x, self.weight(f"{name}.T", weight.T))
+
+    def layer_norm(self, x: str, name: str, weights: Weights, eps: float) -> str:
+        """LayerNorm over the last dimension; its sums are float32 in every form."""
+        scale, bias = (self.plain(f"{name}.{key}", weights) for key in ("weight", "bias"))
         return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=eps)
 
-    def rms_norm(self, x: str, name: str, weights: dict[str, np.ndarray], eps: float) -> str:
-        """RMSNorm over the last dimension."""
-        mean = self.op("ReduceMean", self.op("Mul", x, x), axes=[-1], keepdims=1)
-        root = self.op("Sqrt", self.op("Add", mean, self.scalar(eps)))
-        return self.op("Mul", self.op("Div", x, root), self.weight(f"{name}.weight", weights[f"{name}.weight"]))
+    def rms_norm(self, x: str, name: str, weights: Weights, eps: float) -> str:
+        """RMSNorm over the last dimension; its sums are float32 in every form: float16 ends below 256 squared."""
+        scale = self.plain(f"{name}.weight", weights)
+        if self.form.decoder == "in_place":
+            return self.op("RMSNormalization", x, scale, axis=-1, epsilon=eps, stash_type=TensorProto.FLOAT)
+        wide = self.cast(x, "float32")
+        mean = self.op("ReduceMean", self.op("Mul", wide, wide), self.ints(-1), keepdims=1)
+        root = self.op("Sqrt", self.op("Add", mean, self.scalar(eps, "float32")))
+        normed = self.op("Div", wide, root)
+        if self.form.dtype != "float32":
+            normed = self.op("Cast", normed, to=self._onnx_type(""))
+        return self.op("Mul", normed, scale)
 
     def gelu(self, x: str) -> str:
         """Exact GELU: x/2 (1 + erf(x / sqrt 2))."""
@@ -108,17 +213,102 @@ class GraphPen:
         return self.op("Mul", x, self.op("Sigmoid", x))
 
     def finish(self, offset_by_weight: dict[str, int]) -> onnx.ModelProto:
-        """Return the checked model, whose weights lie at the given offsets of the weights file."""
+        """Return the model, whose weights lie at the given offsets of the weights file."""
         initializers = [*self._constants.values()]
         initializers += [_external(name, array, offset_by_weight[name]) for name, array in self.weights.items()]
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
-        opsets = [helper.make_opsetid("", OPSET)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="nvila_ros")
+        opsets = [helper.make_opsetid("", self.form.opset)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="nvila_ros")
+
+    def _store(self, name: str, array: np.ndarray) -> str:
+        name = f"{name}.{array.dtype.name}"
+        self.weights[name] = array
+        return name
+
+    def _onnx_type(self, dtype: str) -> int:
+        return ONNX_TYPE[np.dtype(dtype or self.form.dtype)]
+
+    def _scale(self, name: str, scale: np.ndarray) -> str:
+        """Store scales in the form's dtype, which the values become.
+
+        Raises:
+            ConfigError: a scale is lost in that dtype.
+        """
+        kept = scale.astype(self.form.dtype)
+        if not (np.isfinite(kept) & (kept > 0)).all():
+            found = f"{scale.min():.3g} to {scale.max():.3g}"
+            raise ConfigError(f"scales of {name} must be positive {kept.dtype}, got {found}; leave it unquantized")
+        return self.weight(f"{name}.scale", kept)
+
+    def _dequantize_int4(self, name: str, weight: Int4Weight) -> str:
+        """Return (K, N): the form that TensorRT fuses into its GEMM and ONNX Runtime into MatMulNBits."""
+        values = self._store(f"{name}.T", np.ascontiguousarray(weight.values_KN).view(ml_dtypes.int4))
+        scale = self._scale(name, weight.scale_GN)
+        return self.op("DequantizeLinear", values, scale, axis=0, block_size=weight.group_size)
+
+    def _dequantize_int8(self, name: str, weight: Int8Weight) -> str:
+        """Return (K, N) with a scale for each output."""
+        values = self._store(f"{name}.T", np.ascontiguousarray(weight.values_KN))
+        return self.op("DequantizeLinear", values, self._scale(name, weight.scale_N), axis=1)
+
+    def _fake_quantize(self, x: str, scale: float) -> str:
+        """Round to eight bits by a scale found before; maps of one input share the pair, as q, k and v do."""
+        if (x, scale) not in self._rounded:
+            step, zero = self.scalar(scale), self.constant(np.array(0, np.int8))
+            values = self.op("QuantizeLinear", x, step, zero)
+            self._rounded[x, scale] = self.op("DequantizeLinear", values, step, zero)
+        return self._rounded[x, scale]
+
+    def _matmul_integers(self, x: str, name: str, weight: Int8Weight) -> str:
+        """Multiply in integers, the input rounded by its scale or, without one, each row by its own maximum.
+
+        Written out, since ONNX Runtime finds the integers in only some of the products that are told by pairs of
+        quantizing and dequantizing. The inputs lie around 128 in uint8: two signed matrices it multiplies ten times
+        slower than these.
+        """
+        values = self._store(f"{name}.T", np.ascontiguousarray(weight.values_KN))
+        rows, row_scale = self._round_rows(x, weight.input_scale)
+        sums = self.op("MatMulInteger", rows, values, self._middle())
+        y = self.op("Mul", self.op("Cast", sums, to=TensorProto.FLOAT), self._scale(name, weight.scale_N))
+        return self.op("Mul", y, row_scale)
+
+    def _round_rows(self, x: str, scale: float | None) -> tuple[str, str]:
+        """Return x in eight bits and its scale, or that of each row; maps of one input share them."""
+        if (x, scale) in self._rows:
+            return self._rows[x, scale]
+        if scale is not None:
+            step = self.scalar(scale)
+            rows = self.op("QuantizeLinear", x, step, self._middle())
+        else:
+            largest = self.op("ReduceMax", self.op("Abs", x), self.ints(-1), keepdims=1)
+            # A row of zeros has no maximum to go by; any scale keeps it zero.
+            step = self.op("Mul", self.op("Max", largest, self.scalar(1e-12)), self.scalar(1 / 127))
+            rounded = self.op("Add", self.op("Round", self.op("Div", x, step)), self.scalar(128))
+            rows = self.op("Cast", rounded, to=TensorProto.UINT8)
+        self._rows[x, scale] = (rows, step)
+        return rows, step
+
+    def _middle(self) -> str:
+        return self.constant(np.array(128, np.uint8))
 
 
 def _external(name: str, array: np.ndarray, offset: int) -> onnx.TensorProto:
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=array.shape)
+    tensor = TensorProto(name=name, data_type=ONNX_TYPE[array.dtype], dims=array.shape)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", array.nbytes)):
+    for key, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", num_bytes(array))):
         tensor.external_data.add(key=key, value=str(value))
     return tensor
+
+
+def num_bytes(array: np.ndarray) -> int:
+    """Return what an array takes in the weights file; two values of four bits share a byte."""
+    return -(-array.size // 2) if array.dtype == ml_dtypes.int4 else array.nbytes
+
+
+def pack(array: np.ndarray) -> np.ndarray:
+    """Return an array as it lies in the weights file; of two four-bit values the first is in the low bits."""
+    if array.dtype != ml_dtypes.int4:
+        return array
+    nibbles = array.reshape(-1).view(np.uint8) & 0xF
+    nibbles = np.append(nibbles, np.uint8(0)) if nibbles.size % 2 else nibbles
+    return nibbles[0::2] | (nibbles[1::2] << 4)

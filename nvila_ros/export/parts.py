@@ -1,42 +1,37 @@
-"""The three parts as ONNX graphs: vision, projector, and the decoder with its KV cache in append form.
+"""The parts as ONNX graphs and as files: vision and projector here, the decoder beside.
 
-The decoder takes the past keys and values token-major and gives only the new ones, so a runtime that binds `new` right
-behind `past` in one buffer appends without a copy. Rotary angles and the mask are inputs: the graph holds no length.
+Vision and projector stay two graphs also where a tile's features go straight from one to the other: with `dynamic_s2`
+the features of all scales are merged in between, and so every model takes one road, and the engine's seam is one.
 
-Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, L tokens in this call, T past
-tokens, M = T + L, D decoder width, A query heads, K kv heads, R = A / K, S head size, V vocabulary.
+Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, D decoder width.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import onnx
 
-from nvila_ros.export.graph import WEIGHTS_FILE, GraphPen
+from nvila_ros.export.decoder import draw_decoder
+from nvila_ros.export.graph import ORT, WEIGHTS_FILE, GraphForm, GraphPen, Weights, pack
 from nvila_ros.models.checkpoint import Checkpoint
-from nvila_ros.models.spec import DecoderSpec, ProjectorSpec, VisionSpec
+from nvila_ros.models.spec import ModelSpec, ProjectorSpec, VisionSpec
 
 ALIGNMENT = 64  # bytes; every weight starts on a cache line
-Weights = dict[str, np.ndarray]
 
 
-def draw_vision(spec: VisionSpec, weights: Weights) -> GraphPen:
+def draw_vision(spec: VisionSpec, weights: Weights, form: GraphForm = ORT) -> GraphPen:
     """Draw `tile` (N, 3, H, W) to `feat` (N, P, E)."""
-    pen = GraphPen("vision")
+    pen = GraphPen("vision", form.of("vision"))
     tile = pen.input("tile", ("N", 3, spec.image_px, spec.image_px))
     stem = "vision_tower.vision_model"
-    kernel, bias = (f"{stem}.embeddings.patch_embedding.{key}" for key in ("weight", "bias"))
-    strides = [spec.patch_px, spec.patch_px]
-    patches = pen.op(
-        "Conv", tile, pen.weight(kernel, weights[kernel]), pen.weight(bias, weights[bias]), strides=strides
-    )
+    kernel, bias = (pen.plain(f"{stem}.embeddings.patch_embedding.{key}", weights) for key in ("weight", "bias"))
+    patches = pen.op("Conv", tile, kernel, bias, strides=[spec.patch_px, spec.patch_px])
     x = pen.transpose(pen.reshape(patches, 0, spec.width, spec.num_patches), 0, 2, 1)
-    position = f"{stem}.embeddings.position_embedding.weight"
-    x = pen.op("Add", x, pen.weight(position, weights[position]))
+    x = pen.op("Add", x, pen.plain(f"{stem}.embeddings.position_embedding.weight", weights))
     for i in range(spec.num_live_layers):
         x = _vision_layer(pen, spec, weights, f"{stem}.encoder.layers.{i}", x)
     pen.output(x, "feat", ("N", spec.num_patches, spec.width))
@@ -63,9 +58,9 @@ def _vision_attention(pen: GraphPen, spec: VisionSpec, weights: Weights, name: s
     return pen.linear(pen.reshape(mixed, 0, spec.num_patches, spec.width), f"{name}.out_proj", weights)
 
 
-def draw_projector(spec: ProjectorSpec, grid: int, weights: Weights) -> GraphPen:
+def draw_projector(spec: ProjectorSpec, grid: int, weights: Weights, form: GraphForm = ORT) -> GraphPen:
     """Draw `feat` (N, P, E) to `visual` (N, G, D)."""
-    pen = GraphPen("projector")
+    pen = GraphPen("projector", form.of("projector"))
     e, r = spec.in_width, spec.downsample
     feat = pen.input("feat", ("N", grid * grid, e))
     x = _space_to_depth(pen, feat, grid, r, e)
@@ -91,84 +86,9 @@ def _space_to_depth(pen: GraphPen, feat: str, grid: int, r: int, e: int) -> str:
     return pen.reshape(x, -1, blocks * blocks, r * r * e)
 
 
-def draw_decoder(spec: DecoderSpec, weights: Weights) -> GraphPen:
-    """Draw `embeds` (L, D), `cos` and `sin` (L, S), `mask` (L, M) and the past to `logits` (V,) of the last token."""
-    pen = GraphPen("decoder")
-    x = pen.input("embeds", ("L", spec.width))
-    cos, sin = (pen.input(name, ("L", spec.head_size)) for name in ("cos", "sin"))
-    mask = pen.input("mask", ("L", "M"))
-    for i in range(spec.num_layers):
-        name = f"llm.model.layers.{i}"
-        normed = pen.rms_norm(x, f"{name}.input_layernorm", weights, spec.norm_eps)
-        x = pen.op("Add", x, _decoder_attention(pen, spec, weights, i, normed, (cos, sin, mask)))
-        normed = pen.rms_norm(x, f"{name}.post_attention_layernorm", weights, spec.norm_eps)
-        gate = pen.silu(pen.linear(normed, f"{name}.mlp.gate_proj", weights))
-        hidden = pen.op("Mul", gate, pen.linear(normed, f"{name}.mlp.up_proj", weights))
-        x = pen.op("Add", x, pen.linear(hidden, f"{name}.mlp.down_proj", weights))
-    last = pen.op("Gather", x, pen.constant(np.array(-1, np.int64)), axis=0)
-    normed = pen.rms_norm(last, "llm.model.norm", weights, spec.norm_eps)
-    head = "llm.model.embed_tokens.weight" if spec.is_tied else "llm.lm_head.weight"
-    logits = pen.op("MatMul", normed, pen.weight("llm.head.T", weights[head].T))
-    pen.output(logits, "logits", (spec.vocab_size,))
-    return pen
-
-
-def _decoder_attention(
-    pen: GraphPen, spec: DecoderSpec, weights: Weights, layer: int, x: str, tables: tuple[str, str, str]
-) -> str:
-    """Attend with the query heads of one kv head folded into rows, so keys and values are never repeated."""
-    cos, sin, mask = tables
-    s, num_kv = spec.head_size, spec.num_kv_heads
-    rows = spec.num_heads // num_kv
-    name = f"llm.model.layers.{layer}.self_attn"
-    q = pen.reshape(pen.linear(x, f"{name}.q_proj", weights), -1, spec.num_heads, s)
-    q = pen.op("Mul", _rotate(pen, q, cos, sin, s), pen.scalar(s**-0.5))
-    k, v = _append_past(pen, spec, weights, layer, x, (cos, sin))
-    q = pen.transpose(pen.reshape(q, -1, num_kv, rows, s), 1, 2, 0, 3)  # (K, R, L, S)
-    scores = pen.op("MatMul", pen.reshape(q, num_kv, -1, s), pen.transpose(k, 1, 2, 0))  # (K, R*L, M)
-    length = pen.op("Shape", scores)
-    by_row = pen.op("Concat", pen.ints(num_kv, rows, -1), pen.op("Slice", length, pen.ints(2), pen.ints(3)), axis=0)
-    share = pen.op("Softmax", pen.op("Add", pen.op("Reshape", scores, by_row), mask), axis=-1)
-    mixed = pen.op("MatMul", pen.op("Reshape", share, length), pen.transpose(v, 1, 0, 2))  # (K, R*L, S)
-    mixed = pen.transpose(pen.reshape(mixed, num_kv, rows, -1, s), 2, 0, 1, 3)  # (L, K, R, S)
-    return pen.linear(pen.reshape(mixed, -1, spec.width), f"{name}.o_proj", weights)
-
-
-def _append_past(
-    pen: GraphPen, spec: DecoderSpec, weights: Weights, layer: int, x: str, tables: tuple[str, str]
-) -> tuple[str, str]:
-    """Return all keys and values, (M, K, S) each, and declare the new ones as outputs."""
-    num_kv, s = spec.num_kv_heads, spec.head_size
-    both = []
-    for key in ("k", "v"):
-        new = pen.linear(x, f"llm.model.layers.{layer}.self_attn.{key}_proj", weights)
-        new = pen.reshape(new, -1, num_kv, s)
-        if key == "k":
-            new = _rotate(pen, new, *tables, s)
-        past = pen.input(f"past_{key}_{layer}", ("T", num_kv, s))
-        pen.output(new, f"new_{key}_{layer}", ("L", num_kv, s))
-        both.append(pen.op("Concat", past, new, axis=0))
-    return both[0], both[1]
-
-
-def _rotate(pen: GraphPen, x: str, cos: str, sin: str, head_size: int) -> str:
-    """Rotary positions on (L, heads, S); channel i pairs with i + S/2."""
-    half = head_size // 2
-    first = pen.op("Slice", x, pen.ints(0), pen.ints(half), pen.ints(2))
-    second = pen.op("Slice", x, pen.ints(half), pen.ints(head_size), pen.ints(2))
-    turned = pen.op("Concat", pen.op("Neg", second), first, axis=2)
-    along, across = (pen.op("Unsqueeze", table, pen.ints(1)) for table in (cos, sin))
-    return pen.op("Add", pen.op("Mul", x, along), pen.op("Mul", turned, across))
-
-
-def draw_parts(checkpoint: Checkpoint, weights: Weights) -> dict[str, GraphPen]:
-    """Draw every part of a checkpoint, by name."""
-    spec = checkpoint.spec
-    return {
-        "vision": draw_vision(spec.vision, weights),
-        "projector": draw_projector(spec.projector, spec.vision.grid, weights),
-        "decoder": draw_decoder(spec.decoder, weights),
-    }
+def draw_parts(spec: ModelSpec, weights: Weights, form: GraphForm = ORT) -> dict[str, GraphPen]:
+    """Draw every part of a model, by name."""
+    return {part: draw(form) for part, draw in _drawers(spec, weights).items()}
 
 
 def export_parts(checkpoint: Checkpoint, folder: Path) -> list[Path]:
@@ -176,27 +96,75 @@ def export_parts(checkpoint: Checkpoint, folder: Path) -> list[Path]:
 
     The manifest is written last, so a folder without one is an export that did not finish.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = draw_parts(checkpoint, checkpoint.load())
-    offsets = _write_weights(parts, folder / WEIGHTS_FILE)
-    paths = []
-    for name, pen in parts.items():
-        paths.append(folder / f"{name}.onnx")
-        onnx.save(pen.finish(offsets), paths[-1])
-        onnx.checker.check_model(str(paths[-1]), full_check=True)
-    manifest = {"model": checkpoint.spec.name, "precision": "fp32", "parts": [path.name for path in paths]}
+    paths = write_parts(checkpoint.spec, checkpoint.weights(), folder)
+    names = [path.name for path in paths if path.suffix == ".onnx"]
+    manifest = {"model": checkpoint.spec.name, "precision": "fp32", "parts": names}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    return [*paths, folder / WEIGHTS_FILE, folder / "manifest.json"]
+    return [*paths, folder / "manifest.json"]
 
 
-def _write_weights(parts: dict[str, GraphPen], path: Path) -> dict[str, int]:
-    offsets: dict[str, int] = {}
-    staged = path.with_suffix(".part")
-    with staged.open("wb") as file:
-        for pen in parts.values():
-            for name, array in pen.weights.items():
-                file.write(b"\0" * (-file.tell() % ALIGNMENT))
-                offsets[name] = file.tell()
-                file.write(array.tobytes())
-    os.replace(staged, path)
-    return offsets
+def write_parts(spec: ModelSpec, weights: Weights, folder: Path, forms: Iterable[GraphForm] = (ORT,)) -> list[Path]:
+    """Write the graphs of every form and one weights file that all of them read; return the paths, weights last.
+
+    Args:
+        spec: the model.
+        weights: arrays or quantized weights, by `part.key`.
+        folder: made where it is missing; files of the same names are replaced.
+        forms: each adds its graphs, and to the weights only what no form before it has.
+
+    Raises:
+        ConfigError: a weight cannot be told in one of the forms.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    models: dict[str, onnx.ModelProto] = {}
+    with WeightsFile(folder / WEIGHTS_FILE) as file:
+        for form in forms:
+            for part, draw in _drawers(spec, weights).items():
+                name = form.file_of(part)
+                if name not in models:
+                    models[name] = file.finish(draw(form))
+    return [*(_save(model, folder / name) for name, model in models.items()), folder / WEIGHTS_FILE]
+
+
+class WeightsFile:
+    """A file of weights that grows by what each graph adds to those before; it replaces an older one when closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offsets: dict[str, int] = {}
+
+    def __enter__(self) -> WeightsFile:
+        self._staged = self.path.with_suffix(".part").open("wb")
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._staged.close()
+        if kind is None:
+            os.replace(self._staged.name, self.path)
+        else:
+            Path(self._staged.name).unlink()
+
+    def finish(self, pen: GraphPen) -> onnx.ModelProto:
+        """Write what is new of a graph's weights and return the graph."""
+        for name, array in pen.weights.items():
+            if name not in self._offsets:
+                self._staged.write(b"\0" * (-self._staged.tell() % ALIGNMENT))
+                self._offsets[name] = self._staged.tell()
+                self._staged.write(pack(array).data)
+        return pen.finish(self._offsets)
+
+
+def _drawers(spec: ModelSpec, weights: Weights) -> dict[str, Callable[[GraphForm], GraphPen]]:
+    return {
+        "vision": lambda form: draw_vision(spec.vision, weights, form),
+        "projector": lambda form: draw_projector(spec.projector, spec.vision.grid, weights, form),
+        "decoder": lambda form: draw_decoder(spec.decoder, weights, form),
+    }
+
+
+def _save(model: onnx.ModelProto, path: Path) -> Path:
+    onnx.save(model, path)
+    # Writing needs no more of onnx than its messages; checking needs to know every operator.
+    if model.opset_import[0].version <= onnx.defs.onnx_opset_version():
+        onnx.checker.check_model(str(path), full_check=True)
+    return path

@@ -22,11 +22,29 @@ def prefill(engine: Engine, embeds_LD: np.ndarray, cache: Cache, check: Callable
     return logits_V
 
 
-def decode_greedy(engine: Engine, logits_V: np.ndarray, cache: Cache, stop_id: int) -> Iterator[int]:
-    """Yield the most likely token again and again, up to and without the stop token; never ends by itself otherwise."""
-    while (token := int(logits_V.argmax())) != stop_id:
+def decode_greedy(
+    engine: Engine, logits_V: np.ndarray, cache: Cache, *, stop_id: int | None, never: np.ndarray
+) -> Iterator[int]:
+    """Yield the most likely token again and again, up to and without the stop token; never ends by itself otherwise.
+
+    Args:
+        engine: runs the decoder.
+        logits_V: the logits after the prompt.
+        cache: holds the prompt.
+        stop_id: the stop token; without one, decoding goes on for as long as it is asked to.
+        never: ids that must not be sampled, such as those of media tokens inside the table.
+    """
+    while (token := most_likely(logits_V, never)) != stop_id:
         yield token
         logits_V = engine.forward(engine.embed(np.array([token])), cache)
+
+
+def most_likely(logits_V: np.ndarray, never: np.ndarray) -> int:
+    """Return the id of the greatest logit among those that may be sampled."""
+    if never.size:
+        logits_V = logits_V.copy()
+        logits_V[never] = -np.inf
+    return int(logits_V.argmax())
 
 
 def score_choices(

@@ -1,13 +1,17 @@
-"""Read and write checkpoints in NVILA's original layout: one folder with `llm/`, `vision_tower/`, `mm_projector/`.
+"""Read checkpoints in every layout that NVILA is published in.
 
-Safetensors only (a pickle can run code). Tensors are read one at a time from a memory map, so a caller that keeps a
-part never holds the whole file. No torch here. Source: the layout written by NVLabs/VILA, `model_type: llava_llama`.
+- original: a folder with `llm/`, `vision_tower/`, `mm_projector/` (`model_type: llava_llama`)
+- preview: the same three folders beside remote code that is not needed here (`model_type: vila`)
+- flat: one folder whose tensors carry the part's name (`model_type: nvila` or `nvila_lite`)
+
+Safetensors only: a pickle can run code. Opening reads configs and headers; tensors are read one at a time when they
+are asked for, so a caller holds what it keeps and one tensor more. No torch here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,45 +21,93 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.models.spec import DOWNSAMPLE_BY_PROJECTOR, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
+from nvila_ros.models.configs import check_preprocessor, complete_flat, read_spec
+from nvila_ros.models.shapes import expected_shapes, find_faults
+from nvila_ros.models.spec import ModelSpec
 
 PARTS = ("llm", "vision_tower", "mm_projector")
-IMAGE_MODES = ("resize", "dynamic")  # how a single image becomes tiles: stretched to one, or cut
+FLAT_TYPES = ("nvila", "nvila_lite")
+INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
+FLOATS = ("BF16", "F16", "F32", "F64")
+PICKLES = ("*.bin", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies and what it is; `dtype` in safetensors' spelling, such as BF16."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def read(self, dtype: Any = None) -> np.ndarray:
+        """Return the tensor, cast to `dtype` where one is given.
+
+        Raises:
+            CheckpointError: the file is truncated or not safetensors.
+        """
+        # Opened for each tensor: pages of a mapping that stays open would pile up to the size of the file.
+        with _open(self.file) as file:
+            array = file.get_tensor(self.name)
+        return array if dtype is None else array.astype(dtype, copy=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint: its spec is checked, its weights are still on disk."""
+    """An opened checkpoint: its spec is checked, its weights are still on disk.
+
+    Attributes:
+        layout: `original`, `preview` or `flat`.
+        config: the top `config.json`.
+        tensors: every tensor of the files by `part.key`.
+        tokenizer_folder: where the tokenizer's files lie.
+    """
 
     path: Path
     spec: ModelSpec
-    files_by_part: dict[str, tuple[Path, ...]]
+    layout: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    tokenizer_folder: Path
 
-    def tensors(self, *parts: str) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield `part.key` and the tensor as stored, one at a time; without names, of every part.
-
-        Raises:
-            CheckpointError: a file is truncated or not safetensors.
-        """
-        for part in parts or PARTS:
-            for path in self.files_by_part[part]:
-                yield from _read_file(path, part)
-
-    def load(self, *parts: str, dtype: Any = np.float32) -> dict[str, np.ndarray]:
-        """Return the tensors that reach an answer, by `part.key`, cast to `dtype`.
+    def weights(self, *parts: str, dtype: Any = np.float32) -> Weights:
+        """Return the tensors that reach an answer, of the named parts or of all, each read when it is asked for.
 
         Raises:
             CheckpointError: a tensor is missing or has a shape that the config denies.
         """
-        wanted = {k: s for k, s in expected_shapes(self.spec).items() if k.split(".", 1)[0] in (parts or PARTS)}
-        found = {k: v.astype(dtype) for k, v in self.tensors(*parts) if k in wanted}
-        missing = sorted(wanted.keys() - found.keys())
-        if missing:
-            raise CheckpointError(f"{self.path} lacks {len(missing)} tensors, first {missing[0]}; copy it anew")
-        for key, shape in wanted.items():
-            if found[key].shape != shape:
-                raise CheckpointError(f"{key} must be {shape} by the config, the file has {found[key].shape}")
-        return found
+        faults = find_faults(self.spec, {key: info.shape for key, info in self.tensors.items()})
+        if faults:
+            raise CheckpointError(f"{self.path}: {faults[0]}")
+        other = {info.dtype for info in self.tensors.values()} - set(FLOATS)
+        if other:
+            raise CheckpointError(f"{self.path}: weights must be of {list(FLOATS)}, got {sorted(other)} as well")
+        keys = [key for key in expected_shapes(self.spec) if key.split(".", 1)[0] in (parts or PARTS)]
+        return Weights({key: self.tensors[key] for key in keys}, dtype)
+
+    def load(self, *parts: str, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+        """Return `weights`, all read."""
+        return dict(self.weights(*parts, dtype=dtype))
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """Tensors by `part.key`, read from disk anew each time one is asked for."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], dtype: Any) -> None:
+        self._tensors, self._dtype = tensors, dtype
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._tensors[key].read(self._dtype)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -67,179 +119,121 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     root = Path(path)
     if not (root / "config.json").is_file():
         raise CheckpointError(f"a checkpoint is a folder with config.json, found none in {root}")
-    files = {part: _weight_files(root / part) for part in PARTS}
-    return Checkpoint(root, _read_spec(root), files)
-
-
-def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor that reaches an answer, by `part.key`."""
-    return {**_llm_shapes(spec.decoder), **_vision_shapes(spec.vision), **_projector_shapes(spec.projector)}
-
-
-def _read_spec(root: Path) -> ModelSpec:
-    top = _read_json(root / "config.json")
-    _check_encoders(root, top)
-    vision, llm, projector = (_part_config(root, top, part) for part in ("vision_tower", "llm", "mm_projector"))
-    try:
-        return ModelSpec(
-            name=root.name,
-            vision=_vision_spec(vision, top.get("mm_vision_select_layer", -2)),
-            projector=_projector_spec(projector, top["mm_hidden_size"], llm["hidden_size"]),
-            decoder=_decoder_spec(llm),
-            image_mode=top.get("image_aspect_ratio") or "resize",
-            num_video_frames=top.get("num_video_frames") or 8,
-            dtype=str(top.get("model_dtype", "torch.bfloat16")).removeprefix("torch."),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"the configs in {root} lack the key {error}") from error
-
-
-def _check_encoders(root: Path, top: dict[str, Any]) -> None:
-    """Refuse what would load and then answer otherwise than the checkpoint was trained to."""
-    mode = top.get("image_aspect_ratio") or "resize"
-    if top.get("s2") or top.get("dynamic_s2") or mode not in IMAGE_MODES:
-        raise CheckpointError(f"{root} cuts images by {mode!r}; implemented are {list(IMAGE_MODES)} without s2")
-    for key in ("image_encoder", "video_encoder"):
-        # Upstream writes these as JSON in a string; its class name is all that matters here.
-        encoder = str(top.get(key) or "Basic")
-        if "Basic" not in encoder:
-            raise CheckpointError(f"{root} has the {key} {encoder}; implemented are the Basic ones")
-
-
-def _part_config(root: Path, top: dict[str, Any], part: str) -> dict[str, Any]:
-    own = root / part / "config.json"
-    return _read_json(own) if own.is_file() else top.get(f"{part}_cfg") or {}
-
-
-def _vision_spec(config: dict[str, Any], select_layer: int) -> VisionSpec:
-    num_layers = config["num_hidden_layers"]
-    # hidden_states holds the embeddings first, so entry -2 is the output of the last layer but one.
-    num_live = num_layers + 1 + select_layer if select_layer < 0 else select_layer
-    return VisionSpec(
-        width=config["hidden_size"],
-        num_layers=num_layers,
-        num_heads=config["num_attention_heads"],
-        mlp_width=config["intermediate_size"],
-        image_px=config["image_size"],
-        patch_px=config["patch_size"],
-        num_live_layers=num_live,
-        norm_eps=config.get("layer_norm_eps", 1e-6),
-    )
-
-
-def _projector_spec(config: dict[str, Any], in_width: int, out_width: int) -> ProjectorSpec:
-    kind = config["mm_projector_type"]
-    if kind not in DOWNSAMPLE_BY_PROJECTOR:
-        raise CheckpointError(f"unknown projector kind {kind!r}; known are {sorted(DOWNSAMPLE_BY_PROJECTOR)}")
-    return ProjectorSpec(kind=kind, in_width=in_width, out_width=out_width)
-
-
-def _decoder_spec(config: dict[str, Any]) -> DecoderSpec:
-    if config.get("model_type") != "qwen2":
-        raise CheckpointError(f"the language model must be of type qwen2, got {config.get('model_type')!r}")
-    return DecoderSpec(
-        width=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=config["num_attention_heads"],
-        num_kv_heads=config["num_key_value_heads"],
-        mlp_width=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        rope_theta=config.get("rope_theta", 1e6),
-        is_tied=bool(config.get("tie_word_embeddings")),
-        max_positions=config.get("max_position_embeddings", 32768),
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable as JSON: {error}") from error
-
-
-def _weight_files(folder: Path) -> tuple[Path, ...]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    top = read_object(root / "config.json")
+    layout = find_layout(root, top)
+    if layout == "flat":
+        tensors = _read_folder(root, "")
+        top = complete_flat(root.name, top, {key: info.shape for key, info in tensors.items()})
     else:
-        names = ["model.safetensors"]
-    files = tuple(folder / Path(name).name for name in names)
-    for path in files:
+        tensors = {key: info for part in PARTS for key, info in _read_folder(root / part, f"{part}.").items()}
+    spec = read_spec(root.name, top, **part_configs(root, top, layout))
+    processor = (root if layout == "flat" else root / "vision_tower") / "preprocessor_config.json"
+    if processor.is_file():
+        check_preprocessor(read_object(processor), spec.vision.image_px)
+    return Checkpoint(
+        path=root,
+        spec=spec,
+        layout=layout,
+        config=top,
+        tensors=tensors,
+        tokenizer_folder=root if layout == "flat" else root / "llm",
+    )
+
+
+def find_layout(root: Path, top: Mapping[str, Any]) -> str:
+    """Return `original`, `preview` or `flat`.
+
+    Raises:
+        CheckpointError: it is none of them.
+    """
+    kind = top.get("model_type")
+    if kind in FLAT_TYPES or ("text_config" in top and "vision_config" in top):
+        lacking = [key for key in ("text_config", "vision_config") if not isinstance(top.get(key), dict)]
+        if lacking:
+            raise CheckpointError(f"{root / 'config.json'} of type {kind!r} lacks {lacking}")
+        return "flat"
+    if all((root / part).is_dir() for part in PARTS):
+        return "preview" if kind == "vila" else "original"
+    raise CheckpointError(
+        f"{root} is of no known layout: it has neither the folders {list(PARTS)} nor a config of type "
+        f"{' or '.join(FLAT_TYPES)} (model_type is {kind!r})"
+    )
+
+
+def part_configs(root: Path, top: Mapping[str, Any], layout: str) -> dict[str, Mapping[str, Any]]:
+    """Return the configs of the parts, by the names that `read_spec` takes them under.
+
+    Raises:
+        CheckpointError: one is not readable.
+    """
+    if layout == "flat":
+        return {"vision": top["vision_config"], "llm": top["text_config"], "projector": top["mm_projector_cfg"]}
+    own = {part: root / part / "config.json" for part in PARTS}
+    found = {part: read_object(path) if path.is_file() else top.get(f"{part}_cfg") or {} for part, path in own.items()}
+    return {"vision": found["vision_tower"], "llm": found["llm"], "projector": found["mm_projector"]}
+
+
+def weight_names(folder: Path) -> list[str]:
+    """Return the names of a folder's weight files, whether they are there or not.
+
+    Raises:
+        CheckpointError: the index is not readable or names no file.
+    """
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return [WEIGHTS_FILE]
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} names no weight files; copy it anew")
+    return sorted({Path(str(name)).name for name in weight_map.values()})  # an index may not point out of its folder
+
+
+def read_header(path: Path, prefix: str) -> dict[str, TensorInfo]:
+    """Return every tensor of a weight file by its key, without reading any.
+
+    Raises:
+        CheckpointError: the file is truncated or not safetensors.
+    """
+    tensors = {}
+    with _open(path) as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            part = file.get_slice(name)
+            tensors[prefix + name] = TensorInfo(path, name, part.get_dtype(), tuple(part.get_shape()))
+    return tensors
+
+
+def find_pickles(folder: Path) -> list[str]:
+    """Return the names of a folder's pickled weights, which are never read."""
+    return sorted(path.name for kind in PICKLES for path in folder.glob(kind))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file is not readable, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable as JSON: {error}; copy it anew") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}; copy it anew")
+    return value
+
+
+def _read_folder(folder: Path, prefix: str) -> dict[str, TensorInfo]:
+    paths = [folder / name for name in weight_names(folder)]
+    for path in paths:
         if not path.is_file():
-            pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+            pickles = find_pickles(folder)
             hint = f"; found {pickles}, but pickles can run code: convert to safetensors" if pickles else ""
             raise CheckpointError(f"weights are missing: {path}{hint}")
-    return files
+    return {key: info for path in paths for key, info in read_header(path, prefix).items()}
 
 
-def _read_file(path: Path, part: str) -> Iterator[tuple[str, np.ndarray]]:
+def _open(path: Path) -> Any:
     try:
-        with safe_open(path, "np") as file:
-            for key in file.keys():  # noqa: SIM118 - not a mapping
-                yield f"{part}.{key}", file.get_tensor(key)
-    except SafetensorError as error:
+        return safe_open(path, "np")
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or not safetensors ({error}); copy it anew") from error
-
-
-def _llm_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
-    d, kv, h = spec.width, spec.num_kv_heads * spec.head_size, spec.mlp_width
-    layer: dict[str, tuple[int, ...]] = {
-        **_linear("self_attn.q_proj", d, d),
-        **_linear("self_attn.k_proj", kv, d),
-        **_linear("self_attn.v_proj", kv, d),
-        "self_attn.o_proj.weight": (d, d),
-        "mlp.gate_proj.weight": (h, d),
-        "mlp.up_proj.weight": (h, d),
-        "mlp.down_proj.weight": (d, h),
-        "input_layernorm.weight": (d,),
-        "post_attention_layernorm.weight": (d,),
-    }
-    shapes: dict[str, tuple[int, ...]] = {
-        "llm.model.embed_tokens.weight": (spec.vocab_size, d),
-        "llm.model.norm.weight": (d,),
-    }
-    if not spec.is_tied:
-        shapes["llm.lm_head.weight"] = (spec.vocab_size, d)
-    return shapes | _repeat("llm.model.layers", spec.num_layers, layer)
-
-
-def _vision_shapes(spec: VisionSpec) -> dict[str, tuple[int, ...]]:
-    e, h, p = spec.width, spec.mlp_width, spec.patch_px
-    layer = {
-        **_norm("layer_norm1", e),
-        **_norm("layer_norm2", e),
-        **_linear("mlp.fc1", h, e),
-        **_linear("mlp.fc2", e, h),
-    }
-    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        layer |= _linear(f"self_attn.{name}", e, e)
-    stem = "vision_tower.vision_model"
-    return {
-        f"{stem}.embeddings.patch_embedding.weight": (e, 3, p, p),
-        f"{stem}.embeddings.patch_embedding.bias": (e,),
-        f"{stem}.embeddings.position_embedding.weight": (spec.num_patches, e),
-    } | _repeat(f"{stem}.encoder.layers", spec.num_live_layers, layer)
-
-
-def _projector_shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
-    merged, d = spec.downsample**2 * spec.in_width, spec.out_width
-    shapes = _norm("1", merged)
-    if spec.kind == "mlp_downsample_3x3_fix":
-        middle = 3 * spec.in_width
-        shapes |= _linear("2", middle, merged) | _norm("4", middle) | _linear("5", d, middle) | _linear("7", d, d)
-    else:
-        shapes |= _linear("2", d, merged) | _linear("4", d, d)
-    return {f"mm_projector.layers.{key}": shape for key, shape in shapes.items()}
-
-
-def _linear(name: str, out_width: int, in_width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (out_width, in_width), f"{name}.bias": (out_width,)}
-
-
-def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _repeat(stem: str, count: int, layer: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    return {f"{stem}.{i}.{key}": shape for i in range(count) for key, shape in layer.items()}

@@ -148,7 +148,8 @@ def attend(q_BALS: Tensor, k_BKMS: Tensor, v_BKMS: Tensor) -> Tensor:
 def rotary_tables(spec: DecoderSpec, start: int, end: int) -> tuple[Tensor, Tensor]:
     """Return cos and sin of positions [start, end), (L, S) fp32 each; both halves of S hold the same angles."""
     exponent = torch.arange(0, spec.head_size, 2, dtype=torch.float32) / spec.head_size
-    angle = torch.arange(start, end, dtype=torch.float32)[:, None] / spec.rope_theta**exponent
+    frequency = 1.0 / spec.rope_theta**exponent  # rounded before the product, as the checkpoints were trained
+    angle = torch.arange(start, end, dtype=torch.float32)[:, None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
 

@@ -75,7 +75,9 @@ class Attention(nn.Module):
     def forward(self, x_NPE: Tensor) -> Tensor:
         """Return (N, P, E)."""
         q_NAPS, k_NAPS, v_NAPS = (self._heads(f(x_NPE)) for f in (self.q_proj, self.k_proj, self.v_proj))
-        mixed_NAPS = functional.scaled_dot_product_attention(q_NAPS, k_NAPS, v_NAPS)
+        # Written out, not fused: so the features are the reference's to the bit.
+        score_NAPP = q_NAPS @ k_NAPS.transpose(2, 3) * q_NAPS.shape[-1] ** -0.5
+        mixed_NAPS = score_NAPP.softmax(-1) @ v_NAPS
         return self.out_proj(mixed_NAPS.transpose(1, 2).flatten(2))
 
     def _heads(self, x_NPE: Tensor) -> Tensor:

@@ -6,11 +6,23 @@ Source: NVILA (arXiv 2412.04468) and the configs published with NVLabs/VILA.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from nvila_ros.errors import CheckpointError
 
-# Space-to-depth factor of each projector kind; the file's layer numbers follow from the kind (see projector_layers).
+IMAGE_MODES = ("resize", "dynamic", "dynamic_s2")
+"""How a single image becomes tiles: stretched to one, cut into a grid and a thumbnail, or cut at several scales."""
+VIDEO_MODES = ("video", "images")
+"""How a clip is shown: through the video encoder, which may pool it, or each frame as an image of its own."""
+PIXEL_DTYPES = ("float32", "float16")
+"""What pixels are rounded to before the tower; upstream's half-precision path rounds them to float16."""
+Pool = tuple[int, int, int]
+"""Frames, rows and columns of visual tokens that are averaged into one."""
+NO_POOL: Pool = (1, 1, 1)
+
+# Space-to-depth factor of each projector kind; the layer numbers in a file follow from the kind.
 DOWNSAMPLE_BY_PROJECTOR = {
     "mlp_downsample": 2,
     "mlp_downsample_2x2_fix": 2,
@@ -31,6 +43,11 @@ class VisionSpec:
     num_live_layers: int
     norm_eps: float = 1e-6
 
+    def __post_init__(self) -> None:
+        """Check that every size is one."""
+        _whole(self, "width", "num_layers", "num_heads", "mlp_width", "image_px", "patch_px")
+        _positive(self, "norm_eps")
+
     @property
     def grid(self) -> int:
         """Patches along one side of a tile."""
@@ -49,6 +66,10 @@ class ProjectorSpec:
     kind: str
     in_width: int
     out_width: int
+
+    def __post_init__(self) -> None:
+        """Check that every size is one."""
+        _whole(self, "in_width", "out_width")
 
     @property
     def downsample(self) -> int:
@@ -71,6 +92,12 @@ class DecoderSpec:
     max_positions: int
     norm_eps: float = 1e-6
 
+    def __post_init__(self) -> None:
+        """Check that every size is one."""
+        names = ("width", "num_layers", "num_heads", "num_kv_heads", "mlp_width", "vocab_size", "max_positions")
+        _whole(self, *names)
+        _positive(self, "norm_eps", "rope_theta")
+
     @property
     def head_size(self) -> int:
         """Channels of one attention head."""
@@ -78,13 +105,38 @@ class DecoderSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Wrap:
+    """Text that an encoder puts around visual tokens, tokenized on its own.
+
+    Attributes:
+        start: before each tile or frame.
+        end: behind each tile or frame.
+        sep: behind each pooling level of a clip.
+    """
+
+    start: str = ""
+    end: str = "\n"
+    sep: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A whole NVILA.
 
     Attributes:
-        image_mode: `image_aspect_ratio` upstream; how a single image becomes tiles.
+        image_mode: `image_aspect_ratio` upstream, one of `IMAGE_MODES`.
+        min_tiles: fewest tiles that `dynamic` cuts an image into, without the thumbnail.
+        max_tiles: most tiles of a cut image, without thumbnail and smaller scales.
+        scales: sides in px at which `dynamic_s2` shows an image, ascending; the last follows the image's aspect.
+            Empty in the other modes.
+        merge_scale: index of the scale to whose map the features of all scales are resized.
+        video_mode: one of `VIDEO_MODES`.
+        video_pools: pooling levels of the video encoder; their tokens follow one another.
+        image_wrap: what stands around the tokens of a tile or image.
+        video_wrap: what stands around the tokens of a frame, after pooling.
         num_video_frames: frames that a video is sampled to by default.
-        dtype: dtype of the weights in the file.
+        pixel_dtype: one of `PIXEL_DTYPES`.
+        dtype: dtype of the weights, as the config states it.
     """
 
     name: str
@@ -94,25 +146,134 @@ class ModelSpec:
     image_mode: str
     num_video_frames: int
     dtype: str
+    min_tiles: int = 1
+    max_tiles: int = 12
+    scales: tuple[int, ...] = ()
+    merge_scale: int = -1
+    video_mode: str = "video"
+    video_pools: tuple[Pool, ...] = (NO_POOL,)
+    image_wrap: Wrap = Wrap()
+    video_wrap: Wrap = Wrap()
+    pixel_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
+        _whole(self, "num_video_frames", "min_tiles", "max_tiles")
         vision, projector, decoder = self.vision, self.projector, self.decoder
         _divides("image size", vision.image_px, "patch size", vision.patch_px)
         _divides("vision width", vision.width, "vision heads", vision.num_heads)
         _divides("decoder width", decoder.width, "attention heads", decoder.num_heads)
         _divides("attention heads", decoder.num_heads, "kv heads", decoder.num_kv_heads)
+        _divides("the decoder's head size", decoder.head_size, "halves, which rotate together", 2)
         if projector.out_width != decoder.width:
             raise CheckpointError(
                 f"the projector must write the decoder's width, got {projector.out_width} and {decoder.width}"
             )
+        if projector.in_width != vision.width * max(len(self.scales), 1):
+            raise CheckpointError(
+                f"the projector must read the vision width of each scale, got {projector.in_width}, "
+                f"{vision.width} and {max(len(self.scales), 1)} scales"
+            )
+        _one_of("tiling kind (image_aspect_ratio)", self.image_mode, IMAGE_MODES)
+        _one_of("video mode", self.video_mode, VIDEO_MODES)
+        _one_of("pixel dtype", self.pixel_dtype, PIXEL_DTYPES)
+        if self.min_tiles > self.max_tiles:
+            raise CheckpointError(f"min_tiles must not exceed max_tiles, got {self.min_tiles} and {self.max_tiles}")
+        self._check_scales()
+        self._check_pools()
+
+    def _check_scales(self) -> None:
+        if (self.image_mode == "dynamic_s2") != bool(self.scales):
+            raise CheckpointError(f"scales go with dynamic_s2 alone, got {self.scales} and {self.image_mode!r}")
+        for scale in self.scales:
+            _divides("a scale", scale, "image size", self.vision.image_px)
+        if list(self.scales) != sorted(set(self.scales)):
+            raise CheckpointError(f"scales must ascend, got {self.scales}")
+        if self.scales and self.scales[0] != self.vision.image_px:
+            raise CheckpointError(
+                f"the first scale must be the image size {self.vision.image_px}, got {self.scales[0]}"
+            )
+        is_index = type(self.merge_scale) is int and -len(self.scales) <= self.merge_scale < len(self.scales)
+        if self.scales and not is_index:
+            raise CheckpointError(f"merge_scale must be an index of {self.scales}, got {self.merge_scale}")
+        if self.scales and (self.scales[-1] // self.vision.image_px) ** 2 > self.max_tiles:
+            raise CheckpointError(
+                f"max_tiles must hold the last scale's {(self.scales[-1] // self.vision.image_px) ** 2} tiles, "
+                f"got {self.max_tiles}"
+            )
+
+    def _check_pools(self) -> None:
+        if not self.video_pools:
+            raise CheckpointError("video_pools must name at least one level, got none")
+        for frames, rows, columns in self.video_pools:
+            if min(frames, rows, columns) < 1:
+                raise CheckpointError(f"a pool must hold whole numbers >= 1, got {(frames, rows, columns)}")
+            _divides("rows of visual tokens", self.token_grid, "the pool's rows", rows)
+            _divides("columns of visual tokens", self.token_grid, "the pool's columns", columns)
+
+    @property
+    def token_grid(self) -> int:
+        """Visual tokens along one side of a tile."""
+        return -(-self.vision.grid // self.projector.downsample)
 
     @property
     def tokens_per_tile(self) -> int:
         """Visual tokens of one tile, without the newline that follows each tile."""
-        return (-(-self.vision.grid // self.projector.downsample)) ** 2
+        return self.token_grid**2
+
+    @property
+    def frames_per_group(self) -> int:
+        """A pooled clip's number of frames must be a multiple of this."""
+        return math.lcm(*(frames for frames, _, _ in self.video_pools))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides:
+    """What a user may choose beside the checkpoint; the defaults are as published.
+
+    Attributes:
+        video_mode: one of `VIDEO_MODES`.
+        pixel_dtype: one of `PIXEL_DTYPES`.
+        max_tiles: most tiles of a cut image; 0 leaves the checkpoint's own number.
+    """
+
+    video_mode: str = VIDEO_MODES[0]
+    pixel_dtype: str = PIXEL_DTYPES[0]
+    max_tiles: int = 0
+
+    def apply(self, spec: ModelSpec) -> ModelSpec:
+        """Return the spec with what is chosen here.
+
+        Raises:
+            CheckpointError: a value does not suit the checkpoint.
+        """
+        tiles = self.max_tiles or spec.max_tiles
+        return replace(spec, video_mode=self.video_mode, pixel_dtype=self.pixel_dtype, max_tiles=tiles)
+
+
+PUBLISHED = Overrides()
+"""Everything as the checkpoint was published."""
 
 
 def _divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
     if part <= 0 or whole % part:
         raise CheckpointError(f"{whole_name} must be a multiple of {part_name}, got {whole} and {part}")
+
+
+def _whole(spec: object, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{name} must be a whole number >= 1, got {value!r}")
+
+
+def _positive(spec: object, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise CheckpointError(f"{name} must be a number above 0, got {value!r}")
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise CheckpointError(f"unknown {name} {value!r}; known are {list(known)}")

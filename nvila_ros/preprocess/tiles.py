@@ -22,6 +22,7 @@ def frame_tile(image: np.ndarray, tile_px: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((tile_px, tile_px), Image.Resampling.BICUBIC))
 
 
-def normalize_tiles(tiles: Sequence[np.ndarray]) -> np.ndarray:
-    """Return (N, 3, tile_px, tile_px) float32 in [-1, 1] of N uint8 RGB tiles."""
-    return _LEVELS[np.stack(tiles).transpose(0, 3, 1, 2)]
+def normalize_tiles(tiles: Sequence[np.ndarray], pixel_dtype: str = "float32") -> np.ndarray:
+    """Return (N, 3, tile_px, tile_px) float32 in [-1, 1] of N uint8 RGB tiles, rounded to `pixel_dtype`."""
+    levels = _LEVELS.astype(pixel_dtype).astype(np.float32)
+    return levels[np.stack(tiles).transpose(0, 3, 1, 2)]

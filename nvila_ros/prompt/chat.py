@@ -1,18 +1,18 @@
 """The prompt that NVILA was trained on: ChatML with media in the user's turn.
 
-Visual tokens stand in the ids as `PLACEHOLDER`, one per row that the projector gives; the newline that follows each
-tile or frame is an ordinary id. The user's text is tokenized piece by piece between specials, so a newline
-and the text after it merge as they do upstream. Source: NVLabs/VILA `qwen2` conversation and `media_encoder.py`.
+Visual tokens stand in the ids as `PLACEHOLDER`, one per row that the projector gives; what an encoder puts around them
+is ordinary ids. The user's text is tokenized piece by piece between specials and media, so a newline and the text after
+it merge as they do upstream. Source: NVLabs/VILA `qwen2` conversation, `media.py` and `media_encoder.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from nvila_ros.errors import QueryError
-from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.prompt.tokenizer import MEDIA_NAMES, ChatTokenizer
 
 PLACEHOLDER = -1
 SYSTEM = "You are a helpful assistant"  # without a final period, as in the checkpoints' chat template
@@ -20,38 +20,38 @@ SYSTEM = "You are a helpful assistant"  # without a final period, as in the chec
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """What one user turn shows.
+    """One media token of upstream's prompt: an image, a tile of one, or a clip.
 
     Attributes:
-        tokens_per_block: visual tokens of each tile, image or pooled frame, in prompt order.
-        has_text_newline: a single image cut into tiles has a text newline behind each tile besides the embedded one.
+        layout: in prompt order, numbers of visual tokens, and text that stands around them, tokenized on its own.
     """
 
-    tokens_per_block: tuple[int, ...] = ()
-    has_text_newline: bool = False
+    layout: tuple[int | str, ...]
+
+    @property
+    def num_visual(self) -> int:
+        """Visual tokens to come."""
+        return sum(run for run in self.layout if isinstance(run, int))
 
 
-def build_prompt(tokenizer: ChatTokenizer, question: str, media: Media) -> np.ndarray:
-    """Return the ids of a whole prompt, (L,) int64, ready for the answer's first token.
-
-    Raises:
-        QueryError: the question is empty.
-    """
-    question = question.strip()
-    if not question:
-        raise QueryError("a question must hold text, got none")
-    return np.array(open_chat(tokenizer, media, question) + answer_frame(tokenizer), dtype=np.int64)
+Part = str | Media
+"""What a user's turn is made of: text and media in any order."""
 
 
-def open_chat(tokenizer: ChatTokenizer, media: Media, question: str) -> list[int]:
+def build_prompt(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> np.ndarray:
+    """Return the ids of a whole prompt, (L,) int64, ready for the answer's first token."""
+    return np.array(open_chat(tokenizer, parts) + answer_frame(tokenizer), dtype=np.int64)
+
+
+def open_chat(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
     """Return system turn and first user turn, up to and without the user's `<|im_end|>`."""
     system = [tokenizer.im_start, *tokenizer.encode(f"system\n{SYSTEM}"), tokenizer.im_end]
-    return [*system, *tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, media, question)]
+    return [*system, *tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, parts)]
 
 
 def next_turn(tokenizer: ChatTokenizer, question: str) -> list[int]:
     """Return what follows an answer's `<|im_end|>` when the user asks on, without the closing frame."""
-    return [*tokenizer.encode("\n"), tokenizer.im_start, *tokenizer.encode(f"user\n{question.strip()}")]
+    return [*tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, [question])]
 
 
 def answer_frame(tokenizer: ChatTokenizer) -> list[int]:
@@ -59,15 +59,39 @@ def answer_frame(tokenizer: ChatTokenizer) -> list[int]:
     return [tokenizer.im_end, *tokenizer.encode("\n"), tokenizer.im_start, *tokenizer.encode("assistant\n")]
 
 
-def _user(tokenizer: ChatTokenizer, media: Media, question: str) -> list[int]:
-    if not media.tokens_per_block:
-        return tokenizer.encode(f"user\n{question}")
-    newline = tokenizer.encode("\n")
-    ids = tokenizer.encode("user\n")
-    last = len(media.tokens_per_block) - 1
-    for i, num_tokens in enumerate(media.tokens_per_block):
-        ids += [PLACEHOLDER] * num_tokens + newline
-        if media.has_text_newline and i < last:
-            ids += newline
-    # The last text newline is one string with the question: "\n" + "\nx" is a token of its own.
-    return ids + tokenizer.encode(f"\n{question}" if media.has_text_newline else question)
+def _user(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
+    texts, media = _split(parts)
+    texts[0] = "user\n" + texts[0]
+    ids = tokenizer.encode(texts[0])
+    for shown, text in zip(media, texts[1:], strict=True):
+        ids += [i for run in shown.layout for i in _run(tokenizer, run)] + tokenizer.encode(text)
+    return ids
+
+
+def _split(parts: Sequence[Part]) -> tuple[list[str], list[Media]]:
+    """Return the texts before, between and behind the media; the turn as a whole is stripped of outer blanks.
+
+    Adjacent texts are one string: a newline and a text that begins with one share a token.
+    """
+    texts, media = [""], []
+    for part in parts:
+        if isinstance(part, Media):
+            media.append(part)
+            texts.append("")
+        else:
+            texts[-1] += without_media_names(part)
+    texts[0] = texts[0].lstrip()
+    texts[-1] = texts[-1].rstrip()
+    return texts, media
+
+
+def without_media_names(text: str) -> str:
+    """Return a user's text without literal media tokens, which upstream takes out as well."""
+    for name in MEDIA_NAMES:
+        if name in text:
+            text = text.replace(name, "").strip()
+    return text
+
+
+def _run(tokenizer: ChatTokenizer, run: int | str) -> list[int]:
+    return [PLACEHOLDER] * run if isinstance(run, int) else tokenizer.encode_marked(run)

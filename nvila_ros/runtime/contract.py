@@ -9,11 +9,26 @@ width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
 
+from nvila_ros.models.quantized import Weight
 from nvila_ros.models.spec import ModelSpec
+
+
+class Source(Protocol):
+    """What an engine is loaded from: an opened checkpoint, or what was built of one."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The shapes and choices."""
+        ...
+
+    def weights(self) -> Mapping[str, Weight]:
+        """Return the tensors by `part.key`; each may be read anew when it is asked for."""
+        ...
 
 
 class Cache(Protocol):

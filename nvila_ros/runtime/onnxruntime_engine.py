@@ -8,19 +8,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import ml_dtypes
 import numpy as np
 
 # Wheels from PyPI report usage to their vendor unless they are told before they load; nothing here uses the network.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
-from nvila_ros.export.graph import GraphPen
+from nvila_ros.export.graph import GraphPen, pack
 from nvila_ros.export.parts import draw_decoder, draw_projector, draw_vision
-from nvila_ros.models.checkpoint import Checkpoint
+from nvila_ros.models.quantized import as_array, name_precision
 from nvila_ros.models.spec import DecoderSpec
+from nvila_ros.runtime.contract import Source
 from nvila_ros.runtime.rotary import causal_mask, rotary_tables
 
 PROVIDERS = ["CPUExecutionProvider"]
+INT4 = np.dtype(ml_dtypes.int4)
 
 
 class AppendCache:
@@ -43,15 +46,14 @@ class AppendCache:
 class OnnxRuntimeEngine:
     """`Engine` over three sessions."""
 
-    precision = "fp32"
-
-    def __init__(self, checkpoint: Checkpoint, threads: int = 0) -> None:
-        self.spec = checkpoint.spec
-        weights = checkpoint.load()
+    def __init__(self, source: Source, threads: int = 0) -> None:
+        self.spec = source.spec
+        weights = source.weights()
+        self.precision = name_precision(weights)
         self._vision = _session(draw_vision(self.spec.vision, weights), threads)
         self._projector = _session(draw_projector(self.spec.projector, self.spec.vision.grid, weights), threads)
         self._decoder = _session(draw_decoder(self.spec.decoder, weights), threads)
-        self._embedding_VD = weights["llm.model.embed_tokens.weight"]
+        self._embedding_VD = as_array(weights, "llm.model.embed_tokens.weight")
         self._cos, self._sin = rotary_tables(self.spec.decoder, self.spec.decoder.max_positions)
 
     def vision(self, tile_NCHW: np.ndarray) -> np.ndarray:
@@ -64,7 +66,7 @@ class OnnxRuntimeEngine:
 
     def embed(self, ids_L: np.ndarray) -> np.ndarray:
         """Return the embeddings of token ids, (L, D)."""
-        return self._embedding_VD[ids_L]
+        return self._embedding_VD[ids_L].astype(np.float32, copy=False)
 
     def new_cache(self, capacity: int) -> AppendCache:
         """Return an empty cache for `capacity` tokens."""
@@ -93,9 +95,9 @@ class OnnxRuntimeEngine:
         return logits_V
 
 
-def load(checkpoint: Checkpoint, threads: int = 0) -> OnnxRuntimeEngine:
-    """Load a checkpoint; `threads` 0 takes every core."""
-    return OnnxRuntimeEngine(checkpoint, threads)
+def load(source: Source, threads: int = 0) -> OnnxRuntimeEngine:
+    """Load a checkpoint or build; `threads` 0 takes every core."""
+    return OnnxRuntimeEngine(source, threads)
 
 
 def _session(pen: GraphPen, threads: int) -> ort.InferenceSession:
@@ -103,10 +105,21 @@ def _session(pen: GraphPen, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     # A thread that spins while it waits takes its core from the camera's callbacks.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in pen.weights.values()]
-    options.add_external_initializers(list(pen.weights), values)
-    graph = pen.finish(dict.fromkeys(pen.weights, 0)).SerializeToString()
-    return ort.InferenceSession(graph, options, providers=PROVIDERS)
+    # This is the reference runtime: by default the inputs of four-bit maps are rounded to eight bits as well.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    model = pen.finish(dict.fromkeys(pen.weights, 0))
+    plain = {name: array for name, array in pen.weights.items() if array.dtype != INT4}
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in plain.values()]
+    options.add_external_initializers(list(plain), values)
+    packed = {name: pack(array) for name, array in pen.weights.items() if array.dtype == INT4}
+    # Four-bit tensors have no numpy form that the runtime takes: each is handed over as a file in memory.
+    for tensor in model.graph.initializer:
+        if tensor.name in packed:
+            next(entry for entry in tensor.external_data if entry.key == "location").value = tensor.name
+    if packed:
+        lengths = [len(data) for data in packed.values()]
+        options.add_external_initializers_from_files_in_memory(list(packed), list(packed.values()), lengths)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=PROVIDERS)
 
 
 def _bind(bind: Callable[..., None], name: str, array: np.ndarray) -> None:

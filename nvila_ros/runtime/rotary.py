@@ -10,7 +10,8 @@ from nvila_ros.models.spec import DecoderSpec
 def rotary_tables(spec: DecoderSpec, num_positions: int) -> tuple[np.ndarray, np.ndarray]:
     """Return cos and sin of positions [0, num_positions), (num_positions, S) float32 each."""
     exponent = np.arange(0, spec.head_size, 2, dtype=np.float32) / np.float32(spec.head_size)
-    angle = np.arange(num_positions, dtype=np.float32)[:, None] / np.float32(spec.rope_theta) ** exponent
+    frequency = np.float32(1) / np.float32(spec.rope_theta) ** exponent  # rounded first, as in training
+    angle = np.arange(num_positions, dtype=np.float32)[:, None] * frequency
     angle = np.concatenate([angle, angle], axis=-1)
     return np.cos(angle), np.sin(angle)
 

@@ -19,7 +19,7 @@ from nvila_ros.admission import check_query
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import QueryError
 from nvila_ros.pipeline import load_perceiver
-from nvila_ros.tools.options import add_model_options, positive, print_json, words
+from nvila_ros.tools.options import add_model_options, add_view_options, overrides, positive, print_json, words
 from nvila_ros.types import Answer, Frame, Piece, Query
 from nvila_ros.video.media import FOLDER_FPS, LiveCamera, Media, open_media, read_clip
 
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION", help="in plain language")
     parser.add_argument("--checkpoint", default="nvila-tiny", help="folder or embedded name (default: %(default)s)")
     add_model_options(parser)
+    add_view_options(parser)
     parser.add_argument("--frames", type=positive, default=8, metavar="N", help="frames to show (default: %(default)s)")
     parser.add_argument("--start", type=float, metavar="S", help="from this time of the video, seconds")
     parser.add_argument("--end", type=float, metavar="S", help="up to this time of the video, seconds")
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     )
     check_query(query, NodeConfig())
     _hush_opencv()
-    perceiver = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads)
+    perceiver = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads, overrides=overrides(args))
     frames = read_frames(args)
     answer = perceiver.answer(query, frames, on_piece=None if args.json else _print_piece)
     if args.json:
@@ -124,6 +125,8 @@ def describe(answer: Answer) -> str:
         since = " ".join(f"{stamp_s - stamps_s[0]:.2f}" for stamp_s in stamps_s)
         many = f"{len(stamps_s)} frames at {stamps_s[0]:.2f} s + [{since}] s"
         parts.append(many if len(stamps_s) > 1 else f"1 frame at {stamps_s[0]:.2f} s")
+    if answer.counts.num_frames_dropped:
+        parts.append(f"{answer.counts.num_frames_dropped} older frames dropped, since the clip is pooled in groups")
     if answer.probabilities:
         chosen = zip(answer.query.choices, answer.probabilities, strict=True)
         parts.append(" ".join(f"{choice} {probability:.3f}" for choice, probability in chosen))
@@ -141,6 +144,8 @@ def as_dict(answer: Answer) -> dict[str, object]:
         "finish_reason": answer.finish_reason.name.lower(),
         "probabilities": dict(zip(answer.query.choices, answer.probabilities, strict=False)),
         "stamps_s": [frame.stamp_ns / 1e9 for frame in answer.frames],
+        "num_frames_dropped": answer.counts.num_frames_dropped,
+        "num_visual_tokens": answer.counts.num_visual_tokens,
         "num_prompt_tokens": answer.counts.num_prompt_tokens,
         "num_answer_tokens": answer.counts.num_answer_tokens,
         "ttft_s": timings.ttft_s,

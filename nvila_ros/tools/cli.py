@@ -23,8 +23,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "ask": ("ask", "ask about a video file, images or a camera, without ROS"),
     "camera": ("camera", "publish the synthetic world or a video file as a ROS camera"),
     "eval": ("evaluate", "measure how often a checkpoint answers right"),
+    "inspect": ("inspect_checkpoint", "tell what a checkpoint is, what it costs and what is wrong with it"),
+    "parity": ("parity", "hold a checkpoint against golden cases of the reference, stage by stage"),
+    "plan": ("plan", "foretell on paper whether an engine fits a device and how fast it is"),
     "export": ("export", "write a checkpoint's parts as ONNX files"),
-    "train-tiny": ("train", "train the embedded checkpoint nvila-tiny from nothing"),
+    "train-tiny": ("train", "train nvila-tiny from nothing, or nvila-tiny-scale from it"),
 }
 """Module and help line of each verb."""
 _EXTRA_BY_MODULE = {"torch": "torch", "rclpy": "ros", "sensor_msgs": "ros", "diagnostic_msgs": "ros"}

@@ -28,10 +28,27 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.pipeline import load_perceiver
 from nvila_ros.tools.options import add_model_options, positive, print_json, words
 from nvila_ros.training.questions import EVAL_KINDS, EvalCase, eval_case, is_correct
+from nvila_ros.training.scale_questions import SCALE_KINDS, eval_scale_case
 from nvila_ros.training.scenes import render
 from nvila_ros.types import Answer, Frame, Query
 
-SUITES = ("tiny-world",)
+CaseOf = Callable[[str, int], EvalCase]
+"""Returns case number index of a kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A fixed set of questions: its kinds, and its cases by kind and index."""
+
+    kinds: tuple[str, ...]
+    case: CaseOf
+
+
+SUITES: dict[str, Suite] = {
+    "tiny-world": Suite(EVAL_KINDS, eval_case),
+    "tiny-world-scale": Suite(SCALE_KINDS, eval_scale_case),
+}
+DEFAULT_SUITE = "tiny-world"
 WIDTH, HEIGHT = 640, 480
 NUM_SHOWN_WRONG = 3
 
@@ -69,9 +86,10 @@ OnCase = Callable[[str, int, EvalCase, Answer], None]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, or name of an embedded one")
-    parser.add_argument("--suite", choices=SUITES, default=SUITES[0], help="what is asked (default: %(default)s)")
+    suites = "; ".join(f"{name}: {','.join(suite.kinds)}" for name, suite in SUITES.items())
+    parser.add_argument("--suite", choices=SUITES, default=DEFAULT_SUITE, help="what is asked (default: %(default)s)")
     parser.add_argument("--questions", type=positive, default=500, metavar="N", help="per kind (default: %(default)s)")
-    parser.add_argument("--kinds", type=words, default=EVAL_KINDS, metavar="K,K", help=f"of {','.join(EVAL_KINDS)}")
+    parser.add_argument("--kinds", type=words, metavar="K,K", help=f"some of the suite's, by default all ({suites})")
     add_model_options(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write each case as a line of JSON")
     parser.add_argument("--json", action="store_true", help="print the JSON object alone")
@@ -83,12 +101,14 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NvilaError: a kind is unknown, or checkpoint or backend is not acceptable.
     """
-    unknown = sorted(set(args.kinds) - set(EVAL_KINDS))
-    if unknown or not args.kinds:
-        raise ConfigError(f"--kinds must be some of {','.join(EVAL_KINDS)}, got {','.join(unknown) or 'none'}")
+    suite = SUITES[args.suite]
+    kinds = suite.kinds if args.kinds is None else args.kinds
+    unknown = sorted(set(kinds) - set(suite.kinds))
+    if unknown or not kinds:
+        raise ConfigError(f"--kinds must be some of {','.join(suite.kinds)}, got {','.join(unknown) or 'none'}")
     model = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads)
     with contextlib.ExitStack() as stack:
-        report = stack.enter_context(_Progress(len(args.kinds) * args.questions))
+        report = stack.enter_context(_Progress(len(kinds) * args.questions))
         lines = stack.enter_context(_Lines(args.out)) if args.out else None
 
         def on_case(kind: str, index: int, case: EvalCase, answer: Answer) -> None:
@@ -96,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             if lines is not None:
                 lines.write(kind, index, case, answer)
 
-        scores = score(model, args.kinds, args.questions, on_case)
+        scores = score(model, kinds, args.questions, on_case, case_of=suite.case)
     if not args.json:
         Console(highlight=False).print(as_table(scores))
     names = {"model": model.model, "backend": model.backend, "precision": model.precision}
@@ -104,13 +124,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def score(model: Answerer, kinds: Sequence[str], num_questions: int, on_case: OnCase) -> dict[str, Score]:
+def score(
+    model: Answerer, kinds: Sequence[str], num_questions: int, on_case: OnCase, *, case_of: CaseOf = eval_case
+) -> dict[str, Score]:
     """Ask `num_questions` cases of each kind."""
     scores: dict[str, Score] = {}
     for kind in kinds:
         scores[kind] = Score()
         for index in range(num_questions):
-            case = eval_case(kind, index)
+            case = case_of(kind, index)
             answer = ask_case(model, case, f"{kind}-{index}")
             scores[kind].num_asked += 1
             if not is_correct(case.question, answer.text):

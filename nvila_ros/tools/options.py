@@ -8,13 +8,42 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Console
+
+from nvila_ros.models.spec import PIXEL_DTYPES, PUBLISHED, VIDEO_MODES, Overrides
 from nvila_ros.pipeline import BACKENDS
+
+MIN_WIDTH = 110  # characters
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add `--backend` and `--threads`."""
     parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="runtime (default: %(default)s)")
     parser.add_argument("--threads", type=whole, default=0, metavar="N", help="threads; 0 takes every core (default)")
+
+
+def add_view_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `overrides` reads."""
+    parser.add_argument(
+        "--video-mode",
+        choices=VIDEO_MODES,
+        default=PUBLISHED.video_mode,
+        help="show a clip through the video encoder or as images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-tiles", type=whole, default=0, metavar="N", help="most tiles of a single image; 0 is the checkpoint's"
+    )
+    parser.add_argument(
+        "--pixels",
+        choices=PIXEL_DTYPES,
+        default=PUBLISHED.pixel_dtype,
+        help="what pixels are rounded to (default: %(default)s)",
+    )
+
+
+def overrides(args: argparse.Namespace) -> Overrides:
+    """Return what the view options chose."""
+    return Overrides(video_mode=args.video_mode, max_tiles=args.max_tiles, pixel_dtype=args.pixels)
 
 
 def whole(text: str) -> int:
@@ -43,6 +72,13 @@ def size(text: str) -> tuple[int, int]:
 def words(text: str) -> tuple[str, ...]:
     """Read a list parted by commas."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def wide_console() -> Console:
+    """Return a console for tables: where nobody watches it is wide enough that none is cut."""
+    console = Console(highlight=False)
+    console.width = max(console.width, MIN_WIDTH)
+    return console
 
 
 def print_json(values: Mapping[str, Any]) -> None:

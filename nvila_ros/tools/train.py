@@ -1,4 +1,4 @@
-"""`nvila train-tiny`: the embedded checkpoint, trained from nothing on the synthetic world."""
+"""`nvila train-tiny`: an embedded checkpoint, trained on the synthetic world."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from pathlib import Path
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.tools.options import positive, whole
+from nvila_ros.training.recipes import RECIPES
 from nvila_ros.training.train_tiny import train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
+    parser.add_argument(
+        "--model",
+        choices=RECIPES,
+        default="nvila-tiny",
+        help="nvila-tiny from nothing, or nvila-tiny-scale from nvila-tiny (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the checkpoint is written")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="keeps the state: run again to go on")
-    parser.add_argument("--seed", type=whole, default=0, help="of the first weights (default: %(default)s)")
+    parser.add_argument("--seed", type=whole, default=0, help="of what starts at random (default: %(default)s)")
     parser.add_argument(
         "--workers", type=positive, default=2, metavar="N", help="processes that draw scenes (default: 2)"
     )
@@ -32,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--out {args.out} holds something that is no checkpoint; it would be replaced, choose another"
         )
-    train(args.out, args.work, seed=args.seed, num_workers=args.workers)
+    train(RECIPES[args.model], args.out, args.work, seed=args.seed, num_workers=args.workers)
     return 0

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Dataset
 
+from nvila_ros.models.spec import ModelSpec
 from nvila_ros.preprocess.tiles import frame_tile
+from nvila_ros.preprocess.tiling import Grid
 from nvila_ros.prompt.chat import Media, answer_frame, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.questions import Question, ask, conversation
@@ -42,24 +44,34 @@ STILL_KINDS = ("color", "shape", "count", "exist", "where")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's arrays: frames with dense labels, and conversations about them or none.
+    """One step's arrays: frames, dense labels of what is to be learned from them, and conversations; any may lack.
 
     Attributes:
-        tile_BFHWC: uint8 RGB tiles.
+        tile_BFHWC: uint8 RGB tiles: a clip's frames, or an image's tiles scale by scale.
         color_NP: color label of each patch of each frame.
         shape_NP: shape label of each patch of each frame.
         motion_NG: how what lies under each visual token has moved so far: 0 nothing there or a clip's first frame,
             then `DIRECTIONS` in order.
-        ids_BL: token ids with placeholders, right-padded with 0, or None.
-        labels_BL: the id that should follow each token, `IGNORE` outside answers, or None.
+        event_NG: what happens under each visual token, as in `scale_batches.TokenLabels`.
+        rank_NG: which of two events was first, as there.
+        ids_BL: token ids with placeholders, right-padded with 0.
+        labels_BL: the id that should follow each token, `IGNORE` outside answers.
+        grids: (rows, columns) of tiles at each scale of an image, or none.
+        merge_scale: index of the scale to whose map the features of all scales are resized.
+        pool: frames of a clip that are averaged into one.
     """
 
     tile_BFHWC: np.ndarray
-    color_NP: np.ndarray
-    shape_NP: np.ndarray
-    motion_NG: np.ndarray
+    color_NP: np.ndarray | None = None
+    shape_NP: np.ndarray | None = None
+    motion_NG: np.ndarray | None = None
+    event_NG: np.ndarray | None = None
+    rank_NG: np.ndarray | None = None
     ids_BL: np.ndarray | None = None
     labels_BL: np.ndarray | None = None
+    grids: tuple[Grid, ...] = ()
+    merge_scale: int = -1
+    pool: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +88,10 @@ class Mix:
 class Batches(Dataset):
     """Map-style data set whose item k is the batch of step k."""
 
-    def __init__(self, mix: Mix, tokenizer: ChatTokenizer, tile_px: int, grid: int, tokens_per_tile: int) -> None:
-        self.mix = mix
-        self.tokenizer = tokenizer
-        self.tile_px, self.grid, self.tokens_per_tile = tile_px, grid, tokens_per_tile
+    def __init__(self, mix: Mix, tokenizer: ChatTokenizer, spec: ModelSpec) -> None:
+        self.mix, self.tokenizer = mix, tokenizer
+        self.tile_px, self.grid = spec.vision.image_px, spec.vision.grid
+        self.tokens_per_tile = spec.tokens_per_tile
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of one step."""
@@ -90,20 +102,20 @@ class Batches(Dataset):
         return {"dense": self._dense, "images": self._images, "clips": self._clips}[kind](rngs)
 
     def _dense(self, rngs: list[np.random.Generator]) -> Batch:
-        return self._film([(scene, [t_s]) for scene, t_s in map(_draw_moment, rngs)])
+        return self._film([(scene, [t_s]) for scene, t_s in map(draw_moment, rngs)])
 
     def _images(self, rngs: list[np.random.Generator]) -> Batch:
-        moments = [_draw_moment(rng) for rng in rngs]
-        turns = [_draw_turns(rng, *moment, self.mix.num_turns) for rng, moment in zip(rngs, moments, strict=True)]
+        moments = [draw_moment(rng) for rng in rngs]
+        turns = [draw_turns(rng, *moment, self.mix.num_turns) for rng, moment in zip(rngs, moments, strict=True)]
         film = self._film([(scene, [t_s]) for scene, t_s in moments])
-        return dataclasses.replace(film, **self._chats(turns, 1))
+        return self._with_chats(film, turns, 1)
 
     def _clips(self, rngs: list[np.random.Generator]) -> Batch:
         num_frames = int(rngs[0].choice(CLIP_FRAMES))
-        scenes = [_draw_clip(rng) for rng in rngs]
-        turns = [_draw_turns(rng, scene, None, self.mix.num_turns) for rng, scene in zip(rngs, scenes, strict=True)]
+        scenes = [draw_clip(rng) for rng in rngs]
+        turns = [draw_turns(rng, scene, None, self.mix.num_turns) for rng, scene in zip(rngs, scenes, strict=True)]
         film = self._film([(scene, np.linspace(0, scene.duration_s, num_frames).tolist()) for scene in scenes])
-        return dataclasses.replace(film, **self._chats(turns, num_frames))
+        return self._with_chats(film, turns, num_frames)
 
     def _film(self, clips: list[tuple[Scene, list[float]]]) -> Batch:
         """Draw every frame of every clip, with what lies under its patches."""
@@ -122,10 +134,10 @@ class Batches(Dataset):
             motion_NG=motion_BFG.reshape(-1, self.tokens_per_tile),
         )
 
-    def _chats(self, turns: list[list[Question]], num_frames: int) -> dict[str, np.ndarray]:
-        media = Media((self.tokens_per_tile,) * num_frames)
+    def _with_chats(self, film: Batch, turns: list[list[Question]], num_frames: int) -> Batch:
+        media = Media((self.tokens_per_tile, "\n") * num_frames)
         ids_BL, labels_BL = pad_chats([encode_chat(self.tokenizer, media, t) for t in turns])
-        return {"ids_BL": ids_BL, "labels_BL": labels_BL}
+        return dataclasses.replace(film, ids_BL=ids_BL, labels_BL=labels_BL)
 
     def _tiles(self, scene: Scene, times_s: list[float]) -> np.ndarray:
         width = round(DRAWN_ROWS * scene.aspect)
@@ -148,7 +160,7 @@ def encode_chat(tokenizer: ChatTokenizer, media: Media, turns: list[Question]) -
     ids: list[int] = []
     is_answer: list[bool] = []
     for i, turn in enumerate(turns):
-        asked = next_turn(tokenizer, turn.text) if i else open_chat(tokenizer, media, turn.text)
+        asked = next_turn(tokenizer, turn.text) if i else open_chat(tokenizer, [media, turn.text])
         asked = asked + answer_frame(tokenizer)
         told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
         ids += asked + told
@@ -168,13 +180,15 @@ def pad_chats(chats: list[tuple[list[int], list[int]]]) -> tuple[np.ndarray, np.
     return ids_BL, labels_BL
 
 
-def _draw_moment(rng: np.random.Generator) -> tuple[Scene, float]:
+def draw_moment(rng: np.random.Generator, aspect: float | None = None) -> tuple[Scene, float]:
+    """Draw a scene, of any of `ASPECTS` if none is given, and a time (s) within it."""
     duration_s = float(rng.uniform(1.0, 4.0))
-    scene = sample_scene(rng, aspect=float(rng.choice(ASPECTS)), duration_s=duration_s, is_moving=None)
+    aspect = float(rng.choice(ASPECTS)) if aspect is None else aspect
+    scene = sample_scene(rng, aspect=aspect, duration_s=duration_s, is_moving=None)
     return scene, float(rng.uniform(0, duration_s))
 
 
-def _draw_clip(rng: np.random.Generator) -> Scene:
+def draw_clip(rng: np.random.Generator) -> Scene:
     """Draw a scene and cut a window of half to all of it, which becomes the scene."""
     duration_s = float(rng.uniform(1.0, 4.0))
     is_moving = bool(rng.random() < 0.85)
@@ -188,7 +202,8 @@ def _draw_clip(rng: np.random.Generator) -> Scene:
     return dataclasses.replace(scene, objects=tuple(moved), duration_s=length_s)
 
 
-def _draw_turns(rng: np.random.Generator, scene: Scene, t_s: float | None, num_turns: int) -> list[Question]:
+def draw_turns(rng: np.random.Generator, scene: Scene, t_s: float | None, num_turns: int) -> list[Question]:
+    """Draw num_turns questions about one frame, or of a clip if t_s is None, and a description where there is one."""
     if t_s is None:  # motion is what a clip is there for: half of its turns ask about it
         turns = conversation(rng, scene, num_turns // 2, ("motion",))
         turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS)

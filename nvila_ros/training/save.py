@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
+from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 from nvila_ros.prompt.chat import SYSTEM
 
 
@@ -116,13 +116,31 @@ def _top_config(
         "num_video_frames": spec.num_video_frames,
         "fps": 0.0,
         "s2": False,
-        "dynamic_s2": False,
+        **_scale_config(spec),
         "image_encoder": '{"_target_": "llava.model.encoders.BasicImageEncoder"}',
-        "video_encoder": '{"_target_": "llava.model.encoders.BasicVideoEncoder"}',
+        "video_encoder": _video_encoder(spec),
         "llm_cfg": llm,
         "vision_tower_cfg": vision,
         "mm_projector_cfg": projector,
     }
+
+
+def _scale_config(spec: ModelSpec) -> dict[str, Any]:
+    if not spec.scales:
+        return {"dynamic_s2": False}
+    return {
+        "dynamic_s2": True,
+        "s2_scales": ",".join(map(str, spec.scales)),
+        "s2_max_split_size": spec.vision.image_px,
+        "s2_resize_output_to_scale_idx": spec.merge_scale,
+        "max_tiles": spec.max_tiles,
+    }
+
+
+def _video_encoder(spec: ModelSpec) -> str:
+    if spec.video_pools == (NO_POOL,):
+        return '{"_target_": "llava.model.encoders.BasicVideoEncoder"}'
+    return json.dumps({"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": spec.video_pools})
 
 
 def _llm_config(spec: DecoderSpec, added: dict[str, int]) -> dict[str, Any]:

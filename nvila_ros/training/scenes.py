@@ -26,6 +26,7 @@ from nvila_ros.training.world import (
     SHAPES,
     Background,
     Direction,
+    Jump,
     Light,
     LiveWorld,
     Object,
@@ -45,12 +46,14 @@ __all__ = [
     "SHAPES",
     "Background",
     "Direction",
+    "Jump",
     "Light",
     "LiveWorld",
     "Object",
     "Scene",
     "is_clear",
     "patch_labels",
+    "patch_owners",
     "reach",
     "render",
     "sample_scene",
@@ -83,6 +86,8 @@ def render(scene: Scene, t_s: float, width: int, height: int) -> np.ndarray:
     """
     frame = _background(scene.background, scene.aspect, width, height).copy()
     for obj in scene.objects:
+        if not obj.is_visible(t_s):
+            continue
         contours = _contours_px(obj, t_s, scene.aspect, width, height, inset_px=_AA_GROWTH_PX)
         cv2.fillPoly(frame, contours, obj.rgb, cv2.LINE_AA, _SHIFT_BITS)
     frame = _blur(frame, scene.blur * width / scene.aspect, scene.blur * height)
@@ -189,22 +194,33 @@ def _add_noise(frame: np.ndarray, scene: Scene, t_s: float) -> np.ndarray:
 def patch_labels(scene: Scene, t_s: float, grid: int) -> tuple[np.ndarray, np.ndarray]:
     """Say what lies under each patch of the frame stretched to a square.
 
-    A patch belongs to the object whose filled silhouette (a ring counts with its hole) covers most of it, at
-    least 30 percent; else it is background.
-
     Returns:
         Color labels and shape labels, each (grid, grid) int64: 0 is background, k + 1 is the k-th of `COLORS`
         or `SHAPES`.
     """
+    owner = patch_owners(scene, t_s, grid)
+    colors = np.array([0, *(tuple(COLORS).index(obj.color) + 1 for obj in scene.objects)])
+    shapes = np.array([0, *(SHAPES.index(obj.shape) + 1 for obj in scene.objects)])
+    return colors[owner], shapes[owner]
+
+
+def patch_owners(scene: Scene, t_s: float, grid: int) -> np.ndarray:
+    """Say which object lies under each patch of the frame stretched to a square.
+
+    A patch belongs to the object whose filled silhouette (a ring counts with its hole) covers most of it, at
+    least 30 percent; else it is background.
+
+    Returns:
+        (grid, grid) int64: 0 is background, k + 1 is the k-th of the scene's objects.
+    """
     samples = 8  # per patch and axis
     side = grid * samples
-    covers = np.empty((len(scene.objects) + 1, grid, grid), np.float32)
+    covers = np.zeros((len(scene.objects) + 1, grid, grid), np.float32)
     covers[0] = 0.3 * 255 - 0.5
-    labels = np.zeros((2, len(scene.objects) + 1), np.int64)
     for k, obj in enumerate(scene.objects, start=1):
+        if not obj.is_visible(t_s):
+            continue
         mask = np.zeros((side, side), np.uint8)
         cv2.fillPoly(mask, _contours_px(obj, t_s, scene.aspect, side, side)[:1], 255, shift=_SHIFT_BITS)
         covers[k] = cv2.resize(mask, (grid, grid), interpolation=cv2.INTER_AREA)
-        labels[:, k] = tuple(COLORS).index(obj.color) + 1, SHAPES.index(obj.shape) + 1
-    owner = covers.argmax(axis=0)
-    return labels[0][owner], labels[1][owner]
+    return covers.argmax(axis=0)

@@ -39,6 +39,7 @@ SPEC = ModelSpec(
         max_positions=2048,
     ),
     image_mode="resize",
+    merge_scale=0,  # upstream's default: without scales it says nothing, and the files do not hold it
     num_video_frames=8,
     dtype="bfloat16",
 )

@@ -46,8 +46,11 @@ DIRECTIONS: dict[Direction, tuple[int, int]] = {
 """Signs of (vx, vy) of each direction; y points down."""
 
 _SIZES = (0.09, 0.19)
-_GAP = 0.025  # least distance between two outlines, fraction of the height
-_MAX_ANGLE = math.radians(20)
+GAP = 0.025
+"""Least distance between two outlines, fraction of the height."""
+MAX_ANGLE = math.radians(20)
+"""Objects are turned by at most this."""
+
 _COLOR_JITTER = 10
 _CLEAR_SHARE = 0.9  # of the scenes keep all standing objects clear of the borders between places
 _LIGHT_PERIOD_S = 5.0
@@ -55,10 +58,26 @@ _BACKGROUNDS = ("plain", "gradient", "noise", "stripes", "checker")
 
 
 @dataclass(frozen=True, slots=True)
+class Jump:
+    """A quick way there and back: dx, dy in frame widths and heights, along one axis."""
+
+    start_s: float
+    duration_s: float
+    dx: float
+    dy: float
+
+    def share(self, t_s: float) -> float:
+        """How much of the way the object is off at t_s, 0..1: a quarter of the time out, half there, a quarter back."""
+        phase = (t_s - self.start_s) / self.duration_s
+        return min(max(4 * min(phase, 1 - phase), 0.0), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Object:
     """One shape: size is the radius in frame heights, angle in radians.
 
-    x, y is the centre at t = 0 in frame widths and heights, vx, vy its velocity in the same per second.
+    x, y is the centre at t = 0 in frame widths and heights, vx, vy its velocity in the same per second. It is to be
+    seen from appears_s on.
     """
 
     shape: str
@@ -70,19 +89,38 @@ class Object:
     vx: float
     vy: float
     angle: float
+    appears_s: float = -math.inf
+    jump: Jump | None = None
 
     def position(self, t_s: float) -> tuple[float, float]:
         """Centre (x, y) at t_s, fractions of the width and the height."""
-        return self.x + self.vx * t_s, self.y + self.vy * t_s
+        x, y = self.x + self.vx * t_s, self.y + self.vy * t_s
+        if self.jump is None:
+            return x, y
+        share = self.jump.share(t_s)
+        return x + share * self.jump.dx, y + share * self.jump.dy
+
+    def is_visible(self, t_s: float) -> bool:
+        """Whether the object is there at t_s."""
+        return self.appears_s <= t_s
 
     @property
     def direction(self) -> Direction:
-        """Where the object moves, or "still"."""
-        if self.vx:
-            return "left" if self.vx < 0 else "right"
-        if self.vy:
-            return "up" if self.vy < 0 else "down"
-        return "still"
+        """Where the object moves, or "still"; a jump is no moving."""
+        return _direction(self.vx, self.vy)
+
+    @property
+    def jump_direction(self) -> Direction:
+        """Where the object jumps, or "still"."""
+        return _direction(self.jump.dx, self.jump.dy) if self.jump else "still"
+
+
+def _direction(dx: float, dy: float) -> Direction:
+    if dx:
+        return "left" if dx < 0 else "right"
+    if dy:
+        return "up" if dy < 0 else "down"
+    return "still"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +238,11 @@ def sample_scene(
         raise ValueError(f"a moving scene needs duration_s > 0, got {duration_s}")
     is_moving = bool(rng.random() < 0.5) and duration_s > 0 if is_moving is None else is_moving
     objects = _sample_objects(rng, _Stage(aspect, duration_s, shift), is_moving)
+    return dress_scene(rng, objects, aspect=aspect, duration_s=duration_s)
+
+
+def dress_scene(rng: np.random.Generator, objects: tuple[Object, ...], *, aspect: float, duration_s: float) -> Scene:
+    """Draw what is around the objects: background, light and camera."""
     gain, warmth, drift, phase, noise, blur, *look = rng.random(12).tolist()
     seed = int(rng.integers(2**31))
     light = Light(0.75 + 0.5 * gain, 0.12 * warmth - 0.06, 0.1 * drift, 2 * math.pi * phase)
@@ -281,13 +324,18 @@ def _draw_object(numbers: list[float], want: _Wanted, largest: float, stage: _St
     margin = size * _EXTENTS[want.shape]
     x, dx = _fit(x01, way * sign_x, margin / stage.aspect)
     y, dy = _fit(y01, way * sign_y, margin)
-    red, green, blue = (
-        min(max(round(c + _COLOR_JITTER * (2 * j - 1)), 0), 255)
-        for c, j in zip(COLORS[want.color], jitter, strict=True)
-    )
     speed = 1 / stage.duration_s if stage.duration_s > 0 else 0.0
-    angle = _MAX_ANGLE * (2 * angle01 - 1)
-    return Object(want.shape, want.color, (red, green, blue), size, x, y, dx * speed, dy * speed, angle)
+    angle = MAX_ANGLE * (2 * angle01 - 1)
+    rgb = jitter_color(want.color, jitter)
+    return Object(want.shape, want.color, rgb, size, x, y, dx * speed, dy * speed, angle)
+
+
+def jitter_color(color: str, numbers: list[float]) -> tuple[int, int, int]:
+    """RGB of a thing of that colour, from three numbers in 0..1."""
+    red, green, blue = (
+        min(max(round(c + _COLOR_JITTER * (2 * j - 1)), 0), 255) for c, j in zip(COLORS[color], numbers, strict=True)
+    )
+    return red, green, blue
 
 
 def _fit(start01: float, way: float, margin: float) -> tuple[float, float]:
@@ -308,7 +356,7 @@ def _stay_apart(a: Object, b: Object, stage: _Stage) -> bool:
     vx, vy = (b.vx - a.vx) * stage.aspect, b.vy - a.vy
     speed2 = vx * vx + vy * vy
     t_s = min(max(-(px * vx + py * vy) / speed2, 0.0), stage.duration_s) if speed2 else 0.0
-    return math.hypot(px + vx * t_s, py + vy * t_s) >= reach(a) + reach(b) + _GAP
+    return math.hypot(px + vx * t_s, py + vy * t_s) >= reach(a) + reach(b) + GAP
 
 
 class LiveWorld:

@@ -166,7 +166,15 @@ def test_greedy_decoding_stops_at_the_stop_token(engine: OnnxRuntimeEngine) -> N
     logits_V = np.zeros(289, np.float32)
     logits_V[STOP] = 1
 
-    assert list(decode_greedy(engine, logits_V, cache, STOP)) == []
+    assert list(decode_greedy(engine, logits_V, cache, stop_id=STOP, never=np.array([], np.int64))) == []
+
+
+def test_ids_that_must_not_be_sampled_never_are(engine: OnnxRuntimeEngine) -> None:
+    logits_V = np.arange(289, dtype=np.float32)
+
+    tokens = decode_greedy(engine, logits_V, engine.new_cache(1), stop_id=STOP, never=np.array([288, 287]))
+
+    assert list(tokens) == []  # 286 is the stop token and next in line
 
 
 def test_exported_files_run_where_they_lie(tmp_path: Path, engine: OnnxRuntimeEngine) -> None:

@@ -46,7 +46,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("verb", ["ask", "eval", "export"])
+@pytest.mark.parametrize("verb", ["ask", "eval", "export", "inspect", "parity"])
 def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(verb, "--help") == 0
 

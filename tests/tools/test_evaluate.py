@@ -13,8 +13,9 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.pipeline import find_checkpoint
 from nvila_ros.tools import evaluate
 from nvila_ros.tools.cli import main
-from nvila_ros.tools.evaluate import as_dict, as_table, score
+from nvila_ros.tools.evaluate import SUITES, as_dict, as_table, score
 from nvila_ros.training.questions import EVAL_CLIP_FRAMES, EVAL_KINDS, EvalCase, eval_case
+from nvila_ros.training.scale_questions import eval_scale_case
 from nvila_ros.training.scenes import render
 from nvila_ros.types import Answer, FinishReason, Frame, Query
 
@@ -26,8 +27,8 @@ class Oracle:
         self.wrong_kinds = wrong_kinds
 
     def answer(self, query: Query, frames: Sequence[Frame]) -> Answer:
-        kind, index = query.query_id.split("-")
-        case = eval_case(kind, int(index))
+        kind, index = query.query_id.rsplit("-", 1)
+        case = (eval_case if kind in EVAL_KINDS else eval_scale_case)(kind, int(index))
         assert query.question == case.question.text
         assert [frame.stamp_ns for frame in frames] == [round(t * 1e9) for t in case.times_s]
         assert np.array_equal(frames[-1].image, render(case.scene, case.times_s[-1], 640, 480))
@@ -60,6 +61,19 @@ def test_motion_is_asked_of_a_clip_and_the_rest_of_one_frame() -> None:
     score(Oracle(), EVAL_KINDS, 1, lambda kind, index, case, answer: asked.update({kind: len(case.times_s)}))
 
     assert asked == {kind: EVAL_CLIP_FRAMES if kind == "motion" else 1 for kind in EVAL_KINDS}
+
+
+def test_each_suite_is_asked_in_its_own_kinds() -> None:
+    for suite in SUITES.values():
+        scores = as_dict(score(Oracle(), suite.kinds, 1, _ignore, case_of=suite.case))
+
+        assert scores == dict.fromkeys([*suite.kinds, "overall"], 1.0)
+
+
+def test_kind_of_another_suite_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "nvila-tiny", "--suite", "tiny-world-scale", "--kinds", "motion"]) == 2
+
+    assert "--kinds must be some of small-color," in capsys.readouterr().err
 
 
 def test_table_shows_a_few_wrong_answers() -> None:

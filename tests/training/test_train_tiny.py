@@ -1,5 +1,7 @@
 """Training: batches are functions of the step, a stopped run goes on as if it had not, files say what was trained."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +10,19 @@ import torch
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.paths import share_path
 from nvila_ros.prompt.chat import PLACEHOLDER, Media
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.training import tiny_scale
 from nvila_ros.training.batches import IGNORE, Batches, Mix, encode_chat
+from nvila_ros.training.losses import batch_loss
 from nvila_ros.training.questions import Question
+from nvila_ros.training.recipes import RECIPES, Recipe, Stage
 from nvila_ros.training.save import save_checkpoint
 from nvila_ros.training.tiny import SPEC, new_model, write_tokenizer
-from nvila_ros.training.train_tiny import Stage, train
+from nvila_ros.training.tiny_scale import widen
+from nvila_ros.training.train_tiny import train
 
 pytestmark = pytest.mark.slow
 MIX = Mix(("dense", "images", "clips"), 7, num_samples=4, num_clips=2, num_turns=3)
@@ -34,7 +41,11 @@ def tokenizer(tokenizer_path: Path) -> ChatTokenizer:
 
 
 def make_batches(tokenizer: ChatTokenizer) -> Batches:
-    return Batches(MIX, tokenizer, SPEC.vision.image_px, SPEC.vision.grid, SPEC.tokens_per_tile)
+    return Batches(MIX, tokenizer, SPEC)
+
+
+def recipe_of(*stages: Stage) -> Recipe:
+    return dataclasses.replace(RECIPES["nvila-tiny"], stages=stages)
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])
@@ -42,7 +53,7 @@ def test_batch_is_a_function_of_its_step(tokenizer: ChatTokenizer, step: int) ->
     first, second, other = (make_batches(tokenizer)[k] for k in (step, step, step + 3))
 
     for name in first.__slots__:
-        assert np.array_equal(getattr(first, name), getattr(second, name))
+        assert np.array_equal(getattr(first, name), getattr(second, name)), name
     assert not np.array_equal(first.tile_BFHWC[:2, :1], other.tile_BFHWC[:2, :1])
 
 
@@ -56,7 +67,7 @@ def test_batch_has_one_placeholder_per_visual_token(tokenizer: ChatTokenizer) ->
 def test_loss_counts_answers_and_their_ends_alone(tokenizer: ChatTokenizer) -> None:
     turns = [Question("color", "What color is the star?", "red"), Question("count", "How many objects are there?", "2")]
 
-    ids, labels = encode_chat(tokenizer, Media((4,)), turns)
+    ids, labels = encode_chat(tokenizer, Media((4, "\n")), turns)
 
     told = [label for label in labels if label != IGNORE]
     assert told == [*tokenizer.encode("red"), tokenizer.im_end, *tokenizer.encode("2"), tokenizer.im_end]
@@ -75,45 +86,78 @@ def test_saved_checkpoint_is_the_model_rounded_to_bf16(tokenizer_path: Path, tmp
         assert torch.equal(loaded[key], value.bfloat16().float()), key
 
 
+def test_saved_config_spells_scales_and_pooling_as_upstream_does(tokenizer_path: Path, tmp_path: Path) -> None:
+    spec = dataclasses.replace(tiny_scale.SPEC, merge_scale=1)
+
+    save_checkpoint(widen(new_model(seed=3), spec), tokenizer_path, tmp_path / "ckpt")
+
+    config = json.loads((tmp_path / "ckpt" / "config.json").read_text())
+    wanted = {
+        "image_aspect_ratio": "dynamic_s2",
+        "dynamic_s2": True,
+        "s2_scales": "112,224,336",
+        "s2_max_split_size": 112,
+        "s2_resize_output_to_scale_idx": 1,
+        "mm_hidden_size": 384,
+        "num_video_frames": 32,
+        "video_encoder": '{"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": [[4, 1, 1]]}',
+    }
+    assert {key: config[key] for key in wanted} == wanted
+    assert {**vars_of(open_checkpoint(tmp_path / "ckpt").spec), "name": spec.name} == vars_of(spec)
+
+
+def test_recipes_are_of_the_checkpoints_they_are_named_after() -> None:
+    assert {name: recipe.spec.name for name, recipe in RECIPES.items()} == {name: name for name in RECIPES}
+
+
+def test_stage_without_a_tower_rate_leaves_the_tower_as_it_is(tmp_path: Path) -> None:
+    mix = Mix(("events", "scaled"), 7, num_samples=2, num_clips=2, num_turns=2)
+    stage = Stage("all", mix, 2, 1e-3, 0.0, is_bf16=True)
+    train(dataclasses.replace(RECIPES["nvila-tiny-scale"], stages=(stage,)), tmp_path / "out", tmp_path, num_workers=0)
+
+    before, after = _weights(share_path("checkpoints", "nvila-tiny")), _weights(tmp_path / "out")
+    is_same = {key: np.array_equal(before[key], after[key]) for key in before if not key.startswith("mm_projector")}
+    assert all(same for key, same in is_same.items() if key.startswith("vision_tower"))
+    assert not all(is_same.values())
+
+
 def vars_of(spec: object) -> dict[str, object]:
     return {name: getattr(spec, name) for name in spec.__slots__}
 
 
 def test_run_that_was_stopped_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
-    whole = (Stage("all", MIX, 6, 1e-3, 5e-4),)
-    train(tmp_path / "whole", tmp_path / "work-whole", num_workers=0, stages=whole)
+    recipe = recipe_of(Stage("all", MIX, 6, 1e-3, 5e-4))
+    train(recipe, tmp_path / "whole", tmp_path / "work-whole", num_workers=0)
 
     stopped = tmp_path / "work-stopped"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nvila_ros.training.train_tiny.SAVE_EVERY", 3)
-        patch.setattr("nvila_ros.training.train_tiny._loss", _fail_at(5))
+        patch.setattr("nvila_ros.training.train_tiny.batch_loss", _fail_at(5))
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "stopped", stopped, num_workers=0, stages=whole)
-    train(tmp_path / "stopped", stopped, num_workers=0, stages=whole)
+            train(recipe, tmp_path / "stopped", stopped, num_workers=0)
+    train(recipe, tmp_path / "stopped", stopped, num_workers=0)
 
     for key, value in _weights(tmp_path / "whole").items():
         assert np.array_equal(_weights(tmp_path / "stopped")[key], value), key
 
 
 def _fail_at(call: int):
-    from nvila_ros.training.train_tiny import _loss
-
     calls = iter(range(call))
 
     def loss(*args):
         if next(calls) == call - 1:
             raise KeyboardInterrupt
-        return _loss(*args)
+        return batch_loss(*args)
 
     return loss
 
 
 def _weights(path: Path) -> dict[str, np.ndarray]:
-    return open_checkpoint(path).load()
+    return dict(open_checkpoint(path).weights())
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
     torch.save({"step": 1, "model": {}, "heads": {}, "optimizer": {}}, tmp_path / "all.pt")
 
     with pytest.raises(ConfigError, match="another model"):
-        train(tmp_path / "out", tmp_path, num_workers=0, stages=(Stage("all", MIX, 2, 1e-3, 1e-3),))
+        train(recipe_of(Stage("all", MIX, 2, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)

@@ -1,0 +1,251 @@
+"""Upstream's configs, in the spellings of every published layout, to a `ModelSpec`.
+
+What would load and then answer otherwise than the checkpoint was trained to is refused by name. Keys that training
+alone reads are ignored: a published config may hold 226 kB of them. Defaults are those of the classes that upstream
+loads a config into. Source: the configs published with NVLabs/VILA; transformers' Qwen2Config and SiglipVisionConfig.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nvila_ros.errors import CheckpointError
+from nvila_ros.models.spec import (
+    DOWNSAMPLE_BY_PROJECTOR,
+    NO_POOL,
+    DecoderSpec,
+    ModelSpec,
+    Pool,
+    ProjectorSpec,
+    VisionSpec,
+    Wrap,
+)
+
+Config = Mapping[str, Any]
+ENCODERS = {"image_encoder": ("BasicImageEncoder",), "video_encoder": ("BasicVideoEncoder", "TSPVideoEncoder")}
+"""Kinds by the key that names one; the first is what a config without it means."""
+
+
+def read_spec(name: str, top: Config, *, vision: Config, llm: Config, projector: Config) -> ModelSpec:
+    """Return the spec that a checkpoint's configs describe.
+
+    Raises:
+        CheckpointError: a key is missing, or a value lies outside the family; known kinds are listed.
+    """
+    with _naming(name):
+        vision_spec = _vision_spec(vision, top.get("mm_vision_select_layer", -2))
+        scales = _scales(top)
+        image_wrap, _ = _encoder(top, "image_encoder")
+        video_wrap, video_pools = _encoder(top, "video_encoder")
+        _check_top(top)
+        return ModelSpec(
+            name=name,
+            vision=vision_spec,
+            projector=ProjectorSpec(
+                kind=_projector_kind(projector["mm_projector_type"]),
+                in_width=top.get("mm_hidden_size") or vision_spec.width * max(len(scales), 1),
+                out_width=llm["hidden_size"],
+            ),
+            decoder=_decoder_spec(llm),
+            image_mode="dynamic_s2" if scales else top.get("image_aspect_ratio") or "resize",
+            num_video_frames=top.get("num_video_frames") or 8,
+            dtype=str(top.get("model_dtype") or llm.get("torch_dtype") or "bfloat16").removeprefix("torch."),
+            min_tiles=top.get("min_tiles") or 1,
+            max_tiles=top.get("max_tiles") or 12,
+            scales=scales,
+            merge_scale=top.get("s2_resize_output_to_scale_idx", 0),
+            image_wrap=image_wrap,
+            video_wrap=video_wrap,
+            video_pools=video_pools,
+        )
+
+
+def complete_flat(name: str, top: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return the config of a flat checkpoint with what its published code holds and its config does not say.
+
+    The projector's kind and input are read from its tensors, and with them the row of the published family: features
+    of several scales mean Dynamic-S2 at 1, 2, 3 ... times the tile, 3x3 means NVILA-Lite with dynamic tiling, 2x2 on
+    one scale means NVILA-8B-Video. What the config does say goes before.
+
+    Args:
+        name: of the checkpoint, for errors.
+        top: `config.json` with `text_config` and `vision_config`.
+        shapes: of the checkpoint's tensors, by `part.key`.
+
+    Raises:
+        CheckpointError: the projector is of no known kind, or a key is missing.
+    """
+    with _naming(name):
+        return _guess_flat(top, shapes) | dict(top)
+
+
+def _guess_flat(top: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    layers = {int(k.split(".")[2]) for k in shapes if k.startswith("mm_projector.layers.") and k.endswith(".weight")}
+    kind = {(1, 2, 4): "mlp_downsample", (1, 2, 4, 5, 7): "mlp_downsample_3x3_fix"}.get(tuple(sorted(layers)))
+    if kind is None:
+        raise CheckpointError(
+            f"a projector with weights in layers {sorted(layers)} is of no known kind; "
+            f"known are {sorted(DOWNSAMPLE_BY_PROJECTOR)}"
+        )
+    in_width = shapes["mm_projector.layers.1.weight"][0] // DOWNSAMPLE_BY_PROJECTOR[kind] ** 2
+    vision = top["vision_config"]
+    num_scales = in_width // vision["hidden_size"]
+    guess: dict[str, Any] = {"mm_hidden_size": in_width, "mm_projector_cfg": {"mm_projector_type": kind}}
+    if num_scales > 1:
+        scales = [str(vision["image_size"] * k) for k in range(1, num_scales + 1)]
+        guess |= {"dynamic_s2": True, "image_aspect_ratio": "dynamic_s2", "s2_scales": ",".join(scales)}
+        guess |= {"s2_resize_output_to_scale_idx": -1}
+    elif kind == "mlp_downsample_3x3_fix":
+        guess |= {"image_aspect_ratio": "dynamic"}
+    else:
+        guess |= {"image_aspect_ratio": "resize", "num_video_frames": 256}
+        guess |= {"video_encoder": {"_target_": "TSPVideoEncoder", "pool_sizes": [[8, 1, 1]]}}
+    return guess
+
+
+def _vision_spec(config: Config, select_layer: int) -> VisionSpec:
+    _only(config, "model_type", "siglip_vision_model")
+    _only(config, "hidden_act", "gelu_pytorch_tanh")
+    _only(config, "num_channels", 3)
+    num_layers = config["num_hidden_layers"]
+    # hidden_states holds the embeddings first, so entry -2 is the output of the last layer but one.
+    is_whole = type(select_layer) is int and type(num_layers) is int
+    num_live = num_layers + 1 + select_layer if is_whole and select_layer < 0 else select_layer
+    if not is_whole or not 0 <= num_live <= num_layers:
+        raise CheckpointError(f"mm_vision_select_layer must name one of {num_layers} layers, got {select_layer}")
+    return VisionSpec(
+        width=config["hidden_size"],
+        num_layers=num_layers,
+        num_heads=config["num_attention_heads"],
+        mlp_width=config["intermediate_size"],
+        image_px=config.get("image_size", 224),
+        patch_px=config.get("patch_size", 16),
+        num_live_layers=num_live,
+        norm_eps=config.get("layer_norm_eps", 1e-6),
+    )
+
+
+def _decoder_spec(config: Config) -> DecoderSpec:
+    if config.get("model_type") != "qwen2":
+        raise CheckpointError(f"the language model must be of type qwen2, got {config.get('model_type')!r}")
+    rope = config.get("rope_parameters") or {}
+    for stretched in (config.get("rope_scaling"), rope):
+        if stretched and stretched.get("rope_type", stretched.get("type", "default")) != "default":
+            raise CheckpointError(f"rotary positions must not be scaled, got {stretched}")
+    _only(config, "hidden_act", "silu")
+    _only(config, "use_sliding_window", False)
+    num_heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads", 32)
+    spec = DecoderSpec(
+        width=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=num_heads,
+        num_kv_heads=num_heads if kv_heads is None else kv_heads,
+        mlp_width=config["intermediate_size"],
+        vocab_size=config.get("vocab_size", 151936),
+        rope_theta=config.get("rope_theta") or rope.get("rope_theta", 1e4),
+        is_tied=_flag(config, "tie_word_embeddings"),
+        max_positions=config.get("max_position_embeddings", 32768),
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+    )
+    _only(config, "head_dim", spec.head_size)
+    return spec
+
+
+def _projector_kind(kind: str) -> str:
+    if kind not in DOWNSAMPLE_BY_PROJECTOR:
+        raise CheckpointError(f"unknown projector kind {kind!r}; known are {sorted(DOWNSAMPLE_BY_PROJECTOR)}")
+    return kind
+
+
+def _scales(top: Config) -> tuple[int, ...]:
+    mode, is_scaled = top.get("image_aspect_ratio"), _flag(top, "dynamic_s2")
+    if is_scaled != (mode == "dynamic_s2"):
+        raise CheckpointError(f"dynamic_s2 and image_aspect_ratio must agree, got {is_scaled} and {mode!r}")
+    if not is_scaled:
+        return ()
+    scales = top["s2_scales"]
+    listed = scales.split(",") if isinstance(scales, str) else scales
+    return tuple(sorted(int(scale) for scale in listed))
+
+
+def _encoder(top: Config, key: str) -> tuple[Wrap, tuple[Pool, ...]]:
+    """Return what an encoder puts around tokens, and its pooling levels; upstream writes it as JSON in a string."""
+    value = top.get(key) or {}
+    if isinstance(value, str):
+        value = json.loads(value) if value.lstrip().startswith("{") else {"_target_": value}
+    known = ENCODERS[key]
+    kind = value.get("_target_", known[0]).rsplit(".", 1)[-1]
+    if kind not in known:
+        raise CheckpointError(f"unknown {key} {kind!r}; known are {list(known)}")
+    for name in ("start_tokens", "end_tokens", "sep_tokens"):
+        if not isinstance(value.get(name), str | None):
+            raise CheckpointError(f"{name} of the {key} must be a text, got {value[name]!r}")
+    wrap = Wrap(
+        start=value.get("start_tokens") or "",
+        end=value.get("end_tokens", "\n") or "",
+        sep=value.get("sep_tokens") or "",
+    )
+    pools = value["pool_sizes"] if kind == "TSPVideoEncoder" else [NO_POOL]
+    for pool in pools:
+        if len(pool) != 3 or not all(type(size) is int for size in pool):
+            raise CheckpointError(f"a pool of the {key} must be three whole numbers, got {pool}")
+    return wrap, tuple((pool[0], pool[1], pool[2]) for pool in pools)
+
+
+def _check_top(top: Config) -> None:
+    """Refuse what the older members of upstream's family do and NVILA does not."""
+    _only(top, "mm_vision_select_feature", "cls_patch")
+    _only(top, "mm_use_im_start_end", False)
+    _only(top, "video_max_tiles", 1)
+    _only(top, "vision_resolution", -1)
+    _only(top, "ps3", False)
+    if _flag(top, "s2") and not _flag(top, "dynamic_s2"):
+        raise CheckpointError("s2 at fixed scales is not NVILA's; known are dynamic_s2, dynamic and resize")
+
+
+def _only(config: Config, key: str, known: Any) -> None:
+    if config.get(key) not in (None, known):
+        raise CheckpointError(f"{key} must be {known!r}, got {config[key]!r}: no other is known")
+
+
+def _flag(config: Config, key: str) -> bool:
+    value = config.get(key)
+    if value not in (None, True, False) or (isinstance(value, int) and not isinstance(value, bool)):
+        raise CheckpointError(f"{key} must be true or false, got {value!r}")
+    return bool(value)
+
+
+def check_preprocessor(config: Config, image_px: int) -> None:
+    """Refuse pixels that would be prepared otherwise than this project does.
+
+    Args:
+        config: `preprocessor_config.json` of the tower.
+        image_px: the tower's side.
+
+    Raises:
+        CheckpointError: a value that reaches the pixels differs.
+    """
+    with _naming("the image processor"):
+        size = config.get("size")
+        _only(config, "resample", 3)
+        for key in ("image_mean", "image_std"):
+            _only(config, key, [0.5, 0.5, 0.5])
+        if isinstance(size, dict) and set(size.values()) != {image_px}:
+            raise CheckpointError(f"size of the image processor must be {image_px}, the tower's, got {size}")
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Tell what a config lacks or holds wrong as a fault of the checkpoint."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"the configs of {name} lack the key {error}; copy them anew") from error
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the configs of {name} hold a value of the wrong type: {error}") from error

@@ -1,0 +1,99 @@
+"""Quantized weights of one linear map, as every part of the project passes them on.
+
+A linear map y = x W + b is held the way graphs want it, inputs first: W is (K, N), of K inputs and N outputs. Values
+are int8 arrays, also those of four bits, which are packed only when they are written to a file.
+
+Shapes: K inputs, N outputs, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+INT4_RANGE = (-8, 7)
+INT8_RANGE = (-127, 127)  # symmetric: -128 would have no counterpart
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Weight:
+    """W4A16: symmetric four-bit values with a scale for each output and each group of consecutive inputs.
+
+    Attributes:
+        values_KN: int8 in [-8, 7].
+        scale_GN: float32, positive; K must be G times the group size.
+    """
+
+    values_KN: np.ndarray
+    scale_GN: np.ndarray
+
+    @property
+    def group_size(self) -> int:
+        """Inputs that share a scale."""
+        return len(self.values_KN) // len(self.scale_GN)
+
+    def dequantize(self) -> np.ndarray:
+        """Return the weight that the values stand for, (K, N) float32."""
+        return self.values_KN.astype(np.float32) * np.repeat(self.scale_GN, self.group_size, axis=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Weight:
+    """W8A8: symmetric eight-bit values with a scale for each output, and how the input is quantized.
+
+    Attributes:
+        values_KN: int8 in [-127, 127].
+        scale_N: float32, positive.
+        input_scale: scale of the input as a whole, found by calibration; None quantizes each token by its own maximum
+            when it runs.
+    """
+
+    values_KN: np.ndarray
+    scale_N: np.ndarray
+    input_scale: float | None
+
+    def dequantize(self) -> np.ndarray:
+        """Return the weight that the values stand for, (K, N) float32."""
+        return self.values_KN.astype(np.float32) * self.scale_N
+
+
+Weight = np.ndarray | Int4Weight | Int8Weight
+"""What a `part.key` may hold: an array as in the checkpoint, (N, K) for a linear map, or its quantized form."""
+
+
+def as_array(weights: Mapping[str, Weight], key: str) -> np.ndarray:
+    """Return a tensor that is never quantized, as it is kept."""
+    array = weights[key]
+    assert isinstance(array, np.ndarray), f"{key} is quantized, which only linear maps may be"
+    return array
+
+
+def name_precision(weights: Mapping[str, Weight]) -> str:
+    """Return what tower and language model are held in, such as `w8a8+w4a16`, or `fp32` where both are alike.
+
+    Each is told by its first map; a checkpoint's own floats are computed in float32.
+    """
+    probes = ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight", "llm.model.layers.0.mlp.up_proj.weight")
+    names = [_name(weights[key]) for key in probes if key in weights]
+    return "+".join(dict.fromkeys(names))
+
+
+def _name(weight: Weight) -> str:
+    if isinstance(weight, np.ndarray):
+        return "fp16" if weight.dtype == np.float16 else "fp32"
+    return "w4a16" if isinstance(weight, Int4Weight) else "w8a8"
+
+
+def pack_nibbles(values_KN: np.ndarray) -> np.ndarray:
+    """Return int4 values two to a byte, the first in the low half, (K, N / 2) uint8, as ONNX packs them; N is even."""
+    assert values_KN.shape[1] % 2 == 0, f"int4 values are packed in pairs, got {values_KN.shape[1]} outputs"
+    nibbles = values_KN.astype(np.uint8) & 0xF
+    return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
+
+
+def unpack_nibbles(packed: np.ndarray) -> np.ndarray:
+    """Return int8 values in [-8, 7], (K, N), of (K, N / 2) bytes."""
+    pairs = np.stack([packed & 0xF, packed >> 4], axis=-1).astype(np.int8)
+    return np.where(pairs > 7, pairs - 16, pairs).astype(np.int8).reshape(len(packed), -1)

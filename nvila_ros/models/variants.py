@@ -1,0 +1,317 @@
+"""The published family as data, and what a model of any dimensions weighs: parameters, bytes, prompt positions.
+
+Nothing is read here but a `ModelSpec`, so a robot's memory can be planned before a checkpoint is at hand. Rows that
+were not read from a published config say in `inferred` what they rest on. Sources: NVILA (arXiv 2412.04468); the
+configs, training scripts and file sizes published with NVLabs/VILA; the shapes of Qwen2 and Qwen2.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from nvila_ros.models.shapes import Shapes, expected_shapes
+from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec, Wrap
+
+PRECISIONS = ("fp32", "fp16", "w8a8+w4a16")
+"""What weights can be held in; `weight_bytes` says exactly what each means."""
+GROUP_SIZE = 128
+"""Input channels that share a scale and a zero point in W4A16."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One model of the family.
+
+    Attributes:
+        language_model: whose shape the decoder has.
+        repos: published repositories with these dimensions, as owner/name.
+        note: what sets it apart.
+        inferred: what was not read from its own published configs, and what it rests on instead; empty if all was.
+    """
+
+    name: str
+    spec: ModelSpec
+    language_model: str
+    repos: tuple[str, ...]
+    note: str
+    inferred: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Number of parameters of a part.
+
+    Attributes:
+        live: those that reach an answer.
+        dead: those that only lie in the file: the tower's layers behind the features, and its last norm.
+    """
+
+    live: int
+    dead: int
+
+    @property
+    def in_file(self) -> int:
+        """All of them."""
+        return self.live + self.dead
+
+
+@dataclass(frozen=True, slots=True)
+class MediaCost:
+    """What an image or a clip costs.
+
+    Attributes:
+        num_tiles: runs of the vision tower.
+        num_visual: visual tokens that the language model reads.
+        num_positions: prompt positions, which are the visual tokens and the newlines around them.
+    """
+
+    num_tiles: int
+    num_visual: int
+    num_positions: int
+
+
+def count_parameters(spec: ModelSpec) -> dict[str, Parameters]:
+    """Return the number of parameters of each part, by upstream's name of it; a tied head counts once."""
+    live, dead = _sum_by_part(_sizes(expected_shapes(spec))), _sum_by_part(_sizes(dead_shapes(spec)))
+    return {part: Parameters(live[part], dead.get(part, 0)) for part in live}
+
+
+def dead_shapes(spec: ModelSpec) -> Shapes:
+    """Return the shapes of tensors that published files hold and no answer needs, by `part.key`."""
+    whole = expected_shapes(replace(spec, vision=replace(spec.vision, num_live_layers=spec.vision.num_layers)))
+    live = expected_shapes(spec)
+    norm = {f"vision_tower.vision_model.post_layernorm.{key}": (spec.vision.width,) for key in ("weight", "bias")}
+    return {key: shape for key, shape in whole.items() if key not in live} | norm
+
+
+def weight_bytes(spec: ModelSpec, precision: str) -> dict[str, int]:
+    """Return the bytes of each part's live weights, by upstream's name of the part.
+
+    - `fp32`: four bytes a parameter; `fp16`: two, as in bf16.
+    - `w8a8+w4a16`: the tower's linear weights in int8 with one fp16 scale for each output channel (scales of
+      activations are found at run time); the decoder's q, k, v, o, gate, up and down weights in int4 with one fp16
+      scale and one fp16 zero point for each output channel and group of 128 input channels. All else is fp16: biases,
+      norms, the tower's embeddings, the projector, token embeddings and head. Padding of packed files is not counted.
+
+    Args:
+        spec: the model.
+        precision: one of `PRECISIONS`.
+    """
+    shapes = expected_shapes(spec)
+    if precision == "w8a8+w4a16":
+        return _sum_by_part({key: _quantized_bytes(key, shape) for key, shape in shapes.items()})
+    size = {"fp32": 4, "fp16": 2}[precision]
+    return _sum_by_part({key: size * math.prod(shape) for key, shape in shapes.items()})
+
+
+def kv_bytes(spec: ModelSpec, num_positions: int, value_bytes: int = 2) -> int:
+    """Return the bytes of the KV cache over `num_positions`, in fp16 unless told otherwise."""
+    decoder = spec.decoder
+    return 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_size * value_bytes * num_positions
+
+
+def tile_range(spec: ModelSpec) -> tuple[int, int]:
+    """Return the fewest and most tiles of the grid that follows a single image's aspect.
+
+    Neither a thumbnail nor the smaller scales of Dynamic-S2 are counted.
+    """
+    if spec.image_mode == "resize":
+        return 1, 1
+    return (_num_squares(spec, -1) if spec.scales else spec.min_tiles), spec.max_tiles
+
+
+def image_cost(spec: ModelSpec, grid_tiles: int) -> MediaCost:
+    """Return what a single image costs.
+
+    Args:
+        spec: the model; a text of its wraps counts as one token, which the published newline is.
+        grid_tiles: tiles of the grid that follows the image's aspect, within `tile_range`.
+    """
+    around = _num_tokens(spec.image_wrap.start, spec.image_wrap.end)
+    if spec.image_mode == "resize":
+        return MediaCost(1, spec.tokens_per_tile, spec.tokens_per_tile + around)
+    if spec.image_mode == "dynamic":
+        num_tiles = grid_tiles + (grid_tiles > 1)  # the thumbnail
+        num_visual = num_tiles * spec.tokens_per_tile
+        # The prompt has a text newline behind each tile besides what the encoder puts there.
+        return MediaCost(num_tiles, num_visual, num_visual + num_tiles * (around + 1))
+    is_last = spec.merge_scale in (-1, len(spec.scales) - 1)
+    num_visual = spec.tokens_per_tile * (grid_tiles if is_last else _num_squares(spec, spec.merge_scale))
+    num_tiles = grid_tiles + sum(_num_squares(spec, i) for i in range(len(spec.scales) - 1))
+    return MediaCost(num_tiles, num_visual, num_visual + around)
+
+
+def clip_cost(spec: ModelSpec, num_frames: int) -> MediaCost:
+    """Return what a clip costs.
+
+    Args:
+        spec: the model; a text of its wraps counts as one token, which the published newline is.
+        num_frames: a multiple of `spec.frames_per_group`.
+    """
+    as_video = spec.video_mode == "video"
+    wrap: Wrap = spec.video_wrap if as_video else spec.image_wrap
+    num_visual = num_positions = 0
+    for frames, rows, columns in spec.video_pools if as_video else (NO_POOL,):
+        num_groups = num_frames // frames
+        level = num_groups * spec.tokens_per_tile // (rows * columns)
+        num_visual += level
+        num_positions += level + num_groups * _num_tokens(wrap.start, wrap.end) + _num_tokens(wrap.sep) * as_video
+    return MediaCost(num_frames, num_visual, num_positions)
+
+
+def nearest_variant(spec: ModelSpec) -> Variant | None:
+    """Return the variant with the same dimensions and kinds, or None.
+
+    The vocabulary, the longest prompt and the number of frames are left out, since fine-tuned copies change them.
+    """
+    return next((variant for variant in VARIANTS.values() if _identity(variant.spec) == _identity(spec)), None)
+
+
+def _identity(spec: ModelSpec) -> tuple[object, ...]:
+    # Kinds of projector with the same factor compute the same.
+    projector = (spec.projector.downsample, spec.projector.in_width, spec.projector.out_width)
+    decoder = replace(spec.decoder, vocab_size=1, max_positions=1)
+    return spec.vision, projector, decoder, spec.image_mode, spec.scales, spec.video_pools
+
+
+def _num_squares(spec: ModelSpec, scale_idx: int) -> int:
+    """Return the tiles of a scale shown as a square."""
+    return (spec.scales[scale_idx] // spec.vision.image_px) ** 2
+
+
+def _num_tokens(*texts: str) -> int:
+    return sum(bool(text) for text in texts)
+
+
+def _sizes(shapes: Shapes) -> dict[str, int]:
+    return {key: math.prod(shape) for key, shape in shapes.items()}
+
+
+def _sum_by_part(values: Mapping[str, int]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for key, value in values.items():
+        part = key.partition(".")[0]
+        sums[part] = sums.get(part, 0) + value
+    return sums
+
+
+def _quantized_bytes(key: str, shape: tuple[int, ...]) -> int:
+    is_linear = ".layers." in key and len(shape) == 2
+    if is_linear and key.startswith("vision_tower."):
+        return shape[0] * (shape[1] + 2)
+    if is_linear and key.startswith("llm."):
+        return shape[0] * (math.ceil(shape[1] / 2) + 4 * math.ceil(shape[1] / GROUP_SIZE))
+    return 2 * math.prod(shape)
+
+
+_OWNER = "Efficient-Large-Model"
+_SO400M = VisionSpec(
+    width=1152, num_layers=27, num_heads=16, mlp_width=4304, image_px=448, patch_px=14, num_live_layers=26
+)
+# Rows of the embedding table: 151,643 of plain text, the tokenizer's own specials (3 and 22), [BOS] and [PAD].
+_QWEN2_VOCAB, _QWEN25_VOCAB = 151648, 151667
+
+
+def _qwen(width: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_width: int, vocab: int) -> DecoderSpec:
+    return DecoderSpec(
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        mlp_width=mlp_width,
+        vocab_size=vocab,
+        rope_theta=1e6,
+        is_tied=width < 2048,  # only the smallest shares its embeddings with the head
+        max_positions=32768,
+    )
+
+
+_DECODERS = {
+    "Qwen2.5-1.5B": _qwen(1536, 28, 12, 2, 8960, _QWEN25_VOCAB),
+    "Qwen2.5-7B": _qwen(3584, 28, 28, 4, 18944, _QWEN2_VOCAB),
+    "Qwen2-7B": _qwen(3584, 28, 28, 4, 18944, _QWEN2_VOCAB),
+    "Qwen2.5-14B": _qwen(5120, 48, 40, 8, 13824, _QWEN25_VOCAB),
+}
+
+
+def _variant(name: str, language_model: str, *, repos: tuple[str, ...] = (), note: str, inferred: str) -> Variant:
+    is_lite, is_video = "-Lite-" in name, name.endswith("-Video")
+    scales = () if is_lite or is_video else (448, 896, 1344)
+    decoder = _DECODERS[language_model]
+    spec = ModelSpec(
+        name=name,
+        vision=_SO400M,
+        projector=ProjectorSpec(
+            kind="mlp_downsample_3x3_fix" if is_lite else "mlp_downsample" if scales else "mlp_downsample_2x2_fix",
+            in_width=_SO400M.width * max(len(scales), 1),
+            out_width=decoder.width,
+        ),
+        decoder=decoder,
+        image_mode="resize" if is_video else "dynamic" if is_lite else "dynamic_s2",
+        num_video_frames=256 if is_video else 8,
+        dtype="bfloat16",
+        scales=scales,
+        video_pools=((8, 1, 1),) if is_video else (NO_POOL,),
+    )
+    names = tuple(f"{_OWNER}/{name}{suffix}" for suffix in ("", *repos))
+    return Variant(name=name, spec=spec, language_model=language_model, repos=names, note=note, inferred=inferred)
+
+
+_FROM_SIZES = "the tower and {} from the sizes of the published files, the modes from the training scripts"
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        _variant(
+            "NVILA-8B",
+            "Qwen2.5-7B",
+            repos=("-hf",),
+            note="a single image is seen at three scales (Dynamic-S2): better at small print than Lite",
+            inferred="which language model it grew from: Qwen2.5-7B by the training script, of whose shape it is, but "
+            "its vocabulary is Qwen2's",
+        ),
+        _variant(
+            "NVILA-15B",
+            "Qwen2.5-14B",
+            repos=("-hf",),
+            note="as NVILA-8B with a larger language model",
+            inferred=_FROM_SIZES.format("projector") + "; the language model from Qwen2.5-14B, its vocabulary unseen",
+        ),
+        _variant(
+            "NVILA-Lite-2B",
+            "Qwen2.5-1.5B",
+            repos=("-hf-preview", "-hf-0626", "-hf", "-Verifier"),
+            note="the smallest; token embeddings and head are one table",
+            inferred=_FROM_SIZES.format("projector") + "; the language model from Qwen2.5-1.5B, its vocabulary unseen",
+        ),
+        _variant(
+            "NVILA-Lite-8B",
+            "Qwen2-7B",
+            repos=("-stage2", "-hf-preview", "-hf-0626"),
+            note="tiles of 121 tokens, as many as the image's aspect asks for: half the tokens of NVILA-8B",
+            inferred=_FROM_SIZES.format("language model"),
+        ),
+        _variant(
+            "NVILA-Lite-15B",
+            "Qwen2.5-14B",
+            repos=("-stage2", "-hf-0626"),
+            note="as NVILA-Lite-8B with a larger language model",
+            inferred=_FROM_SIZES.format("projector") + "; the language model from Qwen2.5-14B, its vocabulary unseen",
+        ),
+        _variant(
+            "NVILA-8B-Video",
+            "Qwen2-7B",
+            note="long clips: 256 frames, eight of which are averaged into one",
+            inferred="all but the tower from the training script of its last stage; its vocabulary unseen",
+        ),
+        _variant(
+            "NVILA-Lite-15B-Video",
+            "Qwen2.5-14B",
+            note="long clips on the larger language model",
+            inferred="frames, pooling and image mode from NVILA-8B-Video, pooling unconfirmed; the language model "
+            "from the size of the published files, its vocabulary unseen",
+        ),
+    )
+}
+"""Every row of the family by its name."""

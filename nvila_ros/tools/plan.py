@@ -1,0 +1,119 @@
+"""`nvila plan`: whether an engine fits a device and how fast it can be, before anything is built.
+
+In: a recipe or a variant's name, and a device. Out: memory needed and free, and times of a question about an image and
+about a clip; below, how far such forecasts are off on published measurements. Exit code 1 if it does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from nvila_ros.errors import ConfigError
+from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.models.spec import ModelSpec
+from nvila_ros.models.variants import VARIANTS, MediaCost, clip_cost, image_cost, tile_range
+from nvila_ros.pipeline import find_checkpoint
+from nvila_ros.planning import DEVICES, FITTED, QUANTIZED, Device, Forecast, forecast
+from nvila_ros.preprocess.tiling import choose_grid
+from nvila_ros.preprocess.views import whole_groups
+from nvila_ros.published import EDGE, ROWS, predict
+from nvila_ros.recipes import Recipe, read_recipe
+from nvila_ros.tools.options import positive, print_json, size, wide_console
+
+PRECISIONS = {"w8a8": QUANTIZED, "w4a16": QUANTIZED, "fp16": "fp16", "fp32": "fp32"}
+"""A recipe's precision of a part, as the family's table names that of a whole model."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the verb takes."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or name, such as nvila-lite-2b.agx-orin")
+    parser.add_argument("--device", choices=DEVICES, help="another device than the recipe's")
+    parser.add_argument("--all", action="store_true", help="every device that is known")
+    parser.add_argument("--image", type=size, default=(1280, 720), metavar="WxH", help="default: 1280x720")
+    parser.add_argument("--frames", type=positive, default=8, metavar="N", help="frames of a clip (default: 8)")
+    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the forecast.
+
+    Raises:
+        NvilaError: the recipe, its model or the device is not known.
+    """
+    recipe = read_recipe(args.recipe)
+    spec = find_spec(recipe.model)
+    devices = _devices(args, recipe)
+    cases = media_cases(spec, args.image, args.frames)
+    rows = [(device, name, _forecast(spec, recipe, device, cost)) for device in devices for name, cost in cases.items()]
+    if not args.json:
+        console = wide_console()
+        console.print(f"{recipe.model}: tower {recipe.vision.precision}, language model {recipe.decoder.precision}")
+        console.print(as_table(rows))
+        console.print(_error_line(), soft_wrap=True)
+    else:
+        told = [{"device": d.name, "case": name, **dataclasses.asdict(f), "ttft_s": f.ttft_s} for d, name, f in rows]
+        print_json({"model": recipe.model, "fits": all(f.fits for *_, f in rows), "forecasts": told})
+    return 0 if all(f.fits for *_, f in rows) else 1
+
+
+def find_spec(model: str) -> ModelSpec:
+    """Return the spec of a published variant or of a checkpoint at hand.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    return VARIANTS[model].spec if model in VARIANTS else open_checkpoint(find_checkpoint(model)).spec
+
+
+def media_cases(spec: ModelSpec, image: tuple[int, int], num_frames: int) -> dict[str, MediaCost]:
+    """Return what an image of a size and a clip cost."""
+    low, high = tile_range(spec)
+    rows, columns = choose_grid(*image, spec.vision.image_px, low, high)
+    kept = whole_groups(spec, num_frames) or spec.frames_per_group
+    return {
+        f"image {image[0]}x{image[1]}": image_cost(spec, rows * columns),
+        f"clip of {kept}": clip_cost(spec, kept),
+    }
+
+
+def _devices(args: argparse.Namespace, recipe: Recipe) -> list[Device]:
+    if args.all:
+        return list(DEVICES.values())
+    name = args.device or recipe.device
+    if name not in DEVICES:
+        raise ConfigError(f"there is no roofline for {name!r}; choose one of {list(DEVICES)} with --device")
+    return [DEVICES[name]]
+
+
+def _forecast(spec: ModelSpec, recipe: Recipe, device: Device, cost: MediaCost) -> Forecast:
+    vision, decoder = PRECISIONS[recipe.vision.precision], PRECISIONS[recipe.decoder.precision]
+    return forecast(spec, device, cost, vision=vision, decoder=decoder)
+
+
+def as_table(rows: Sequence[tuple[Device, str, Forecast]]) -> Table:
+    """Return a table of forecasts."""
+    heads = ("device", "question about", "memory GB", "fits", "vision ms", "prompt ms", "first token ms", "tokens/s")
+    table = Table(*heads, box=SIMPLE_HEAD)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for device, name, told in rows:
+        memory = f"{told.needed_gb:.1f} of {told.free_gb:.1f}"
+        times = [f"{1e3 * seconds:,.0f}" for seconds in (told.vision_s, told.prefill_s, told.ttft_s)]
+        cells = (device.name, name, memory, "yes" if told.fits else "NO", *times, f"{told.tokens_per_s:.0f}")
+        table.add_row(*cells, style="" if told.fits else "red")
+    return table
+
+
+def _error_line() -> str:
+    """Say how far such forecasts are off on what was published."""
+    errors: dict[str, list[float]] = {}
+    for row in ROWS:
+        errors.setdefault(row.source, []).append(abs(predict(row, FITTED) / row.value - 1))
+    told = ", ".join(f"{np.mean(each):.0%} on {source} ({len(each)} rows)" for source, each in errors.items())
+    return f"A forecast on paper, not a measurement. Mean error on published figures: {told}; fitted on {EDGE}."

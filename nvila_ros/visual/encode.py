@@ -1,0 +1,71 @@
+"""From a view to what stands in the prompt, in steps that a caller may look between.
+
+    tiles -> [tower] -> features -> projector input -> [projector] -> visual tokens -> prompt parts
+
+Source: NVLabs/VILA `encode_images` and the encoders.
+
+Shapes: N tiles, P patches of a tile, E vision width, S scales, B blocks that the projector reads, G visual tokens of a
+block, D decoder width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvila_ros.models.spec import ModelSpec
+from nvila_ros.preprocess.views import View
+from nvila_ros.prompt.chat import Media, Part
+from nvila_ros.visual.pooling import pool_tokens
+from nvila_ros.visual.scales import join_tiles, merge_scales
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a view became.
+
+    Attributes:
+        visual_GD: all visual tokens in prompt order, without what stands around them.
+        parts: how the prompt shows them.
+    """
+
+    visual_GD: np.ndarray
+    parts: tuple[Part, ...]
+
+
+def merge_features(spec: ModelSpec, view: View, feat_NPE: np.ndarray) -> np.ndarray:
+    """Return what the projector reads, (B, P, S * E): blocks of a scaled image, else tiles.
+
+    A tile that was not shown at several scales stands for all of them: its features are repeated along channels.
+    """
+    if view.mode == "scaled":
+        return merge_scales(feat_NPE, view.grids, spec.merge_scale)
+    return np.tile(feat_NPE, max(len(spec.scales), 1))
+
+
+def arrange(spec: ModelSpec, view: View, visual_BGD: np.ndarray) -> Seen:
+    """Return the projector's output as the prompt shows it."""
+    if view.mode == "clip":
+        return _pool_clip(spec, visual_BGD)
+    if view.mode == "scaled":
+        # In raster order over the whole image, not block by block.
+        image_HWD = join_tiles(visual_BGD, *view.grids[spec.merge_scale])
+        visual_BGD = image_HWD.reshape(1, -1, image_HWD.shape[-1])
+    newline = ("\n",) if view.mode == "tiled" else ()
+    shown = Media(_layout(spec.image_wrap.start, visual_BGD.shape[1], spec.image_wrap.end))
+    return Seen(visual_BGD.reshape(-1, visual_BGD.shape[-1]), (shown, *newline) * len(visual_BGD))
+
+
+def _pool_clip(spec: ModelSpec, visual_FGD: np.ndarray) -> Seen:
+    levels = [pool_tokens(visual_FGD, pool) for pool in spec.video_pools]
+    wrap = spec.video_wrap
+    layout: tuple[int | str, ...] = ()
+    for level in levels:
+        layout += _layout(wrap.start, level.shape[1], wrap.end) * len(level) + _layout(wrap.sep)
+    visual_GD = np.concatenate([level.reshape(-1, level.shape[-1]) for level in levels])
+    return Seen(visual_GD, (Media(layout),))
+
+
+def _layout(*runs: int | str) -> tuple[int | str, ...]:
+    return tuple(run for run in runs if run)

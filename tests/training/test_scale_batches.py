@@ -1,0 +1,193 @@
+"""Batches over scales, frames and pools: functions of their step, whole prompts, labels of what the frames tell."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.paths import share_path
+from nvila_ros.preprocess.views import View
+from nvila_ros.prompt.chat import PLACEHOLDER
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.training import scale_batches, tiny
+from nvila_ros.training.batches import IGNORE, MOTION_LABELS, Batch, Mix
+from nvila_ros.training.events import sample_event_scene
+from nvila_ros.training.losses import Heads, batch_loss, merge_scales, see
+from nvila_ros.training.scale_batches import CLIP_GRIDS, ScaleBatches, token_labels
+from nvila_ros.training.scenes import COLORS, Jump, Object, Scene, scene_rng
+from nvila_ros.training.tiny_scale import SPEC, narrow, new_model, widen
+from nvila_ros.visual.encode import arrange, merge_features
+
+MIX = Mix(("images", "scaled", "clips", "events"), 7, num_samples=3, num_clips=2, num_turns=3)
+GRIDS = ((1, 1), (2, 2), (3, 4))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def batches() -> ScaleBatches:
+    return ScaleBatches(MIX, ChatTokenizer.from_folder(share_path("checkpoints", "nvila-tiny", "llm")), SPEC)
+
+
+@pytest.fixture(scope="module")
+def model() -> Nvila:
+    torch.manual_seed(0)
+    model = Nvila(SPEC).requires_grad_(False)
+    for parameter in model.mm_projector.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def shown(num_tiles: int, **how: object) -> Batch:
+    return Batch(tile_BFHWC=np.zeros((2, num_tiles, 1, 1, 3), np.uint8), **how)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(4))
+def test_batch_is_a_function_of_its_step_with_a_placeholder_for_each_visual_token(
+    batches: ScaleBatches, model: Nvila, step: int
+) -> None:
+    batch, again = batches[step], batches[step]
+
+    for name in batch.__slots__:
+        assert np.array_equal(getattr(batch, name), getattr(again, name)), name
+    feat_NPE = torch.zeros(np.prod(batch.tile_BFHWC.shape[:2]), SPEC.vision.num_patches, SPEC.vision.width)
+    assert len(see(model, feat_NPE, batch)) == (batch.ids_BL == PLACEHOLDER).sum()
+
+
+@pytest.mark.slow
+def test_clips_are_drawn_with_all_frames_and_pools(batches: ScaleBatches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale_batches, "_film", lambda scene, times_s, px: np.zeros((len(times_s), 1, 1, 3), np.uint8))
+
+    drawn = {(batch.tile_BFHWC.shape[1], batch.pool) for batch in (batches[4 * k + 3] for k in range(100))}
+
+    assert drawn == set(CLIP_GRIDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(4))
+def test_every_batch_gives_a_loss(batches: ScaleBatches, model: Nvila, step: int) -> None:
+    loss, right = batch_loss(model, Heads(SPEC), model.vision, batches[step])
+
+    assert torch.isfinite(loss)
+    assert 0 <= right <= 1
+
+
+def test_pooled_tokens_are_those_of_a_naive_loop(model: Nvila) -> None:
+    feat_NPE = torch.randn(16, SPEC.vision.num_patches, SPEC.vision.width)
+
+    visual_GD = see(model, feat_NPE, shown(8, pool=4))
+
+    frames = [model.project(torch.cat([feat_PE] * 3, dim=-1)[None])[0] for feat_PE in feat_NPE]
+    naive = [sum(frames[k : k + 4]) / 4 for k in range(0, 16, 4)]
+    assert torch.allclose(visual_GD, torch.cat(naive), atol=1e-5)
+
+
+@pytest.mark.parametrize("merge_scale", [0, 1, 2, -1])
+def test_scaled_image_is_what_the_node_makes_of_it(model: Nvila, merge_scale: int) -> None:
+    feat_BFPE = torch.randn(2, 17, SPEC.vision.num_patches, SPEC.vision.width)
+
+    visual_GD = see(model, feat_BFPE.flatten(0, 1), shown(17, grids=GRIDS, merge_scale=merge_scale))
+
+    spec, view = replace(SPEC, merge_scale=merge_scale), View((), "scaled", GRIDS)
+    seen = []
+    for feat_FPE in feat_BFPE.numpy():
+        merged = merge_features(spec, view, feat_FPE)
+        seen.append(arrange(spec, view, model.project(torch.from_numpy(merged)).numpy()).visual_GD)
+    assert np.allclose(visual_GD.numpy(), np.concatenate(seen), atol=1e-5)
+
+
+def test_merged_map_holds_the_scales_side_by_side() -> None:
+    """The smallest scale repeats, the largest is itself; checked patch by patch."""
+    feat_BFPE = torch.randn(1, 17, 4, 3)
+
+    blocks = merge_scales(feat_BFPE, GRIDS, -1).view(3, 4, 2, 2, 9)  # rows, columns of blocks, then of patches
+
+    for row, column, y, x in np.ndindex(3, 4, 2, 2):
+        small_y, small_x = (2 * row + y) // 3, (2 * column + x) // 4
+        assert torch.equal(blocks[row, column, y, x, :3], feat_BFPE[0, 0, 2 * small_y + small_x])
+        assert torch.equal(blocks[row, column, y, x, 6:], feat_BFPE[0, 5 + 4 * row + column, 2 * y + x])
+
+
+def test_widened_projector_says_of_repeated_features_what_the_narrow_one_says() -> None:
+    slim = tiny.new_model(seed=1)
+    for parameter in slim.mm_projector.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    feat_NPE = torch.randn(2, SPEC.vision.num_patches, SPEC.vision.width)
+
+    wide = widen(slim, SPEC)
+
+    assert torch.allclose(wide.project(feat_NPE.repeat(1, 1, 3)), slim.project(feat_NPE), atol=1e-5)
+
+
+def test_narrowed_projector_says_what_the_wide_one_says_of_repeated_features(model: Nvila) -> None:
+    feat_NPE = torch.randn(2, SPEC.vision.num_patches, SPEC.vision.width)
+
+    slim = narrow(model, tiny.SPEC)
+
+    assert torch.allclose(slim.project(feat_NPE), model.project(feat_NPE.repeat(1, 1, 3)), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_training_starts_as_nvila_tiny() -> None:
+    first, second = new_model(0), new_model(1)
+
+    assert first.spec == SPEC
+    assert all(torch.equal(first.state_dict()[key], value) for key, value in second.state_dict().items())
+
+
+def test_shipped_checkpoint_is_of_the_recipe_and_small() -> None:
+    folder = share_path("checkpoints", "nvila-tiny-scale")
+
+    assert open_checkpoint(folder).spec == SPEC
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 8e6
+
+
+def scene_of(*objects: Object) -> Scene:
+    base = sample_event_scene(scene_rng(0), aspect=1.0, duration_s=8.0)
+    return replace(base, objects=objects)
+
+
+def obj(color: str, x: float, y: float, **when: object) -> Object:
+    return Object("square", color, COLORS[color], 0.12, x, y, 0.0, 0.0, 0.0, **when)
+
+
+def test_labels_tell_when_what_appears_was_first_seen_and_in_which_order() -> None:
+    """Eight frames, one each second, in groups of four: the quarters tell, and the rank from the second one on."""
+    scene = scene_of(obj("red", 0.13, 0.13, appears_s=1.5), obj("blue", 0.87, 0.87, appears_s=2.5))
+
+    labels = token_labels(scene, [float(t) for t in range(8)], 4, 8, 4)
+
+    top_left, bottom_right = 0, 15
+    assert labels.event[:, top_left].tolist() == [3, 1]  # seen in two quarters of the first group, then all along
+    assert labels.event[:, bottom_right].tolist() == [2, 1]
+    assert labels.rank[:, [top_left, bottom_right]].tolist() == [[0, 1], [0, 1]]
+    assert labels.event[:, 6].tolist() == [0, 0]
+    assert labels.rank[0, 6] == IGNORE
+
+
+def test_labels_are_silent_on_an_order_that_no_frame_tells() -> None:
+    scene = scene_of(obj("red", 0.13, 0.13, appears_s=1.2), obj("blue", 0.87, 0.87, appears_s=1.8))
+
+    assert (token_labels(scene, [0.0, 1.0, 2.0, 3.0], 1, 8, 4).rank == IGNORE).all()
+
+
+def test_labels_tell_a_jump_from_the_frame_on_that_shows_it() -> None:
+    scene = scene_of(obj("red", 0.13, 0.13, jump=Jump(1.5, 1.0, 0.4, 0.0)))
+
+    missed = token_labels(scene, [0.0, 1.0, 3.0], 1, 8, 4).motion
+    caught = token_labels(scene, [0.0, 1.0, 2.0, 3.0], 1, 8, 4).motion
+
+    assert missed[:, 0].tolist() == [0, MOTION_LABELS["still"], MOTION_LABELS["still"]]
+    assert caught[:, 0].tolist() == [0, MOTION_LABELS["still"], 0, MOTION_LABELS["right"]]
+    assert caught[2, 2] == MOTION_LABELS["right"]

@@ -1,0 +1,48 @@
+"""What nvila-tiny was trained and is measured on stays what it was: cases, scenes and batches of fixed seeds."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvila_ros.paths import share_path
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.training.batches import Batches, Mix
+from nvila_ros.training.questions import KINDS, eval_case
+from nvila_ros.training.scenes import LiveWorld, Scene
+from nvila_ros.training.tiny import SPEC
+
+FIELDS = ("shape", "color", "rgb", "size", "x", "y", "vx", "vy", "angle")
+
+
+def told(scene: Scene) -> str:
+    """A scene's objects and dress in the digits that tell one float from the next."""
+    objects = [tuple(getattr(obj, name) for name in FIELDS) for obj in scene.objects]
+    return repr((objects, scene.background, scene.light, scene.noise, scene.blur, scene.duration_s, scene.seed))
+
+
+def digest(texts: list[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def test_cases_of_the_first_suite_are_unchanged() -> None:
+    cases = [eval_case(kind, index) for kind in KINDS for index in range(40)]
+
+    assert digest([repr((case.question, case.times_s)) + told(case.scene) for case in cases]) == "f8f7b65abe3653fa"
+
+
+def test_live_world_is_unchanged() -> None:
+    world = LiveWorld(3)
+
+    assert digest([told(world.scene_at(1.3 * k)[1]) for k in range(20)]) == "a9ff8487280f1800"
+
+
+@pytest.mark.slow
+def test_batches_of_nvila_tiny_are_unchanged() -> None:
+    tokenizer = ChatTokenizer.from_folder(Path(share_path("checkpoints", "nvila-tiny", "llm")))
+    batches = Batches(Mix(("dense", "images", "clips"), 1 << 24, 6, 4, num_turns=6), tokenizer, SPEC)
+
+    seen = [batches[step] for step in range(6)]
+    labels = [getattr(each, name) for each in seen for name in ("color_NP", "shape_NP", "motion_NG", "ids_BL")]
+    assert digest([repr(np.asarray(each).tolist()) for each in labels]) == "e9a0c7a16719d39e"
