@@ -36,7 +36,7 @@ class NodeConfig:
     model: str = setting(
         "nvila-tiny", "checkpoint or build: a folder, or the name of an embedded one or of a recipe that was built"
     )
-    backend: str = setting("onnxruntime", "runtime of the model", choices=("onnxruntime", "torch"))
+    backend: str = setting("onnxruntime", "runtime of the model", choices=("onnxruntime", "openvino", "torch"))
     threads: int = setting(0, "threads of the runtime; 0 takes every core", "threads", low=0, high=256)
     video_mode: str = setting(
         "video",

@@ -33,10 +33,12 @@ from nvila_ros.visual.encode import Seen, arrange, merge_features
 
 MODULES = {
     "onnxruntime": "nvila_ros.runtime.onnxruntime_engine",
+    "openvino": "nvila_ros.runtime.openvino_engine",
     "torch": "nvila_ros.runtime.torch_engine",
 }
 """Where the engine of each backend lives; imported only when it is asked for."""
 BACKENDS = tuple(MODULES)
+SIMULATOR = "nvila_ros.quantization.simulate"  # torch with quantized weights
 
 
 class Perceiver:
@@ -223,7 +225,8 @@ def load_engine(source: Checkpoint | Artefact, backend: str, threads: int = 0) -
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}; known are {list(BACKENDS)}")
     try:
-        module = importlib.import_module(MODULES[backend])
+        is_simulated = backend == "torch" and isinstance(source, Artefact)
+        module = importlib.import_module(SIMULATOR if is_simulated else MODULES[backend])
     except ModuleNotFoundError as error:
         raise BackendError(f"backend {backend} needs {error.name!r}; install it beside nvila_ros") from error
     return module.load(source, threads)

@@ -29,7 +29,7 @@ class VisionRecipe:
         "scale of activations: per token when it runs, or one for all, found by calibration; TensorRT takes the latter",
         choices=("per_token", "per_tensor"),
     )
-    smooth: float = setting(0.5, "SmoothQuant's share of the activations' range moved into weights", low=0.0, high=1.0)
+    smooth: float = setting(0.5, "SmoothQuant's share of the activations' range moved into weights", low=0.0, high=0.9)
 
     def __post_init__(self) -> None:
         """Check every field."""

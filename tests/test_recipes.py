@@ -33,7 +33,7 @@ def test_every_value_can_be_set(tmp_path: Path) -> None:
         """
 model: /data/mine
 device: thor
-vision: {precision: fp16, smooth: 1}
+vision: {precision: fp16, smooth: 0}
 decoder: {group_size: 64, head: w4a16, awq: false, clip: false}
 calibration: {media: /data/kitchen, num_samples: 8, clip_frames: 4}
 limits: {max_prompt_tokens: 512, max_answer_tokens: 16, batch_tiles: 4}
@@ -43,7 +43,7 @@ limits: {max_prompt_tokens: 512, max_answer_tokens: 16, batch_tiles: 4}
     recipe = read_recipe(path)
 
     assert recipe.name == "mine"
-    assert recipe.vision.smooth == 1.0
+    assert recipe.vision.smooth == 0.0
     assert (recipe.decoder.group_size, recipe.decoder.awq) == (64, False)
     assert recipe.limits.batch_tiles == 4
 
@@ -66,7 +66,7 @@ def test_defaults_are_those_of_a_recipe_that_says_nothing(tmp_path: Path) -> Non
         ("model: m\ndevice: cpu\nvision: w8a8", "vision must hold a mapping, got 'w8a8'"),
         ("model: m\ndevice: cpu\nvision: {precision: int8}", r"vision: precision must be one of \['w8a8'"),
         ("model: m\ndevice: cpu\nvision: {smoth: 1}", r"vision: unknown parameter 'smoth'; did you mean .*smooth"),
-        ("model: m\ndevice: cpu\nvision: {smooth: 2}", r"smooth must lie in \[0, 1\]"),
+        ("model: m\ndevice: cpu\nvision: {smooth: 2}", r"smooth must lie in \[0, 0.9\]"),
         ("model: m\ndevice: cpu\ndecoder: {awq: 1}", "awq must be of type bool, got 1"),
         ("model: m\ndevice: cpu\nlimits: {batch_tiles: 0}", r"batch_tiles must lie in \[1, 64\]"),
         ("model: m\ndevice: thor", "thor runs TensorRT, which cannot scale activations per token; set vision"),

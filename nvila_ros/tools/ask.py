@@ -163,6 +163,5 @@ def _print_piece(piece: Piece) -> None:
 
 
 def _hush_opencv() -> None:
-    """Keep OpenCV and FFmpeg from writing about a bad file on their own: the error says it."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    """Keep OpenCV from writing about a bad file on its own: the error says it."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

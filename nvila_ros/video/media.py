@@ -8,6 +8,7 @@ nothing is kept. Clips are chosen as NVILA was trained on them, ``round(linspace
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".t
 """What is read as an image, and looked for in a folder; all other files are opened as video."""
 FOLDER_FPS = 30.0
 """Frames a second that a folder of images stands for when nobody says."""
+# FFmpeg reads this once, when it first opens a file: what is wrong with one is told by our errors alone.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 _MAX_GRAB = 32  # frames: further than this forward, a seek is cheaper than decoding all that lies between
 
 

@@ -1,0 +1,182 @@
+"""AWQ for one decoder layer: scales that spare salient inputs, then how far each group's range is best cut.
+
+A norm or linear map that writes what linear maps read may divide each channel by any s if they multiply by it; in float
+nothing changes, but channels with large s are rounded finer. The search tries s = mean|x|^alpha for 20 alphas from 0
+(plain rounding) on and keeps what leaves the output of the module behind least wrong. Then each group's scale is
+shrunk in ten steps to a half, and what leaves the group's share of the output least wrong is kept; query and key are
+left alone, since what counts of them is only their product.
+
+Differs from llm-awq in the grid of values: symmetric [-8, 7], as TensorRT and OpenVINO take it. The clip search needs
+no outputs: a group's squared error is d H d with H the Gram matrix of its inputs and d the weights' error, so it is
+exact over all sampled tokens at the cost of one small product for each step.
+
+Source: AWQ (arXiv 2306.00978). Shapes: T tokens, L tokens of a prompt, D decoder width, K inputs, N outputs, G groups,
+I inputs of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nvila_ros.models import qwen2
+from nvila_ros.models.spec import DecoderSpec
+from nvila_ros.quantization.int4 import fake_int4, group_scales
+from nvila_ros.quantization.layers import Tap
+from nvila_ros.quantization.rounding import half_up
+
+NUM_ALPHAS = 20
+MIN_MEAN = 1e-4  # a channel that is always zero must not get an endless scale
+CLIPS = tuple(1 - i / 20 for i in range(11))
+UNCLIPPED = ("self_attn.q_proj", "self_attn.k_proj")
+ATTENTION_TOKENS = 2048
+"""Tokens of whole prompts on which the attention's error is measured; one prompt at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a scale can be folded: who divides, who multiplies, and the module whose output is watched."""
+
+    writer: str
+    readers: tuple[str, ...]
+    watched: str
+
+
+ATTENTION = Site("input_layernorm", tuple(f"self_attn.{key}_proj" for key in "qkv"), "self_attn")
+VALUE = Site("self_attn.v_proj", ("self_attn.o_proj",), "self_attn.o_proj")
+GATE_UP = Site("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj"), "mlp")
+DOWN = Site("mlp.up_proj", ("mlp.down_proj",), "mlp.down_proj")
+LINEARS = (*ATTENTION.readers, *VALUE.readers, *GATE_UP.readers, *DOWN.readers)
+"""Every linear map of a decoder layer."""
+TAPPED = {reader: site.readers[0] for site in (ATTENTION, VALUE, GATE_UP, DOWN) for reader in site.readers}
+"""Whose tap tells a linear map's inputs: the first that reads them."""
+
+
+def sites_of(layer: qwen2.Layer) -> tuple[Site, ...]:
+    """Return the sites of a layer; with grouped-query attention one value serves several inputs of the output map."""
+    is_square = layer.self_attn.v_proj.weight.shape == layer.self_attn.o_proj.weight.shape
+    return (ATTENTION, *([VALUE] if is_square else []), GATE_UP, DOWN)
+
+
+@torch.inference_mode()
+def fold_scales(
+    spec: DecoderSpec, layer: qwen2.Layer, prompts_LD: Sequence[Tensor], taps: Mapping[str, Tap], group_size: int
+) -> dict[str, Tensor]:
+    """Search the scale of every site and fold it into the layer, whose float outputs stay the same.
+
+    Args:
+        spec: the decoder's.
+        layer: changed in place.
+        prompts_LD: the layer's inputs, whole prompts, for the attention's error.
+        taps: what the linear maps read, by `TAPPED`.
+        group_size: inputs that share a scale.
+
+    Returns:
+        By linear map, the divisor of its inputs, (K,); 1 where nothing was folded.
+    """
+    found = {}
+    for site in sites_of(layer):
+        run = _watch(spec, layer, site, prompts_LD, taps)
+        tap = taps[TAPPED[site.readers[0]]]
+        found[site] = search_scale(_linears(layer, site.readers), run, tap.mean_abs(), group_size)
+    divisors = {name: torch.ones(layer.get_submodule(name).in_features) for name in LINEARS}
+    for site, scale_K in found.items():  # only now: every search must see the layer as its inputs were recorded
+        fold(layer.get_submodule(site.writer), _linears(layer, site.readers), scale_K)
+        divisors |= dict.fromkeys(site.readers, scale_K)
+    return divisors
+
+
+def search_scale(
+    readers: Sequence[nn.Linear], run: Callable[[], Tensor], mean_abs_K: Tensor, group_size: int
+) -> Tensor:
+    """Return the scale of the readers' inputs that leaves the watched output least wrong, (K,).
+
+    Args:
+        readers: linear maps that share their inputs; left as they were.
+        run: computes the watched output with the readers' weights as they are.
+        mean_abs_K: mean magnitude of each input.
+        group_size: inputs that share a scale.
+    """
+    want, weights = run(), [reader.weight for reader in readers]
+    weights_KN = [weight.T.contiguous() for weight in weights]
+    best_K, best_error = torch.ones_like(mean_abs_K), float("inf")
+    for step in range(NUM_ALPHAS):
+        scale_K = _candidate(mean_abs_K, step / NUM_ALPHAS)
+        for reader, weight_KN in zip(readers, weights_KN, strict=True):
+            reader.weight = nn.Parameter(_round_scaled(weight_KN, scale_K, group_size).T, requires_grad=False)
+        error = float((run() - want).square().sum(dtype=torch.float64))
+        if error < best_error:
+            best_K, best_error = scale_K, error
+    for reader, weight in zip(readers, weights, strict=True):
+        reader.weight = weight
+    return best_K
+
+
+def fold(writer: nn.Module, readers: Sequence[nn.Linear], scale_K: Tensor) -> None:
+    """Divide what a norm or linear map writes by a scale, and multiply the weights that read it."""
+    # New tensors: what was read from disk may not be writeable.
+    by_row = scale_K if writer.weight.ndim == 1 else scale_K[:, None]
+    writer.weight = nn.Parameter(writer.weight / by_row, requires_grad=False)
+    if getattr(writer, "bias", None) is not None:
+        writer.bias = nn.Parameter(writer.bias / scale_K, requires_grad=False)
+    for reader in readers:
+        reader.weight = nn.Parameter(reader.weight * scale_K, requires_grad=False)
+
+
+@torch.inference_mode()
+def search_clip(weight_KN: Tensor, rows_TK: Tensor, group_size: int) -> Tensor:
+    """Return by how much each group's range is best cut, (G, N) ratios of `CLIPS`.
+
+    Args:
+        weight_KN: a linear map's weight, scales folded.
+        rows_TK: sampled tokens of its inputs, divided by the scales that were folded.
+        group_size: inputs that share a scale.
+    """
+    rows_TGI = rows_TK.unflatten(1, (-1, group_size))
+    gram_GII = torch.einsum("tgi,tgj->gij", rows_TGI, rows_TGI)
+    widest_GN = group_scales(weight_KN, group_size)
+    best_GN, best_error_GN = torch.ones_like(widest_GN), torch.full_like(widest_GN, float("inf"))
+    for clip in CLIPS:
+        wrong_GIN = (fake_int4(weight_KN, half_up(widest_GN * clip)) - weight_KN).unflatten(0, (-1, group_size))
+        error_GN = (wrong_GIN * (gram_GII @ wrong_GIN)).sum(1)
+        is_better_GN = error_GN < best_error_GN
+        best_GN = torch.where(is_better_GN, clip, best_GN)
+        best_error_GN = torch.where(is_better_GN, error_GN, best_error_GN)
+    return best_GN
+
+
+def pick_prompts(prompts_LD: Sequence[Tensor]) -> list[Tensor]:
+    """Return prompts spread evenly over the calibration set, of `ATTENTION_TOKENS` in all or one."""
+    mean_length = sum(map(len, prompts_LD)) / len(prompts_LD)
+    num_picked = min(max(1, int(ATTENTION_TOKENS / mean_length)), len(prompts_LD))
+    return [prompts_LD[i * len(prompts_LD) // num_picked] for i in range(num_picked)]
+
+
+def _watch(
+    spec: DecoderSpec, layer: qwen2.Layer, site: Site, prompts_LD: Sequence[Tensor], taps: Mapping[str, Tap]
+) -> Callable[[], Tensor]:
+    """Return what computes a site's watched output on calibration inputs."""
+    module = layer.get_submodule(site.watched)
+    if site != ATTENTION:
+        rows_TK = taps[TAPPED[site.readers[0]]].rows()
+        return lambda: module(rows_TK)
+    calls = [(layer.input_layernorm(x)[None], *qwen2.rotary_tables(spec, 0, len(x)), None) for x in prompts_LD]
+    return lambda: torch.cat([module(*call)[0] for call in calls])
+
+
+def _linears(layer: qwen2.Layer, names: Sequence[str]) -> list[nn.Linear]:
+    return [layer.get_submodule(name) for name in names]
+
+
+def _candidate(mean_abs_K: Tensor, alpha: float) -> Tensor:
+    """Return mean|x|^alpha, so shifted that its ends lie evenly about 1."""
+    scale_K = mean_abs_K.clamp(min=MIN_MEAN) ** alpha
+    return scale_K / (scale_K.max() * scale_K.min()).sqrt()
+
+
+def _round_scaled(weight_KN: Tensor, scale_K: Tensor, group_size: int) -> Tensor:
+    scaled_KN = weight_KN * scale_K[:, None]
+    return fake_int4(scaled_KN, group_scales(scaled_KN, group_size)) / scale_K[:, None]

@@ -1,0 +1,110 @@
+"""One layer at a time: built from the checkpoint, listened to while calibration runs through it, and let go.
+
+Peak memory is one layer's float weights and the calibration set's activations. Every layer reads the activations that
+the *float* layers before it give: each layer is then fitted to the function that the model was trained to be, whatever
+became of the layers before, and the order of the work does not matter.
+
+Shapes: N tiles, P patches, E vision width, L tokens of a prompt, D decoder width, S head size, T sampled tokens,
+K inputs of a linear map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nvila_ros.models import qwen2, siglip
+from nvila_ros.models.spec import DecoderSpec, VisionSpec
+
+NUM_SAMPLED = 1024
+"""Most tokens of which a layer's inputs are kept: searches look at these, plain statistics at all."""
+TILES_AT_ONCE = 2  # at 1024 patches of 16 heads, a tile's attention alone is 64 MiB
+TOWER, DECODER = "vision_tower.vision_model", "llm.model"
+
+Weights = Mapping[str, np.ndarray]
+Part = TypeVar("Part", bound=nn.Module)
+
+
+class Tap:
+    """What a linear map reads over the calibration set.
+
+    Attributes:
+        amax_K: the largest magnitude of each input.
+        sum_abs_K: sums of magnitudes, float64.
+        count: tokens seen.
+    """
+
+    def __init__(self, stride: int) -> None:
+        self.count, self._stride = 0, stride
+        self.amax_K = self.sum_abs_K = torch.zeros(())
+        self._rows: list[Tensor] = []
+
+    def add(self, x: Tensor) -> None:
+        """Take in the inputs of one call, (..., K); every `stride`th token is kept."""
+        if not x.numel():
+            return
+        x_TK = x.flatten(0, -2)
+        self.amax_K = torch.maximum(self.amax_K, x_TK.abs().amax(0))
+        self.sum_abs_K = self.sum_abs_K + x_TK.abs().sum(0, dtype=torch.float64)
+        self._rows.append(x_TK[-self.count % self._stride :: self._stride].clone())
+        self.count += len(x_TK)
+
+    def mean_abs(self) -> Tensor:
+        """Return the mean magnitude of each input, (K,)."""
+        return (self.sum_abs_K / self.count).float()
+
+    def rows(self) -> Tensor:
+        """Return the tokens that were kept, (T, K)."""
+        return torch.cat(self._rows)
+
+
+@contextmanager
+def listen(layer: nn.Module, names: Sequence[str], num_tokens: int) -> Iterator[dict[str, Tap]]:
+    """Tap the inputs of a layer's named linear maps while `num_tokens` tokens run through it."""
+    taps = {name: Tap(max(1, -(-num_tokens // NUM_SAMPLED))) for name in names}
+    hooks = [
+        layer.get_submodule(name).register_forward_pre_hook(lambda module, args, tap=tap: tap.add(args[0]))
+        for name, tap in taps.items()
+    ]
+    try:
+        yield taps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def build_part(kind: type[Part], weights: Weights, name: str, *args: object) -> Part:
+    """Return a module with its weights read from `name.*`, without gradients."""
+    with torch.device("meta"):
+        part = kind(*args)
+    state = {key: torch.from_numpy(weights[f"{name}.{key}"]) for key in part.state_dict()}
+    part.load_state_dict(state, assign=True)
+    return part.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def embed_tiles(spec: VisionSpec, weights: Weights, tile_NCHW: np.ndarray) -> Tensor:
+    """Return what the tower's first layer reads, (N, P, E)."""
+    embeddings = build_part(siglip.Embeddings, weights, f"{TOWER}.embeddings", spec)
+    slices = torch.from_numpy(tile_NCHW).split(TILES_AT_ONCE)
+    return torch.cat([embeddings(tiles) for tiles in slices])
+
+
+@torch.inference_mode()
+def run_tower_layer(layer: siglip.Layer, feat_NPE: Tensor) -> None:
+    """Run a layer over all tiles, a slice at a time, writing its outputs over its inputs."""
+    for tiles in feat_NPE.split(TILES_AT_ONCE):
+        tiles.copy_(layer(tiles))
+
+
+@torch.inference_mode()
+def run_decoder_layer(spec: DecoderSpec, layer: qwen2.Layer, prompts_LD: list[Tensor]) -> None:
+    """Run a layer over all prompts one by one, putting its outputs in place of its inputs."""
+    for i, hidden_LD in enumerate(prompts_LD):
+        tables = qwen2.rotary_tables(spec, 0, len(hidden_LD))
+        prompts_LD[i] = layer(hidden_LD[None], *tables, None)[0]

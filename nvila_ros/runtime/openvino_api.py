@@ -1,0 +1,18 @@
+"""OpenVINO without its reports: every module here takes `ov` and `ops` from this one.
+
+The wheel depends on openvino-telemetry and sends an event over the network whenever it is imported, unless that package
+is missing; so it is made to look missing before. Nothing here uses the network.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+import openvino as ov  # noqa: E402
+from openvino import opset6, opset13  # noqa: E402
+
+ops = opset13
+
+__all__ = ["ops", "opset6", "ov"]

@@ -1,0 +1,165 @@
+"""What differs between TensorRT's versions and flavours, in one place: 10.3 to 11.x on a robot, TensorRT-RTX elsewhere.
+
+Features are found by asking for them, never by comparing versions. In all `runtime/tensorrt_*.py` the vendor's objects
+are held in names such as `trt`, `builder` or `_context` alone (`HOLDERS` in tests/runtime/tensorrt_names.py): a test
+looks up every attribute of these in the real bindings of each version, since none of them loads without a GPU.
+
+TensorRT-RTX is the one flavour that builds without a GPU: it compiles ahead of time for GPUs that are named. It serves
+desktop GPUs and knows none of the Jetsons, whose plans only TensorRT on the device itself can build.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nvila_ros.errors import BackendError
+
+FLAVOURS = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+"""Modules that each flavour is installed as; the wheels of RTX bring their bindings alone."""
+
+Progress = Callable[[str, int, int], None]
+"""Told the phase, the steps done and the steps in all; raising from it ends the build."""
+
+
+def load_api(flavour: str) -> Any:
+    """Return the vendor's module.
+
+    Raises:
+        BackendError: it is unknown, or not installed.
+    """
+    if flavour not in FLAVOURS:
+        raise BackendError(f"unknown flavour of TensorRT {flavour!r}; known are {list(FLAVOURS)}")
+    missing = []
+    for name in FLAVOURS[flavour]:
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            missing.append(str(error))
+    hint = "it comes with JetPack" if flavour == "tensorrt" else "pip install tensorrt-rtx-cu12-libs and -bindings"
+    raise BackendError(f"{flavour} cannot be loaded ({'; '.join(missing)}); {hint}")
+
+
+@dataclass(slots=True)
+class Log:
+    """What a build said: errors and warnings, and the list of its kernels."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)
+
+    def add(self, is_error: bool, is_warning: bool, message: str) -> None:
+        """Keep what is of use; the rest of a verbose log is large."""
+        if is_error:
+            self.errors.append(message)
+        elif is_warning:
+            self.warnings.append(message)
+        else:
+            self.kernels += [line for line in message.splitlines() if line.startswith("Name: ")]
+
+
+def open_log(trt: Any) -> tuple[Any, Log]:
+    """Return the process's logger and a fresh log that it writes to from now on."""
+    logger = _logger(trt)
+    logger.kept = Log()
+    return logger, logger.kept
+
+
+@functools.cache
+def _logger(trt: Any) -> Any:
+    """TensorRT keeps the first logger that it is given and ignores all later ones, so there is one for each flavour."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # the bindings want it called by name
+            self.kept = Log()
+
+        def log(self, severity: Any, message: str) -> None:
+            is_error = severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+            self.kept.add(is_error, severity == trt.ILogger.Severity.WARNING, message)
+
+    return Logger()
+
+
+def make_monitor(trt: Any, on_progress: Progress) -> Any:
+    """Return a monitor for a config; the config does not keep it alive."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+            self.error: BaseException | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            try:
+                on_progress(phase_name, step + 1, self.steps.get(phase_name, 0))
+            except BaseException as error:  # it must not cross the vendor's frames; `build_plan` raises it again
+                self.error = error
+            return self.error is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+    return Monitor()
+
+
+def has_cache_in_place(trt: Any) -> bool:
+    """Whether the graphs of `TRT_KV` can be built; those of `TRT_BASE` always can."""
+    return hasattr(trt.INetworkDefinition, "add_kv_cache_update")
+
+
+def create_network(trt: Any, builder: Any) -> Any:
+    """Return an empty network whose types are the graph's own; from 11 on there is no other kind."""
+    return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+
+def set_target(trt: Any, config: Any, target: str) -> None:
+    """Compile for a GPU that is not at hand, such as `SM86`; empty is the one at hand.
+
+    Raises:
+        BackendError: this flavour builds on the device alone, or does not know the target.
+    """
+    if not target:
+        return
+    if not _is_rtx(config):
+        raise BackendError(
+            f"TensorRT builds for the GPU it runs on, got target {target!r}; use tensorrt_rtx or leave it"
+        )
+    if not hasattr(trt.ComputeCapability, target):
+        known = sorted(name for name in dir(trt.ComputeCapability) if name.startswith("SM"))
+        raise BackendError(f"unknown target {target!r}; known are {known}")
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
+
+
+def limit_workspace(trt: Any, config: Any, limit_bytes: int) -> None:
+    """Bound what one layer may take beside weights and activations; 0 leaves the vendor's bound."""
+    if limit_bytes:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit_bytes)
+
+
+def use_timings(config: Any, timings: bytes) -> None:
+    """Start from what an earlier build measured; empty starts from nothing.
+
+    Timings of another version or GPU are refused by TensorRT itself, which then measures anew and says so. RTX measures
+    nothing when it builds.
+    """
+    if not _is_rtx(config):
+        timing_cache = config.create_timing_cache(timings)
+        config.set_timing_cache(timing_cache, ignore_mismatch=False)
+
+
+def read_timings(config: Any) -> bytes:
+    """Return what this build and those before measured, for `use_timings`; empty of RTX."""
+    timing_cache = None if _is_rtx(config) else config.get_timing_cache()
+    return bytes(timing_cache.serialize()) if timing_cache else b""
+
+
+def _is_rtx(config: Any) -> bool:
+    return hasattr(config, "set_compute_capability")

@@ -1,0 +1,90 @@
+"""The few calls of the CUDA runtime that an engine needs, over cuda-python 12 or 13.
+
+Pointers are integers, as TensorRT takes them. Everything is in order on one stream, and so is copied before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import weakref
+from typing import Any
+
+import numpy as np
+
+from nvila_ros.errors import BackendError
+
+ALIGNMENT = 256  # bytes; TensorRT wants every address to be a multiple
+MODULES = ("cuda.bindings.runtime", "cuda.cudart")  # the newer name first: the older warns where both are
+
+
+class Buffer:
+    """Memory on the device, freed with the object; `pointer` is a multiple of `ALIGNMENT`."""
+
+    def __init__(self, cuda: Cuda, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        self.pointer = cuda.allocate(max(num_bytes, ALIGNMENT))
+        weakref.finalize(self, cuda.free, self.pointer)
+
+
+class Cuda:
+    """One stream of one device."""
+
+    def __init__(self, cudart: Any) -> None:
+        self._cudart = cudart
+        self.stream = int(self._call("cudaStreamCreate"))  # as TensorRT takes it
+
+    def allocate(self, num_bytes: int) -> int:
+        """Return memory of the device; `cudaMalloc` aligns to 256 bytes."""
+        return int(self._call("cudaMalloc", num_bytes))
+
+    def free(self, pointer: int) -> None:
+        """Give memory back."""
+        self._call("cudaFree", pointer)
+
+    def clear(self, pointer: int, num_bytes: int) -> None:
+        """Set memory to zero."""
+        self._call("cudaMemsetAsync", pointer, 0, num_bytes, self.stream)
+
+    def upload(self, array: np.ndarray, pointer: int) -> None:
+        """Copy a contiguous array to the device; it may be changed as soon as this returns.
+
+        Source: the CUDA runtime's "API synchronization behavior": pageable memory is staged before the call returns.
+        """
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", pointer, array.ctypes.data, array.nbytes, kind, self.stream)
+
+    def download(self, pointer: int, array: np.ndarray) -> None:
+        """Fill a contiguous array from the device once all work before is done."""
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", array.ctypes.data, pointer, array.nbytes, kind, self.stream)
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until all work is done."""
+        self._call("cudaStreamSynchronize", self.stream)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """Return what a call gives beside its status.
+
+        Raises:
+            BackendError: the call failed.
+        """
+        status, *given = getattr(self._cudart, name)(*arguments)
+        if status != self._cudart.cudaError_t.cudaSuccess:
+            raise BackendError(f"{name} failed: {status.name}; see the driver with nvidia-smi or tegrastats")
+        return given[0] if given else None
+
+
+def open_cuda() -> Cuda:
+    """Return a stream of the current device.
+
+    Raises:
+        BackendError: cuda-python is not installed, or there is no device.
+    """
+    missing = []
+    for name in MODULES:
+        try:
+            return Cuda(importlib.import_module(name))
+        except ImportError as error:
+            missing.append(str(error))
+    raise BackendError(f"cuda-python cannot be loaded ({'; '.join(missing)}); pip install cuda-python")

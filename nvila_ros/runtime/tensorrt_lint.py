@@ -1,0 +1,140 @@
+"""Read from a builder's own list of kernels whether a plan became what its graph was drawn for.
+
+A plan that is wrong in none of its numbers can still be slow: weights dequantized ahead of their GEMM, attention in
+pieces, keys repeated for every query head. With `ProfilingVerbosity.DETAILED` and a verbose logger the builder
+describes each kernel, types and shapes included, in one line; no GPU is needed to read them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+_KERNEL = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
+    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?Metadata:(?P<layers>.*)"
+)
+_TENSOR = re.compile(r"\{ Name: (.*?)(?: \[profile \d+\])?, Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
+_LAYER = re.compile(r"\[ONNX Layer: ([^\]]*?)(?: \[profile \d+\])?\]")
+_GRAPH = re.compile(r"_myl(\d+)_\d+$")
+FLOATS = ("Half", "Float", "BFloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """What a kernel reads or writes; a dimension that varies is -1, the dtype in TensorRT's spelling, such as Half."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel of a plan.
+
+    Attributes:
+        profile: number of the optimization profile that it belongs to.
+        layers: names of the graph's nodes that went into it.
+    """
+
+    name: str
+    kind: str
+    profile: int
+    inputs: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    layers: tuple[str, ...]
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether a whole attention is in it."""
+        return "_mha" in self.name
+
+    @property
+    def matrices(self) -> tuple[Tensor, ...]:
+        """Constants that are weights of a linear map: two dimensions, neither of them one."""
+        return tuple(c for c in self.constants if len(c.shape) == 2 and min(c.shape) > 1)
+
+    @property
+    def unpacks(self) -> bool:
+        """Whether it writes a four-bit weight out in a wider type, to be read again by a GEMM."""
+        sizes = {prod(c.shape) for c in self.constants if c.dtype == "Int4"}
+        return any(out.dtype in FLOATS and prod(out.shape) in sizes for out in self.outputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What there is in one profile of a plan.
+
+    Attributes:
+        int8_gemms: GEMMs that read eight-bit activations and weights.
+        int4_gemms: kernels that read four-bit weights and unpack them as they multiply.
+        float_gemms: kernels that multiply with weights that are not quantized.
+        unpacked_int4: kernels that write a four-bit weight out before its GEMM reads it.
+        attentions: fused attentions.
+        expanded_kv: keys and values that a fused attention reads once for every query head.
+        copied_kv: keys and values that a fused attention reads from a copy of the cache.
+    """
+
+    int8_gemms: int
+    int4_gemms: int
+    float_gemms: int
+    unpacked_int4: int
+    attentions: int
+    expanded_kv: int
+    copied_kv: int
+
+
+def read_kernels(lines: Iterable[str]) -> list[Kernel]:
+    """Return the kernels that a log describes; other lines are passed over."""
+    kernels = []
+    for line in lines:
+        found = _KERNEL.match(line)
+        if not found:
+            continue
+        graph = _GRAPH.search(found["name"])
+        inputs, constants, outputs = (_tensors(found[key]) for key in ("inputs", "constants", "outputs"))
+        layers = tuple(_LAYER.findall(found["layers"]))
+        profile = int(graph[1]) if graph else 0
+        kernels.append(Kernel(found["name"], found["kind"], profile, inputs, constants, outputs, layers))
+    return kernels
+
+
+def find(kernels: Iterable[Kernel], profile: int = 0, num_kv_heads: int = 0, head_size: int = 0) -> Findings:
+    """Count in one profile; keys and values are told by the head size, and are looked for only where it is given."""
+    own = [kernel for kernel in kernels if kernel.profile == profile]
+    linear = [kernel for kernel in own if kernel.matrices and any("MatMul" in layer for layer in kernel.layers)]
+    attentions = [kernel for kernel in own if kernel.is_attention]
+    kv = [tensor for kernel in attentions for tensor in _keys_and_values(kernel, head_size)]
+    return Findings(
+        int8_gemms=sum(_reads(kernel, "Int8") and kernel.inputs[0].dtype == "Int8" for kernel in linear),
+        int4_gemms=sum(_reads(kernel, "Int4") and not kernel.unpacks for kernel in linear),
+        float_gemms=sum(not _reads(kernel, "Int8", "Int4") for kernel in linear),
+        unpacked_int4=sum(kernel.unpacks for kernel in own),
+        attentions=len(attentions),
+        expanded_kv=sum(prod(tensor.shape[:-2]) > num_kv_heads for tensor in kv),
+        copied_kv=sum(not tensor.name.startswith(("past_", "present_")) for tensor in kv),
+    )
+
+
+def _tensors(text: str) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(name, tuple(int(size) for size in dims.split(",") if size), dtype)
+        for name, dims, dtype in _TENSOR.findall(text)
+    )
+
+
+def _reads(kernel: Kernel, *dtypes: str) -> bool:
+    return any(matrix.dtype in dtypes for matrix in kernel.matrices)
+
+
+def _keys_and_values(kernel: Kernel, head_size: int) -> list[Tensor]:
+    """Return what an attention reads beside its queries and its masks, which have no head size.
+
+    The kernels for one token list the queries last, those for many list them first.
+    """
+    heads = [t for t in kernel.inputs if t.dtype in FLOATS and len(t.shape) > 2 and head_size in t.shape[-2:]]
+    return heads[:2] if "gemv" in kernel.name else heads[1:]

@@ -1,0 +1,32 @@
+"""One small checkpoint and what calibration makes of a few pictures, for all tests of quantization."""
+
+import numpy as np
+import pytest
+import torch
+
+from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.quantization.calibration import Calibration, Sample, calibrate
+from tests.golden_cases import GOLDEN, read_image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    return open_checkpoint(GOLDEN / "video" / "ckpt")
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    image = read_image(GOLDEN / "media" / "small.png")
+    clip = tuple(np.roll(image, 5 * i, axis=1) for i in range(8))
+    return [Sample((image,), "What is it?"), Sample(clip, "Where to?"), Sample((image[::-1].copy(),), "How many?")]
+
+
+@pytest.fixture(scope="session")
+def calibration(checkpoint: Checkpoint, samples: list[Sample]) -> Calibration:
+    return calibrate(checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), samples)
