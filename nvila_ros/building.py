@@ -34,6 +34,7 @@ from nvila_ros.quantization.quantize import keep_part, quantize_decoder, quantiz
 from nvila_ros.recipes import Recipe
 
 SHARD_BYTES = 1 << 28
+TOWER_TOKENS = 16384  # patches that the tower is calibrated on: more change no range that matters
 RUNTIME_BYTES = 600 << 20  # Python with torch
 STATE = "state.json"
 TOKENIZER_FILES = (
@@ -205,7 +206,7 @@ def _quantize(
         tower = TowerOptions(
             precision=vision.precision, activations=vision.activations, smooth=vision.smooth if vision.smooth else None
         )
-        return quantize_tower(checkpoint, tower, calibration.tile_NCHW, on_part)
+        return quantize_tower(checkpoint, tower, pick_tiles(checkpoint, calibration.tile_NCHW), on_part)
     if part == "llm":
         told = recipe.decoder
         decoder = DecoderOptions(
@@ -217,6 +218,12 @@ def _quantize(
         )
         return quantize_decoder(checkpoint, decoder, calibration.prompts_LD, on_part)
     return keep_part(checkpoint, part, "fp32")
+
+
+def pick_tiles(checkpoint: Checkpoint, tile_NCHW: np.ndarray) -> np.ndarray:
+    """Return as many tiles, spread evenly, as hold `TOWER_TOKENS` patches; at least one."""
+    num_kept = min(len(tile_NCHW), max(1, TOWER_TOKENS // checkpoint.spec.vision.num_patches))
+    return tile_NCHW[np.linspace(0, len(tile_NCHW) - 1, num_kept).astype(int)]
 
 
 def _write_shards(folder: Path, part: str, weights: Iterator[tuple[str, Weight]]) -> None:

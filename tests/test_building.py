@@ -215,3 +215,11 @@ def test_build_is_found_by_its_recipes_name_and_answers(built: Path, monkeypatch
     assert answer.precision == "w8a8+w4a16"
     with pytest.raises(CheckpointError, match=r"or one of the builds \['mine.cpu'\]"):
         load_perceiver("yours.cpu")
+
+
+def test_tower_is_calibrated_on_few_tiles_spread_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "TOWER_TOKENS", 3 * 64)
+    tile_NCHW = np.arange(9, dtype=np.float32).reshape(9, 1, 1, 1)
+
+    assert building.pick_tiles(CHECKPOINT, tile_NCHW).ravel().tolist() == [0, 4, 8]
+    assert len(building.pick_tiles(CHECKPOINT, tile_NCHW[:2])) == 2
