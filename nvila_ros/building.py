@@ -8,6 +8,7 @@ nothing loads.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -123,7 +124,7 @@ def build(
     Args:
         recipe: what to build.
         checkpoint: of what.
-        calibrate: gives tiles and prompts; called only where a part is still to be done.
+        calibrate: gives tiles and prompts; called once, and only if a part that is still to be done looks at them.
         folder: made if it is not there; a finished build in it is replaced.
         on_part: told of progress.
 
@@ -132,15 +133,14 @@ def build(
     """
     told = dataclasses.asdict(recipe)
     _begin(folder, {"recipe": told, "checkpoint": fingerprint(checkpoint)})
-    calibration: Calibration | None = None
+    calibrate = functools.cache(calibrate)
     for part in PARTS:
         if (folder / f"{part}.done").is_file():
             _log.info("%s is done already", part)
             continue
         for leftover in folder.glob(f"{part}-*.safetensors"):
             leftover.unlink()
-        calibration = calibration or calibrate()
-        weights = _quantize(part, recipe, checkpoint, calibration, on_part)
+        weights = _quantize(part, recipe, checkpoint, calibrate, on_part)
         is_full = (recipe.decoder if part == "llm" else recipe.vision).precision == "fp32"
         _write_shards(folder, part, weights if is_full else map(_in_half, weights))
         (folder / f"{part}.done").touch()
@@ -199,14 +199,16 @@ def _is_ours(path: Path) -> bool:
 
 
 def _quantize(
-    part: str, recipe: Recipe, checkpoint: Checkpoint, calibration: Calibration, on_part: OnPart
+    part: str, recipe: Recipe, checkpoint: Checkpoint, calibrate: Callable[[], Calibration], on_part: OnPart
 ) -> Iterator[tuple[str, Weight]]:
     if part == "vision_tower":
         vision = recipe.vision
         tower = TowerOptions(
             precision=vision.precision, activations=vision.activations, smooth=vision.smooth if vision.smooth else None
         )
-        return quantize_tower(checkpoint, tower, pick_tiles(checkpoint, calibration.tile_NCHW), on_part)
+        is_measured = tower.precision == "w8a8"
+        tile_NCHW = pick_tiles(checkpoint, calibrate().tile_NCHW) if is_measured else np.empty(0, np.float32)
+        return quantize_tower(checkpoint, tower, tile_NCHW, on_part)
     if part == "llm":
         told = recipe.decoder
         decoder = DecoderOptions(
@@ -216,7 +218,8 @@ def _quantize(
             awq=told.awq,
             clip=told.clip,
         )
-        return quantize_decoder(checkpoint, decoder, calibration.prompts_LD, on_part)
+        prompts_LD = calibrate().prompts_LD if decoder.needs_calibration else ()
+        return quantize_decoder(checkpoint, decoder, prompts_LD, on_part)
     return keep_part(checkpoint, part, "fp32")
 
 

@@ -24,7 +24,7 @@ from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.spec import PUBLISHED, Overrides
 from nvila_ros.paths import build_folder, share_path
 from nvila_ros.preprocess.tiles import normalize_tiles
-from nvila_ros.preprocess.views import View, view_clip, view_image, view_images, whole_groups
+from nvila_ros.preprocess.views import View, clip_length, view_clip, view_image, view_images
 from nvila_ros.prompt.chat import PLACEHOLDER, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
@@ -97,21 +97,16 @@ class Perceiver:
 
     def _choose_frames(self, frames: Sequence[Frame]) -> Sequence[Frame]:
         """Return the frames that the model is shown: of a clip, the newest that make whole groups."""
-        if not self._is_clip(frames):
-            return frames
-        return frames[-whole_groups(self._engine.spec, len(frames)) :]
+        return frames[-self._clip_length(frames) :]  # 0 leaves all
 
-    def _is_clip(self, frames: Sequence[Frame]) -> bool:
-        """Whether frames go through the video encoder: several, of one camera, and enough for one group."""
-        spec = self._engine.spec
-        is_video = len(frames) > 1 and spec.video_mode == "video"
-        return is_video and len({frame.camera for frame in frames}) == 1 and whole_groups(spec, len(frames)) > 0
+    def _clip_length(self, frames: Sequence[Frame]) -> int:
+        return clip_length(self._engine.spec, len(frames), len({frame.camera for frame in frames}))
 
     def _view(self, frames: Sequence[Frame]) -> View:
         spec, images = self._engine.spec, [frame.image for frame in frames]
         if len(images) == 1:
             return view_image(spec, images[0])
-        return view_clip(spec, images) if self._is_clip(frames) else view_images(spec, images)
+        return view_clip(spec, images) if self._clip_length(frames) else view_images(spec, images)
 
     def _see(self, frames: Sequence[Frame], run: Ledger) -> Seen:
         """Return the visual tokens of all frames and how the prompt shows them."""

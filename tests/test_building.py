@@ -223,3 +223,12 @@ def test_tower_is_calibrated_on_few_tiles_spread_evenly(monkeypatch: pytest.Monk
 
     assert building.pick_tiles(CHECKPOINT, tile_NCHW).ravel().tolist() == [0, 4, 8]
     assert len(building.pick_tiles(CHECKPOINT, tile_NCHW[:2])) == 2
+
+
+def test_nothing_is_calibrated_that_no_part_looks_at(tmp_path: Path) -> None:
+    def refuse() -> Calibration:
+        raise AssertionError("half precision needs no calibration")
+
+    build(HALF, CHECKPOINT, refuse, tmp_path / "out", Steps())
+
+    assert open_artefact(tmp_path / "out").precision == "fp16"

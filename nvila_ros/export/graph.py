@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
+from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles
 
 WEIGHTS_FILE = "weights.bin"
 DTYPES = ("float32", "float16")
@@ -309,6 +309,6 @@ def pack(array: np.ndarray) -> np.ndarray:
     """Return an array as it lies in the weights file; of two four-bit values the first is in the low bits."""
     if array.dtype != ml_dtypes.int4:
         return array
-    nibbles = array.reshape(-1).view(np.uint8) & 0xF
-    nibbles = np.append(nibbles, np.uint8(0)) if nibbles.size % 2 else nibbles
-    return nibbles[0::2] | (nibbles[1::2] << 4)
+    values = array.reshape(-1).view(np.int8)
+    values = np.append(values, np.int8(0)) if values.size % 2 else values
+    return pack_nibbles(values[None])[0]

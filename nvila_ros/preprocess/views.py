@@ -58,6 +58,15 @@ def view_clip(spec: ModelSpec, images: Sequence[np.ndarray]) -> View:
     return View(view_images(spec, images).tiles, "clip")
 
 
+def clip_length(spec: ModelSpec, num_frames: int, num_cameras: int = 1) -> int:
+    """Return how many frames, the newest, go through the video encoder; 0 where each is shown as an image.
+
+    A clip is several frames of one camera, as many as fill whole groups of the pools.
+    """
+    is_clip = num_frames > 1 and num_cameras == 1 and spec.video_mode == "video"
+    return whole_groups(spec, num_frames) if is_clip else 0
+
+
 def whole_groups(spec: ModelSpec, num_frames: int) -> int:
     """Return how many of `num_frames` the video encoder can pool: the largest multiple of its groups, or 0."""
     return num_frames - num_frames % spec.frames_per_group

@@ -23,7 +23,7 @@ from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.projector import Projector
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.preprocess.tiles import normalize_tiles
-from nvila_ros.preprocess.views import View, view_clip, view_image, view_images, whole_groups
+from nvila_ros.preprocess.views import View, clip_length, view_clip, view_image, view_images
 from nvila_ros.prompt.chat import PLACEHOLDER, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.layers import DECODER, TOWER, build_part, embed_tiles, run_tower_layer
@@ -88,10 +88,8 @@ def view_sample(spec: ModelSpec, sample: Sample) -> View:
     images = sample.images
     if len(images) == 1:
         return view_image(spec, images[0])
-    num_whole = whole_groups(spec, len(images))
-    if spec.video_mode == "video" and num_whole:
-        return view_clip(spec, images[-num_whole:])
-    return view_images(spec, images)
+    length = clip_length(spec, len(images))
+    return view_clip(spec, images[-length:]) if length else view_images(spec, images)
 
 
 def see_tiles(checkpoint: Checkpoint, tile_NCHW: np.ndarray) -> np.ndarray:

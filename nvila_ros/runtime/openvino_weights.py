@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
+from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles
 from nvila_ros.runtime.openvino_api import ops, ov
 
 Value = Any
@@ -88,7 +88,7 @@ class WeightStore:
         packed = np.empty((num_out, num_in // 2), np.uint8)
         for start in range(0, num_out, BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
-            packed[rows] = pack_int4(weight.values_KN[:, rows].T)
+            packed[rows] = pack_nibbles(weight.values_KN[:, rows].T)
         values = self.constant(packed, [num_out, num_groups, weight.group_size], ov.Type.i4)
         scale = self.constant(weight.scale_GN.T[:, :, None].astype(np.float32))
         grouped = ops.multiply(ops.convert(values, np.float32), scale)
@@ -121,12 +121,6 @@ def join_outputs(weights: Sequence[Weight]) -> Weight | None:
         values_KN = np.concatenate([weight.values_KN for weight in int8s], 1)
         return Int8Weight(values_KN, np.concatenate([weight.scale_N for weight in int8s]), int8s[0].input_scale)
     return None
-
-
-def pack_int4(values_NK: np.ndarray) -> np.ndarray:
-    """Return two values of [-8, 7] a byte, the first in the low half, (N, K / 2); K must be even."""
-    pair_NK2 = values_NK.reshape(len(values_NK), -1, 2).view(np.uint8)
-    return pair_NK2[..., 0] & 0x0F | pair_NK2[..., 1] << 4
 
 
 def quantize_rows(table_VD: np.ndarray) -> Int8Weight:

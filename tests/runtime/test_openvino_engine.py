@@ -19,7 +19,7 @@ pytest.importorskip(
 
 from nvila_ros.generation.decode import decode_greedy, log_softmax, prefill, score_choices
 from nvila_ros.models.checkpoint import open_checkpoint
-from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
+from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
@@ -27,7 +27,7 @@ from nvila_ros.runtime import openvino_engine
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.runtime.openvino_api import ov
 from nvila_ros.runtime.openvino_engine import EMBEDDING, HEAD, OpenvinoEngine, load, load_quantized
-from nvila_ros.runtime.openvino_weights import pack_int4, quantize_rows
+from nvila_ros.runtime.openvino_weights import quantize_rows
 from nvila_ros.runtime.torch_engine import TorchEngine
 from nvila_ros.types import Query
 from tests.golden_cases import CASES, CHECKPOINT, GOLDEN, assert_near, load_case, load_told
@@ -242,7 +242,7 @@ def test_nvila_tiny_decodes_the_references_greedy_ids() -> None:
 
 
 def test_int4_values_are_packed_low_half_first() -> None:
-    assert pack_int4(np.array([[1, -1], [-8, 7]], np.int8)).tolist() == [[0xF1], [0x78]]
+    assert pack_nibbles(np.array([[1, -1], [-8, 7]], np.int8)).tolist() == [[0xF1], [0x78]]
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
