@@ -18,6 +18,7 @@ from nvila_ros.generation.decode import decode_greedy, log_softmax, prefill, sco
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
+from nvila_ros.runtime.contract import Engine
 from nvila_ros.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from nvila_ros.runtime.torch_engine import TorchEngine
 from nvila_ros.training.save import save_checkpoint
@@ -66,6 +67,24 @@ def both(checkpoint: Checkpoint) -> tuple[OnnxRuntimeEngine, TorchEngine]:
     return OnnxRuntimeEngine(checkpoint, threads=1), TorchEngine(checkpoint)
 
 
+def assert_same_at_every_stage(got: Engine, want: Engine, lengths: list[int], seed: int) -> None:
+    """Hold a float engine against another of the same model: tiles, and a sequence in calls of the given lengths."""
+    spec, atol = want.spec, ATOL_BY_PRECISION[got.precision]
+    rng = np.random.default_rng(seed)
+    tile_NCHW = rng.uniform(-1, 1, (2, 3, spec.vision.image_px, spec.vision.image_px)).astype(np.float32)
+
+    feat_NPE = want.vision(tile_NCHW)
+    assert_near("features", got.vision(tile_NCHW), feat_NPE, atol)
+    assert_near("visual tokens", got.project(feat_NPE), want.project(feat_NPE), atol)
+    got_cache, want_cache = got.new_cache(64), want.new_cache(64)
+    for length in lengths:
+        ids_L = rng.integers(0, spec.decoder.vocab_size, length)
+        assert_near("embeddings", got.embed(ids_L), want.embed(ids_L), 0)
+        logits_V = want.forward(want.embed(ids_L), want_cache)
+        assert_near("logits", got.forward(got.embed(ids_L), got_cache), logits_V, atol)
+    assert got_cache.length == want_cache.length == sum(lengths)
+
+
 @pytest.fixture(scope="module")
 def engine() -> OnnxRuntimeEngine:
     return OnnxRuntimeEngine(open_checkpoint(CHECKPOINT), threads=1)
@@ -93,20 +112,7 @@ def test_onnxruntime_matches_torch_at_every_stage(
 ) -> None:
     spec = make_spec(projector, is_tied, kv_heads, groups, grid)
     got, want = both(make_checkpoint(tmp_path_factory.mktemp("ckpt"), spec, seed))
-    atol = ATOL_BY_PRECISION[got.precision]
-    rng = np.random.default_rng(seed)
-    tile_NCHW = rng.uniform(-1, 1, (2, 3, spec.vision.image_px, spec.vision.image_px)).astype(np.float32)
-
-    feat_NPE = want.vision(tile_NCHW)
-    assert_near("features", got.vision(tile_NCHW), feat_NPE, atol)
-    assert_near("visual tokens", got.project(feat_NPE), want.project(feat_NPE), atol)
-    got_cache, want_cache = got.new_cache(64), want.new_cache(64)
-    for length in lengths:
-        ids_L = rng.integers(0, spec.decoder.vocab_size, length)
-        assert_near("embeddings", got.embed(ids_L), want.embed(ids_L), 0)
-        logits_V = want.forward(want.embed(ids_L), want_cache)
-        assert_near("logits", got.forward(got.embed(ids_L), got_cache), logits_V, atol)
-    assert got_cache.length == want_cache.length == sum(lengths)
+    assert_same_at_every_stage(got, want, lengths, seed)
 
 
 @settings(max_examples=10, deadline=None)

@@ -31,7 +31,7 @@ from nvila_ros.runtime.openvino_weights import quantize_rows
 from nvila_ros.runtime.torch_engine import TorchEngine
 from nvila_ros.types import Query
 from tests.golden_cases import CASES, CHECKPOINT, GOLDEN, assert_near, load_case, load_told
-from tests.runtime.test_engines import make_checkpoint, make_spec
+from tests.runtime.test_engines import assert_same_at_every_stage, make_checkpoint, make_spec
 
 ATOL = 1e-4
 STOP = 286
@@ -99,20 +99,7 @@ def test_openvino_matches_torch_at_every_stage(
 ) -> None:
     spec = make_spec(projector, is_tied, kv_heads, groups, grid)
     checkpoint = make_checkpoint(tmp_path_factory.mktemp("ckpt"), spec, seed)
-    got, want = load(checkpoint, threads=1), TorchEngine(checkpoint)
-    rng = np.random.default_rng(seed)
-    tile_NCHW = rng.uniform(-1, 1, (2, 3, spec.vision.image_px, spec.vision.image_px)).astype(np.float32)
-
-    feat_NPE = want.vision(tile_NCHW)
-    assert_near("features", got.vision(tile_NCHW), feat_NPE, ATOL)
-    assert_near("visual tokens", got.project(feat_NPE), want.project(feat_NPE), ATOL)
-    got_cache, want_cache = got.new_cache(64), want.new_cache(64)
-    for length in lengths:
-        ids_L = rng.integers(0, spec.decoder.vocab_size, length)
-        assert_near("embeddings", got.embed(ids_L), want.embed(ids_L), 0)
-        logits_V = want.forward(want.embed(ids_L), want_cache)
-        assert_near("logits", got.forward(got.embed(ids_L), got_cache), logits_V, ATOL)
-    assert got_cache.length == want_cache.length == sum(lengths)
+    assert_same_at_every_stage(load(checkpoint, threads=1), TorchEngine(checkpoint), lengths, seed)
 
 
 @settings(max_examples=10, deadline=None)
