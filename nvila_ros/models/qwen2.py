@@ -62,14 +62,29 @@ class Decoder(nn.Module):
         """Return the embeddings of token ids, (B, L, D)."""
         return self.model["embed_tokens"](ids_BL)
 
-    def forward(self, embeds_BLD: Tensor, cache: KvCache | None = None) -> Tensor:
-        """Return the normed hidden states, (B, L, D); with a cache, this call's tokens are appended to it."""
+    def forward(
+        self,
+        embeds_BLD: Tensor,
+        cache: KvCache | None = None,
+        positions_L: Tensor | None = None,
+        sees_LM: Tensor | None = None,
+    ) -> Tensor:
+        """Return the normed hidden states, (B, L, D); with a cache, this call's tokens are appended to it.
+
+        Args:
+            embeds_BLD: of the new tokens.
+            cache: what came before.
+            positions_L: of each token; as a rule they follow the cache's.
+            sees_LM: which rows each token attends to, bool; as a rule all up to its own.
+        """
         start = cache.length if cache else 0
         num_tokens = embeds_BLD.shape[1]
-        cos_LS, sin_LS = rotary_tables(self.spec, start, start + num_tokens)
+        if positions_L is None:
+            positions_L = torch.arange(start, start + num_tokens)
+        cos_LS, sin_LS = rotary_tables(self.spec, positions_L)
         hidden_BLD = embeds_BLD
         for layer in self.model["layers"]:
-            hidden_BLD = layer(hidden_BLD, cos_LS, sin_LS, cache)
+            hidden_BLD = layer(hidden_BLD, cos_LS, sin_LS, cache, sees_LM)
         if cache:
             cache.length += num_tokens
         return self.model["norm"](hidden_BLD)
@@ -90,9 +105,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
         self.mlp = Mlp(spec)
 
-    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, cache: KvCache | None) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, cache: KvCache | None, sees_LM: Tensor | None = None
+    ) -> Tensor:
         """Return (B, L, D)."""
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LS, sin_LS, cache)
+        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LS, sin_LS, cache, sees_LM)
         return x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
 
 
@@ -109,14 +126,16 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(spec.width, kv_width)
         self.o_proj = nn.Linear(spec.width, spec.width, bias=False)
 
-    def forward(self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, cache: KvCache | None) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, cos_LS: Tensor, sin_LS: Tensor, cache: KvCache | None, sees_LM: Tensor | None = None
+    ) -> Tensor:
         """Return (B, L, D)."""
         q_BALS = rotate(self._heads(self.q_proj(x_BLD)), cos_LS, sin_LS)
         k_BKMS = rotate(self._heads(self.k_proj(x_BLD)), cos_LS, sin_LS)
         v_BKMS = self._heads(self.v_proj(x_BLD))
         if cache:
             k_BKMS, v_BKMS = cache.append(self.layer_idx, k_BKMS, v_BKMS)
-        return self.o_proj(attend(q_BALS, k_BKMS, v_BKMS).transpose(1, 2).flatten(2))
+        return self.o_proj(attend(q_BALS, k_BKMS, v_BKMS, sees_LM).transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
@@ -136,20 +155,21 @@ class Mlp(nn.Module):
         return self.down_proj(functional.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
 
 
-def attend(q_BALS: Tensor, k_BKMS: Tensor, v_BKMS: Tensor) -> Tensor:
-    """Causal attention of the last L of M tokens; returns (B, A, L, S)."""
+def attend(q_BALS: Tensor, k_BKMS: Tensor, v_BKMS: Tensor, sees_LM: Tensor | None = None) -> Tensor:
+    """Attention of the last L of M tokens, causal where nothing else is told; returns (B, A, L, S)."""
     num_new, num_all = q_BALS.shape[2], k_BKMS.shape[2]
-    if num_new == num_all:
-        return functional.scaled_dot_product_attention(q_BALS, k_BKMS, v_BKMS, is_causal=True, enable_gqa=True)
-    mask_LM = torch.ones(num_new, num_all, dtype=torch.bool).tril(num_all - num_new)
-    return functional.scaled_dot_product_attention(q_BALS, k_BKMS, v_BKMS, attn_mask=mask_LM, enable_gqa=True)
+    if sees_LM is None:
+        if num_new == num_all:
+            return functional.scaled_dot_product_attention(q_BALS, k_BKMS, v_BKMS, is_causal=True, enable_gqa=True)
+        sees_LM = torch.ones(num_new, num_all, dtype=torch.bool).tril(num_all - num_new)
+    return functional.scaled_dot_product_attention(q_BALS, k_BKMS, v_BKMS, attn_mask=sees_LM, enable_gqa=True)
 
 
-def rotary_tables(spec: DecoderSpec, start: int, end: int) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of positions [start, end), (L, S) fp32 each; both halves of S hold the same angles."""
+def rotary_tables(spec: DecoderSpec, positions_L: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and sin of positions, (L, S) fp32 each; both halves of S hold the same angles."""
     exponent = torch.arange(0, spec.head_size, 2, dtype=torch.float32) / spec.head_size
     frequency = 1.0 / spec.rope_theta**exponent  # rounded before the product, as the checkpoints were trained
-    angle = torch.arange(start, end, dtype=torch.float32)[:, None] * frequency
+    angle = positions_L.to(torch.float32)[:, None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
 

@@ -163,7 +163,9 @@ def _watch(
     if site != ATTENTION:
         rows_TK = taps[TAPPED[site.readers[0]]].rows()
         return lambda: module(rows_TK)
-    calls = [(layer.input_layernorm(x)[None], *qwen2.rotary_tables(spec, 0, len(x)), None) for x in prompts_LD]
+    calls = [
+        (layer.input_layernorm(x)[None], *qwen2.rotary_tables(spec, torch.arange(len(x))), None) for x in prompts_LD
+    ]
     return lambda: torch.cat([module(*call)[0] for call in calls])
 
 

@@ -106,5 +106,5 @@ def run_tower_layer(layer: siglip.Layer, feat_NPE: Tensor) -> None:
 def run_decoder_layer(spec: DecoderSpec, layer: qwen2.Layer, prompts_LD: list[Tensor]) -> None:
     """Run a layer over all prompts one by one, putting its outputs in place of its inputs."""
     for i, hidden_LD in enumerate(prompts_LD):
-        tables = qwen2.rotary_tables(spec, 0, len(hidden_LD))
+        tables = qwen2.rotary_tables(spec, torch.arange(len(hidden_LD)))
         prompts_LD[i] = layer(hidden_LD[None], *tables, None)[0]

@@ -3,14 +3,15 @@
 One engine serves one thread. Arrays cross here as float32; an engine that keeps data on a device does so behind its
 cache. Everything that decides (sampling, stopping, what to reuse) lies above this seam.
 
-Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, L tokens in this call, D decoder
-width, V vocabulary.
+Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, L tokens in this call, M tokens in
+the cache after it, R tokens whose logits are wanted, D decoder width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,8 +32,26 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """New tokens that are not one run behind all that a cache holds: several branches that share a prefix.
+
+    A row of a cache is a place in it; where a token stands in its own sequence is its position, and of two branches
+    the tokens at one position lie in two rows.
+
+    Attributes:
+        positions_L: (L,) int64, of each new token in its sequence.
+        sees_LM: (L, M) bool, which rows each new token attends to, itself always among them; M counts the new rows.
+        wanted_R: (R,) int64, which of the new tokens logits are wanted of.
+    """
+
+    positions_L: np.ndarray
+    sees_LM: np.ndarray
+    wanted_R: np.ndarray
+
+
 class Cache(Protocol):
-    """Keys and values of one sequence, allocated once."""
+    """Keys and values of tokens, allocated once; unless a `Tree` was appended, those of one sequence."""
 
     @property
     def length(self) -> int:
@@ -46,6 +65,10 @@ class Cache(Protocol):
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on; the prefix before it stays usable."""
+        ...
+
+    def copy_prefix(self, source: Any, length: int) -> None:
+        """Hold the first `length` tokens of another cache of the same engine, and nothing else."""
         ...
 
 
@@ -78,6 +101,10 @@ class Engine(Protocol):
         """Return an empty cache for `capacity` tokens."""
         ...
 
-    def forward(self, embeds_LD: np.ndarray, cache: Cache) -> np.ndarray:
-        """Append L tokens to the cache and return the logits after the last one, (V,)."""
+    def forward(self, embeds_LD: np.ndarray, cache: Any) -> np.ndarray:
+        """Append L tokens, in a run behind all the cache holds, and return the logits after the last one, (V,)."""
+        ...
+
+    def forward_tree(self, embeds_LD: np.ndarray, cache: Any, tree: Tree) -> np.ndarray:
+        """Append L tokens of several branches and return the logits after those wanted, (R, V)."""
         ...

@@ -8,6 +8,7 @@ import torch
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.qwen2 import KvCache
+from nvila_ros.runtime.contract import Tree
 
 
 class TorchCache(KvCache):
@@ -21,6 +22,13 @@ class TorchCache(KvCache):
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
         assert 0 <= length <= self.length, f"cannot cut {self.length} tokens to {length}"
+        self.length = length
+
+    def copy_prefix(self, source: TorchCache, length: int) -> None:
+        """Hold the first `length` tokens of another cache."""
+        assert length <= min(source.length, self.capacity), f"cannot take {length} of {source.length} tokens"
+        self.k[:, :, :, :length] = source.k[:, :, :, :length]
+        self.v[:, :, :, :length] = source.v[:, :, :, :length]
         self.length = length
 
 
@@ -60,6 +68,13 @@ class TorchEngine:
         """Append L tokens to the cache and return the logits after the last one, (V,)."""
         hidden_BLD = self.model.llm(torch.from_numpy(embeds_LD)[None], cache)
         return self.model.llm.head(hidden_BLD[0, -1]).numpy()
+
+    @torch.inference_mode()
+    def forward_tree(self, embeds_LD: np.ndarray, cache: TorchCache, tree: Tree) -> np.ndarray:
+        """Append L tokens of several branches and return the logits after those wanted, (R, V)."""
+        positions_L, sees_LM = torch.from_numpy(tree.positions_L), torch.from_numpy(tree.sees_LM)
+        hidden_BLD = self.model.llm(torch.from_numpy(embeds_LD)[None], cache, positions_L, sees_LM)
+        return self.model.llm.head(hidden_BLD[0, tree.wanted_R]).numpy()
 
     @torch.inference_mode()
     def forward_all(self, embeds_LD: np.ndarray) -> np.ndarray:

@@ -80,9 +80,8 @@ def erf_in_the_tower(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def other_rope_theta(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tables(spec: object, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = original(spec, start, end)
-        return (cos, sin) if end == start else original(Theta(spec.head_size), start, end)
+    def tables(spec: object, positions_L: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return original(Theta(spec.head_size), positions_L)
 
     original = qwen2.rotary_tables
     monkeypatch.setattr(qwen2, "rotary_tables", tables)

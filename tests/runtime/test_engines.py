@@ -1,9 +1,11 @@
 """Every backend against torch eager, on random models of both projector kinds."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from nvila_ros.generation.decode import decode_greedy, log_softmax, prefill, sco
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
-from nvila_ros.runtime.contract import Engine
+from nvila_ros.runtime.contract import Engine, Tree
 from nvila_ros.runtime.onnxruntime_engine import OnnxRuntimeEngine
 from nvila_ros.runtime.torch_engine import TorchEngine
 from nvila_ros.training.save import save_checkpoint
@@ -83,6 +85,60 @@ def assert_same_at_every_stage(got: Engine, want: Engine, lengths: list[int], se
         logits_V = want.forward(want.embed(ids_L), want_cache)
         assert_near("logits", got.forward(got.embed(ids_L), got_cache), logits_V, atol)
     assert got_cache.length == want_cache.length == sum(lengths)
+
+
+def assert_tree_matches_runs(
+    got: Engine, want: Engine, prefix: int, lengths: list[int], seed: int, atol: float
+) -> None:
+    """Hold branches behind one prefix, interleaved and in two calls, against each branch as a sequence of its own."""
+    rng = np.random.default_rng(seed)
+    vocab = got.spec.decoder.vocab_size
+    head = rng.integers(0, vocab, prefix)
+    branches = [rng.integers(0, vocab, length + 1) for length in lengths]
+    cache = got.new_cache(64)
+    got.forward(got.embed(head), cache)
+
+    places = rng.permutation([i for i, length in enumerate(lengths) for _ in range(length)])  # branch of each new row
+    order = np.array([np.count_nonzero(places[:k] == i) for k, i in enumerate(places)])  # place in its branch
+    first = branch_tree(prefix, places, order, [int(np.flatnonzero(places == i)[-1]) for i in range(len(lengths))])
+    logits_RV = got.forward_tree(
+        got.embed(np.array([branches[i][k] for i, k in zip(places, order, strict=True)])), cache, first
+    )
+    places, order = np.append(places, np.arange(len(lengths))), np.append(order, lengths)
+    second = branch_tree(prefix, places, order, range(len(lengths)), num_old=sum(lengths))
+    last_RV = got.forward_tree(got.embed(np.array([branch[-1] for branch in branches])), cache, second)
+
+    for branch, logits_V, last_V in zip(branches, logits_RV, last_RV, strict=True):
+        alone = want.new_cache(64)
+        want.forward(want.embed(head), alone)
+        assert_near("logits", logits_V, want.forward(want.embed(branch[:-1]), alone), atol)
+        assert_near("logits", last_V, want.forward(want.embed(branch[-1:]), alone), atol)
+    cache.truncate(prefix)
+    plain = want.new_cache(64)
+    want.forward(want.embed(head), plain)
+    assert_near("logits", got.forward(got.embed(head), cache), want.forward(want.embed(head), plain), atol)
+
+
+def branch_tree(prefix: int, places: np.ndarray, order: np.ndarray, wanted: Iterable[int], num_old: int = 0) -> Tree:
+    """Return the tree of the rows from `num_old` on, told the branch of each row behind the prefix and its place."""
+    same = (places[:, None] == places) & (order <= order[:, None])
+    sees_LM = np.concatenate([np.ones((len(places), prefix), bool), same], axis=1)[num_old:]
+    return Tree((prefix + order[num_old:]).astype(np.int64), sees_LM, np.array(list(wanted)))
+
+
+def assert_copied_prefix_goes_on(engine: Engine) -> None:
+    """Hold a cache that took another's prefix against one that was filled anew."""
+    ids_L = np.random.default_rng(3).integers(0, engine.spec.decoder.vocab_size, 20)
+    source, copied, fresh = engine.new_cache(24), engine.new_cache(40), engine.new_cache(24)
+    engine.forward(engine.embed(ids_L), source)
+
+    copied.copy_prefix(source, 11)
+    got = engine.forward(engine.embed(ids_L[:4]), copied)
+
+    engine.forward(engine.embed(ids_L[:11]), fresh)
+    want = engine.forward(engine.embed(ids_L[:4]), fresh)
+    assert_near("logits", got, want, 1e-4)
+    assert (copied.length, source.length) == (15, 20)
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +272,19 @@ def test_onnxruntime_is_told_not_to_report_before_it_loads() -> None:
     told = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
 
     assert told.stdout == "1\n"
+
+
+@settings(max_examples=10, deadline=None)
+@given(prefix=st.integers(1, 20), lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_branches_of_a_tree_get_what_each_gets_alone(prefix: int, lengths: list[int], seed: int) -> None:
+    engine = reference()
+    assert_tree_matches_runs(engine, engine, prefix, lengths, seed, ATOL_BY_PRECISION[engine.precision])
+
+
+def test_copied_prefix_goes_on_as_its_source() -> None:
+    assert_copied_prefix_goes_on(reference())
+
+
+@functools.cache
+def reference() -> TorchEngine:
+    return TorchEngine(open_checkpoint(CHECKPOINT))
