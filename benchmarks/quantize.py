@@ -22,9 +22,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.quantized import Weight
-from nvila_ros.pipeline import Perceiver, find_checkpoint
+from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import Calibration, calibrate
 from nvila_ros.quantization.options import DecoderOptions, TowerOptions

@@ -23,8 +23,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from nvila_ros.loading import find_checkpoint, load_engine
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
-from nvila_ros.pipeline import Perceiver, find_checkpoint, load_engine
+from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import load_model
 from nvila_ros.tools.evaluate import ask_case

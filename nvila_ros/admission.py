@@ -10,7 +10,9 @@ import math
 
 from nvila_ros.config import NodeConfig, bounds
 from nvila_ros.errors import QueryError
+from nvila_ros.generation.typed import parse_kind
 from nvila_ros.types import Query
+from nvila_ros.video.selection import SAMPLINGS
 
 MAX_CHOICES = 64
 MAX_PRIORITY = 255
@@ -25,6 +27,7 @@ def check_query(query: Query, config: NodeConfig) -> None:
     """
     _check_text("question", query.question, config.max_question_bytes)
     _check_choices(query, config)
+    parse_kind(query.answer_type, query.choices, query.minimum, query.maximum, query.json_schema)
     _check_window(query)
     _check_cameras(query, config)
     _check_number("num_frames", query.num_frames)
@@ -59,6 +62,13 @@ def _check_window(query: Query) -> None:
     if query.start_ns is not None and query.end_ns is not None and query.end_ns < query.start_ns:
         raise QueryError(f"end must not lie before start, got {query.end_ns} ns < {query.start_ns} ns")
     _check_number("window_s", query.window_s)
+    if not 0 <= query.ago_end_s <= query.ago_start_s < math.inf:
+        raise QueryError(
+            f"ago_start and ago_end must be seconds before the newest frame, the start the longer ago, got "
+            f"{query.ago_start_s:g} and {query.ago_end_s:g}"
+        )
+    if query.sampling not in SAMPLINGS:
+        raise QueryError(f"sampling must be one of {list(SAMPLINGS)}, got {query.sampling!r}")
 
 
 def _check_cameras(query: Query, config: NodeConfig) -> None:

@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-
-import numpy as np
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from nvila_ros.generation.pieces import TextStream
-from nvila_ros.types import Answer, Counts, FinishReason, Frame, FrameRef, OnPiece, Piece, Query, ShouldStop, Timings
+from nvila_ros.types import (
+    Answer,
+    Counts,
+    FinishReason,
+    FrameRef,
+    OnAnswer,
+    OnPiece,
+    Piece,
+    Query,
+    ShouldStop,
+    Timings,
+)
 
 
-class StopAnswer(Exception):  # noqa: N818 - not an error: it unwinds a run that was told to stop
-    """Carries the reason to end with."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A query to be answered, and where its pieces and its one answer go.
 
-    def __init__(self, reason: FinishReason) -> None:
-        self.reason = reason
+    Attributes:
+        on_answer: takes the answer as soon as it is there, once.
+        on_piece: takes each piece of text as it comes; the last one is final.
+        should_stop: asked before each step and token; the reason to end with, or None to go on.
+    """
+
+    query: Query
+    on_answer: OnAnswer
+    on_piece: OnPiece | None = None
+    should_stop: ShouldStop | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who answers: name of the checkpoint, runtime, numeric format of the weights."""
+
+    model: str
+    backend: str
+    precision: str
+
+
+class StopWork(Exception):  # noqa: N818 - not an error: it unwinds work that nobody waits for any more
+    """Every query that the work was for has ended."""
+
+
+@dataclass(slots=True)
+class _Told:
+    """What was told of an answer so far."""
+
+    text: str = ""
+    num_pieces: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Ledger:
@@ -23,84 +63,108 @@ class Ledger:
 
     Attributes:
         counts: updated by whoever knows.
-        probabilities: of the query's choices, where it has any.
+        frames: what the answer is about, in capture order.
+        choices: what was scored, if anything.
+        probabilities: of the choices.
         stream: turns the answer's tokens into text, once decoding began.
+        answer: what became of it, once it has ended.
     """
 
-    def __init__(
-        self,
-        query: Query,
-        now_ns: Callable[[], int],
-        frames: Sequence[Frame],
-        on_piece: OnPiece | None,
-        should_stop: ShouldStop | None,
-    ) -> None:
-        self.query = query
+    def __init__(self, ask: Ask, author: Author, now_ns: Callable[[], int], frames: tuple[FrameRef, ...]) -> None:
+        self.query = ask.query
         self.counts = Counts()
+        self.frames = frames
+        self.choices: tuple[str, ...] = ()
         self.probabilities: tuple[float, ...] = ()
         self.stream: TextStream | None = None
-        self._now_ns, self._on_piece, self._should_stop = now_ns, on_piece, should_stop
-        self._frames = tuple(FrameRef(stamp_ns=f.stamp_ns, camera=f.camera, frame_id=f.frame_id) for f in frames)
+        self.answer: Answer | None = None
+        self._ask, self._author, self._now_ns = ask, author, now_ns
         self._last_ns = now_ns()
-        self._accepted_ns = query.accepted_ns or self._last_ns
-        self._seconds = {"queue_s": (self._last_ns - self._accepted_ns) / 1e9}
-        self._text = ""
-        self._num_pieces = 0
+        self._accepted_ns = self.query.accepted_ns or self._last_ns
+        self._told = _Told(seconds={"queue_s": (self._last_ns - self._accepted_ns) / 1e9})
 
     def check(self) -> None:
-        """Ask whether to go on.
-
-        Raises:
-            StopAnswer: with the reason not to.
-        """
-        reason = self._should_stop() if self._should_stop else None
+        """Ask whether to go on, and end the answer if not."""
+        reason = self._ask.should_stop() if self._ask.should_stop else None
         if reason is not None:
-            raise StopAnswer(reason)
-
-    def steps(self, array: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield the rows of an array one by one, each with its leading dimension, asking before each."""
-        for i in range(len(array)):
-            self.check()
-            yield array[i : i + 1]
+            self.end(reason)
 
     def mark(self, name: str) -> None:
         """Book the time since the last mark under the name of a `Timings` field."""
         now = self._now_ns()
-        self._seconds[name] = (now - self._last_ns) / 1e9
+        self._told.seconds[name] = self._told.seconds.get(name, 0.0) + (now - self._last_ns) / 1e9
         self._last_ns = now
+
+    def count(self, **counts: int) -> None:
+        """Book numbers under the names of `Counts` fields."""
+        self.counts = replace(self.counts, **counts)
 
     def count_token(self) -> None:
         """Book one token of the answer."""
-        self.counts = replace(self.counts, num_answer_tokens=self.counts.num_answer_tokens + 1)
+        self.count(num_answer_tokens=self.counts.num_answer_tokens + 1)
         self._book_first()
 
     def tell(self, text: str, *, is_final: bool = False) -> None:
         """Give out a piece of text; an empty one is told only if it is the last."""
         if text:
             self._book_first()
-        self._text += text
-        if self._on_piece and (text or is_final):
-            newest = self._frames[-1] if self._frames else None
-            index, self._num_pieces = self._num_pieces, self._num_pieces + 1
-            self._on_piece(
-                Piece(query_id=self.query.query_id, index=index, text=text, is_final=is_final, newest=newest)
-            )
+        self._told.text += text
+        if self._ask.on_piece and (text or is_final):
+            newest = self.frames[-1] if self.frames else None
+            index, self._told.num_pieces = self._told.num_pieces, self._told.num_pieces + 1
+            query_id = self.query.query_id
+            self._ask.on_piece(Piece(query_id=query_id, index=index, text=text, is_final=is_final, newest=newest))
 
-    def close(self, reason: FinishReason) -> Answer:
-        """Tell what the stream held back, end the decode time and return the answer."""
+    def end(self, reason: FinishReason, error: str = "") -> None:
+        """Tell what the stream held back, end the decode time and give out the answer."""
+        assert self.answer is None, "an answer ends once"
         self.tell(self.stream.flush() if self.stream else "", is_final=True)
         self.mark("decode_s")
-        self._seconds["total_s"] = (self._last_ns - self._accepted_ns) / 1e9
-        return Answer(
+        seconds = self._told.seconds | {"total_s": (self._last_ns - self._accepted_ns) / 1e9}
+        self.answer = Answer(
             query=self.query,
             finish_reason=reason,
-            text=self._text,
-            frames=self._frames,
+            error=error,
+            text=self._told.text,
+            frames=self.frames,
+            choices=self.choices,
             probabilities=self.probabilities,
-            timings=Timings(**self._seconds),
+            timings=Timings(**seconds),
             counts=self.counts,
+            model=self._author.model,
+            backend=self._author.backend,
+            precision=self._author.precision,
         )
+        self._ask.on_answer(self.answer)
 
     def _book_first(self) -> None:
-        if "ttft_s" not in self._seconds:
-            self._seconds["ttft_s"] = (self._now_ns() - self._accepted_ns) / 1e9
+        if "ttft_s" not in self._told.seconds:
+            self._told.seconds["ttft_s"] = (self._now_ns() - self._accepted_ns) / 1e9
+
+
+class Ledgers:
+    """The books of all queries that are worked on together; those that have ended are left out."""
+
+    def __init__(self, ledgers: Iterable[Ledger]) -> None:
+        self._all = tuple(ledgers)
+
+    @property
+    def open(self) -> Sequence[Ledger]:
+        """The books whose answers have not ended."""
+        return [ledger for ledger in self._all if ledger.answer is None]
+
+    def check(self) -> None:
+        """Ask for each whether to go on.
+
+        Raises:
+            StopWork: for none of them.
+        """
+        for ledger in self.open:
+            ledger.check()
+        if not self.open:
+            raise StopWork
+
+    def mark(self, name: str) -> None:
+        """Book the time since the last mark in all."""
+        for ledger in self.open:
+            ledger.mark(name)

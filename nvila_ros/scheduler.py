@@ -1,10 +1,20 @@
-"""Which query is worked on next, and the promise that each one gets exactly one answer.
+"""Which queries are worked on next, and the promise that each one gets exactly one answer.
 
-In: queries from every door, with where their answer goes. Out: the next query for the worker. Higher priority first,
-equals in order of arrival; no more than `capacity` wait. A query leaves as an answer in one of these ways, and the
-first one settles it: the worker finished it, its deadline passed while it waited, its asker canceled it, there was no
-room, or the node shuts down. No clock is read here, `now_ns` on the steady clock is passed in; the one wait is the
-worker's, for something to do. Answers are told outside the lock, on the thread that settled them.
+In: queries from every door, with where their answer goes. Out: the next ones for the worker: an interactive query by
+itself, or standing queries about one clip together. The rules:
+
+- Higher priority first; among equals interactive before standing, then in order of arrival. A query is passed over by
+  equals that came after it at most `MAX_PASSES` times.
+- An interactive query makes standing ones of no higher priority give way at their next step. They wait again in their
+  old place, and do not give way a second time.
+- A standing query waits once: a newer asking takes the place of the older, which is answered REPLACED.
+- No more than `capacity` interactive queries wait. Standing ones are bounded by their number.
+- A query that cannot be answered before its deadline even as fast as the fastest of its kind lately is not begun.
+
+The first way in which a query is settled is the one that counts: the worker finished it, its deadline passed, its asker
+canceled it, a newer one replaced it, there was no room, or the node shuts down. No clock is read here, `now_ns` on the
+steady clock is passed in; the one wait is the worker's, for something to do. Answers are told outside the lock, on the
+thread that settled them.
 """
 
 from __future__ import annotations
@@ -12,13 +22,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nvila_ros.types import Answer, FinishReason, OnAnswer, OnPiece, Query, Timings
 
 NS_PER_S = 1_000_000_000
+MAX_PASSES = 4
+NUM_TIMED = 8  # answers of a kind of which the fastest is expected of the next
+EASING = 0.8  # of an expectation each time that it keeps a query from being tried
 SHUTTING_DOWN = "the node is shutting down"
 
 
@@ -33,36 +46,64 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerState:
-    """How many queries wait, whether one runs, and how all others ended, by name of the reason."""
+    """How many queries wait and run, how often one gave way, and how all others ended, by name of the reason."""
 
     num_waiting: int
-    is_running: bool
+    num_running: int
+    num_preempted: int
     num_ended: dict[str, int]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether any query runs."""
+        return self.num_running > 0
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A ticket's place in the line; it keeps it when the ticket gives way."""
+
+    ticket: Ticket
+    arrival: int
+    num_passed: int = 0
+    has_given_way: bool = False
+    stop_reason: FinishReason | None = None
+    gives_way: bool = False
+
+    @property
+    def query(self) -> Query:
+        return self.ticket.query
+
+    @property
+    def rank(self) -> tuple[int, bool, int]:
+        """The least comes first."""
+        return -self.query.priority, bool(self.query.standing) and self.num_passed < MAX_PASSES, self.arrival
 
 
 class Scheduler:
     """The queue between the doors and the worker; safe to use from several threads.
 
     Args:
-        capacity: queries that may wait; the one that runs is not counted.
+        capacity: interactive queries that may wait; those that run are not counted.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._changed = threading.Condition()
         self._arrivals = itertools.count()
-        self._waiting: dict[tuple[int, int], Ticket] = {}  # by (-priority, arrival)
-        self._running: Ticket | None = None
-        self._stop_reason: FinishReason | None = None  # of the one that runs
+        self._waiting: list[_Place] = []
+        self._running: dict[str, _Place] = {}  # by query_id
         self._is_closed = False
+        self._pace = _Pace()
+        self._num_preempted = 0
         self._num_ended = Counter({reason.name.lower(): 0 for reason in FinishReason})
 
     def refusal(self) -> str:
-        """Return why a query would be rejected now, or an empty text."""
+        """Return why an interactive query would be rejected now, or an empty text."""
         with self._changed:
             if self._is_closed:
                 return SHUTTING_DOWN
-            if len(self._waiting) >= self._capacity:
+            if sum(not place.query.standing for place in self._waiting) >= self._capacity:
                 return f"queue_size = {self._capacity} queries wait already; ask again later, or cancel some"
             return ""
 
@@ -72,54 +113,74 @@ class Scheduler:
         Returns:
             whether it waits.
         """
+        standing = ticket.query.standing
         with self._changed:
-            error = self.refusal()
+            error = SHUTTING_DOWN if self._is_closed else "" if standing else self.refusal()
+            older = self._take(lambda place: bool(standing) and place.query.standing == standing and not error)
             if not error:
-                self._waiting[(-ticket.query.priority, next(self._arrivals))] = ticket
+                self._waiting.append(_Place(ticket, next(self._arrivals)))
                 self._changed.notify()
-                return True
-        self._settle(ticket, unanswered(ticket.query, FinishReason.REJECTED, error, now_ns))
-        return False
+        self._settle_all(older, FinishReason.REPLACED, f"{standing!r} was asked anew before its turn came", now_ns)
+        if error:
+            self._settle(ticket, unanswered(ticket.query, FinishReason.REJECTED, error, now_ns))
+        return not error
 
     def refuse(self, ticket: Ticket, reason: FinishReason, error: str, now_ns: int) -> None:
         """Answer a query that may not wait, since it breaks a rule."""
         self._settle(ticket, unanswered(ticket.query, reason, error, now_ns))
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for a query to pop; returns False once the scheduler is closed."""
+        """Wait for a query to pop, or the time to pass; returns False once the scheduler is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed, timeout_s)
             return not self._is_closed
 
-    def pop(self, now_ns: int) -> Ticket | None:
-        """Take the next query to work on, or None if none waits; the caller must `finish` it."""
+    def pop(self, now_ns: int) -> list[Ticket]:
+        """Take the queries to work on next, none if none waits; the caller must `finish` each."""
         self.expire(now_ns)
         with self._changed:
-            assert self._running is None, "the last query was not finished"
-            if not self._waiting:
-                return None
-            self._running = self._waiting.pop(min(self._waiting))
-            self._stop_reason = None
-            return self._running
+            assert not self._running, "the last queries were not finished"
+            hopeless = self._take(lambda place: self._pace.is_hopeless(place.query, now_ns))
+            group = self._choose_group()
+            self._running = {place.query.query_id: place for place in group}
+        self._settle_all(
+            hopeless, FinishReason.DEADLINE, "what is left of deadline_s is too short to answer in", now_ns
+        )
+        return [place.ticket for place in group]
 
-    def should_stop(self, now_ns: int) -> FinishReason | None:
-        """Return why the query that runs must end now, or None; those whose deadline passed waiting are answered."""
+    def should_stop(self, query_id: str, now_ns: int) -> FinishReason | None:
+        """Return why a query that runs must end now, or None; those whose deadline passed waiting are answered."""
         self.expire(now_ns)
         with self._changed:
-            assert self._running is not None, "no query runs"
-            if self._stop_reason is not None:
-                return self._stop_reason
-            return FinishReason.DEADLINE if _is_late(self._running, now_ns) else None
+            place = self._running.get(query_id)
+            assert place is not None, f"{query_id} does not run"
+            if place.stop_reason is not None:
+                return place.stop_reason
+            if _is_late(place.query, now_ns):
+                return FinishReason.DEADLINE
+            if self._must_give_way(place):
+                place.gives_way = True
+                return FinishReason.CANCELED
+            return None
 
-    def finish(self, answer: Answer) -> None:
-        """Settle the query that runs."""
+    def finish(self, answer: Answer, now_ns: int) -> None:
+        """Settle a query that runs, or let it wait again if it gave way."""
         with self._changed:
-            ticket, self._running = self._running, None
-            assert ticket is not None, "no query runs"
-            assert ticket.query.query_id == answer.query.query_id, "the answer is to another query"
-            if self._is_closed and answer.finish_reason is FinishReason.CANCELED:
+            place = self._running.pop(answer.query.query_id, None)
+            assert place is not None, f"{answer.query.query_id} does not run"
+            is_canceled = answer.finish_reason is FinishReason.CANCELED
+            if self._is_closed and is_canceled:
                 answer = dataclasses.replace(answer, error=SHUTTING_DOWN)
-        self._settle(ticket, answer)
+            elif place.gives_way and is_canceled and place.stop_reason is None:
+                self._num_preempted += 1
+                if not any(other.query.standing == place.query.standing for other in self._waiting):
+                    place.gives_way, place.has_given_way = False, True
+                    self._waiting.append(place)
+                    return
+                error = f"{place.query.standing!r} was asked anew while it gave way to another question"
+                answer = unanswered(place.query, FinishReason.REPLACED, error, now_ns)
+            self._pace.learn(answer)
+        self._settle(place.ticket, answer)
 
     def cancel(self, query_id: str, now_ns: int) -> bool:
         """End a query: at once if it waits, at the next step or token if it runs.
@@ -127,45 +188,99 @@ class Scheduler:
         Returns:
             False if there is no such query, or no more.
         """
-        with self._changed:
-            if self._running is not None and self._running.query.query_id == query_id:
-                self._stop_reason = self._stop_reason or FinishReason.CANCELED
-                return True
-            tickets = self._take(key for key, t in self._waiting.items() if t.query.query_id == query_id)
-        self._settle_all(tickets, FinishReason.CANCELED, "canceled before its turn came", now_ns)
-        return bool(tickets)
+        return self._cancel(lambda query: query.query_id == query_id, now_ns)
+
+    def cancel_standing(self, name: str, now_ns: int) -> bool:
+        """End whatever a standing query asks, as `cancel`."""
+        return self._cancel(lambda query: query.standing == name, now_ns)
 
     def expire(self, now_ns: int) -> None:
         """Answer those whose deadline passed while they waited."""
         with self._changed:
-            tickets = self._take(key for key, ticket in self._waiting.items() if _is_late(ticket, now_ns))
-        self._settle_all(tickets, FinishReason.DEADLINE, "deadline_s passed before its turn came", now_ns)
+            places = self._take(lambda place: _is_late(place.query, now_ns))
+        self._settle_all(places, FinishReason.DEADLINE, "deadline_s passed before its turn came", now_ns)
 
     def close(self, now_ns: int) -> None:
-        """Take no more queries, answer those that wait CANCELED and stop the one that runs."""
+        """Take no more queries, answer those that wait CANCELED and stop those that run."""
         with self._changed:
             self._is_closed = True
-            self._stop_reason = self._stop_reason or FinishReason.CANCELED
-            tickets = self._take(self._waiting)
+            for place in self._running.values():
+                place.stop_reason = place.stop_reason or FinishReason.CANCELED
+            places = self._take(lambda place: True)
             self._changed.notify_all()
-        self._settle_all(tickets, FinishReason.CANCELED, SHUTTING_DOWN, now_ns)
+        self._settle_all(places, FinishReason.CANCELED, SHUTTING_DOWN, now_ns)
 
     def state(self) -> SchedulerState:
-        """Return what waits, runs and has ended."""
+        """Return what waits, runs, gave way and has ended."""
         with self._changed:
-            return SchedulerState(len(self._waiting), self._running is not None, dict(self._num_ended))
+            return SchedulerState(len(self._waiting), len(self._running), self._num_preempted, dict(self._num_ended))
 
-    def _take(self, keys: Iterable[tuple[int, int]]) -> list[Ticket]:
-        return [self._waiting.pop(key) for key in sorted(keys)]
+    def _choose_group(self) -> list[_Place]:
+        """Take the first in line, and standing queries that can be answered with it."""
+        if not self._waiting:
+            return []
+        first = min(self._waiting, key=lambda place: place.rank)
+        query = first.query
+        for place in self._waiting:
+            if place.arrival < first.arrival and place.query.priority == query.priority:
+                place.num_passed += 1
+        if not query.standing:
+            return self._take(lambda place: place is first)
+        return self._take(
+            lambda place: (
+                bool(place.query.standing) and (place.query.priority, place.query.clip) == (query.priority, query.clip)
+            )
+        )
 
-    def _settle_all(self, tickets: list[Ticket], reason: FinishReason, error: str, now_ns: int) -> None:
-        for ticket in tickets:
-            self._settle(ticket, unanswered(ticket.query, reason, error, now_ns))
+    def _must_give_way(self, place: _Place) -> bool:
+        if not place.query.standing or place.has_given_way or place.num_passed >= MAX_PASSES:
+            return False
+        return any(not other.query.standing and other.query.priority >= place.query.priority for other in self._waiting)
+
+    def _cancel(self, is_meant: Callable[[Query], bool], now_ns: int) -> bool:
+        with self._changed:
+            running = [place for place in self._running.values() if is_meant(place.query)]
+            for place in running:
+                place.stop_reason = place.stop_reason or FinishReason.CANCELED
+            places = self._take(lambda place: is_meant(place.query))
+        self._settle_all(places, FinishReason.CANCELED, "canceled before its turn came", now_ns)
+        return bool(places or running)
+
+    def _take(self, is_taken: Callable[[_Place], bool]) -> list[_Place]:
+        """Remove places from the line and return them in order of arrival."""
+        taken = [place for place in self._waiting if is_taken(place)]
+        self._waiting = [place for place in self._waiting if place not in taken]
+        return sorted(taken, key=lambda place: place.arrival)
+
+    def _settle_all(self, places: Iterable[_Place], reason: FinishReason, error: str, now_ns: int) -> None:
+        for place in places:
+            self._settle(place.ticket, unanswered(place.query, reason, error, now_ns))
 
     def _settle(self, ticket: Ticket, answer: Answer) -> None:
         with self._changed:
             self._num_ended[answer.finish_reason.name.lower()] += 1
         ticket.on_answer(answer)
+
+
+class _Pace:
+    """How fast the fastest answer of each kind was lately: what the next can be expected to take at least."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[int, str, bool], deque[float]] = {}
+
+    def learn(self, answer: Answer) -> None:
+        """Take note of how long an answer took; only one that was told to its end says how long that takes."""
+        if answer.finish_reason.is_answered:
+            seconds = self._seconds.setdefault(_kind(answer.query), deque(maxlen=NUM_TIMED))
+            seconds.append(answer.timings.total_s - answer.timings.queue_s)
+
+    def is_hopeless(self, query: Query, now_ns: int) -> bool:
+        """Whether a deadline cannot be met; each yes eases what is expected, so that it is tried again in time."""
+        seconds = self._seconds.get(_kind(query))
+        if query.deadline_ns is None or not seconds or now_ns + min(seconds) * NS_PER_S <= query.deadline_ns:
+            return False
+        self._seconds[_kind(query)] = deque((EASING * s for s in seconds), maxlen=NUM_TIMED)
+        return True
 
 
 def unanswered(query: Query, reason: FinishReason, error: str, now_ns: int) -> Answer:
@@ -175,6 +290,10 @@ def unanswered(query: Query, reason: FinishReason, error: str, now_ns: int) -> A
     return Answer(query=query, finish_reason=reason, error=error, timings=timings)
 
 
-def _is_late(ticket: Ticket, now_ns: int) -> bool:
-    deadline_ns = ticket.query.deadline_ns
-    return deadline_ns is not None and now_ns >= deadline_ns
+def _kind(query: Query) -> tuple[int, str, bool]:
+    """What decides most of how long an answer takes: the frames, and whether text is told; at most some hundred."""
+    return query.num_frames, query.answer_type, bool(query.choices)
+
+
+def _is_late(query: Query, now_ns: int) -> bool:
+    return query.deadline_ns is not None and now_ns >= query.deadline_ns

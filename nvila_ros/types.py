@@ -7,11 +7,20 @@ times in integer nanoseconds of the ROS clock; durations are seconds of the stea
 from __future__ import annotations
 
 import enum
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+
+@dataclass(slots=True)
+class Memo:
+    """What was computed of a frame when it was first asked for; two threads that ask at once compute the same."""
+
+    digest: bytes | None = None
+    thumbnail: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +38,22 @@ class Frame:
     stamp_ns: int
     camera: str = "camera"
     frame_id: str = ""
+    memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that stand for the picture, whoever took it and when; the first time reads every pixel."""
+        if self.memo.digest is None:
+            self.memo.digest = _digest(self.image, self.image.shape)
+        return self.memo.digest
+
+    @property
+    def raw(self) -> RawFrame:
+        """The frame as a camera would have sent it."""
+        height, width = self.image.shape[:2]
+        data = np.ascontiguousarray(self.image).reshape(-1)
+        image = RawImage(data=data, encoding="rgb8", width=width, height=height, step=3 * width)
+        return RawFrame(image=image, stamp_ns=self.stamp_ns, camera=self.camera, frame_id=self.frame_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,26 +78,73 @@ class RawImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedImage:
+    """One image as a compressed file, in the terms of sensor_msgs/CompressedImage.
+
+    Attributes:
+        data: (num_bytes,) uint8, a whole JPEG or PNG file; never written to.
+        format: what the sender says of it, e.g. `jpeg` or `rgb8; jpeg compressed bgr8`.
+        width: px, as the file's header says.
+        height: px, likewise.
+    """
+
+    data: np.ndarray
+    format: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RawFrame:
     """A frame that is not converted yet: most frames of a stream are never looked at. Fields as in `Frame`."""
 
-    image: RawImage
+    image: RawImage | EncodedImage
     stamp_ns: int
     camera: str = "camera"
     frame_id: str = ""
+    memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
 
     @property
     def num_bytes(self) -> int:
         """Bytes that keeping this frame costs."""
         return int(self.image.data.nbytes)
 
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that stand for the pixels and their layout; the first time reads every byte."""
+        if self.memo.digest is None:
+            image = self.image
+            if isinstance(image, EncodedImage):
+                layout: tuple[object, ...] = (image.format,)
+            else:
+                layout = (image.encoding, image.width, image.height, image.step, image.is_bigendian)
+            self.memo.digest = _digest(image.data, layout)
+        return self.memo.digest
+
+
+def _digest(data: np.ndarray, layout: tuple[object, ...]) -> bytes:
+    hasher = hashlib.blake2b(repr(layout).encode(), digest_size=16)
+    hasher.update(np.ascontiguousarray(data).data)
+    return hasher.digest()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
     """One question about a window of the stream.
 
-    The window is `[start_ns, end_ns]` where both are given, else the `window_s` seconds that end with the newest
-    frame. `accepted_ns` and `deadline_ns` are on the steady clock; `deadline_ns` None means no deadline.
+    The window is `[start_ns, end_ns]` where both are given; else from `ago_start_s` to `ago_end_s` before the newest
+    frame where `ago_start_s` is positive; else the `window_s` seconds that end with the newest frame. `accepted_ns` and
+    `deadline_ns` are on the steady clock; `deadline_ns` None means no deadline.
+
+    Attributes:
+        sampling: which frames of the window are shown, see `video.sampling`.
+        answer_type: what may be answered, see `generation.typed`; empty is one of `choices`, or text without them.
+        minimum: of an integer answer.
+        maximum: of an integer answer.
+        json_schema: of a JSON answer.
+        conversation: id of the conversation that this continues or begins; empty is a question by itself.
+        is_follow_up: names no frames of its own, so that a conversation goes on about those it has.
+        standing: name of the standing query that asks; empty is a question asked once.
     """
 
     query_id: str
@@ -81,12 +153,28 @@ class Query:
     window_s: float = 0.0
     start_ns: int | None = None
     end_ns: int | None = None
+    ago_start_s: float = 0.0
+    ago_end_s: float = 0.0
+    sampling: str = "uniform"
     cameras: tuple[str, ...] = ()
     max_tokens: int = 64
     priority: int = 0
     choices: tuple[str, ...] = ()
+    answer_type: str = ""
+    minimum: int = 0
+    maximum: int = 0
+    json_schema: str = ""
+    conversation: str = ""
+    is_follow_up: bool = False
+    standing: str = ""
     accepted_ns: int = 0
     deadline_ns: int | None = None
+
+    @property
+    def clip(self) -> tuple[object, ...]:
+        """What decides which frames it is shown; queries that agree in it are about the same clip."""
+        window = (self.start_ns, self.end_ns, self.ago_start_s, self.ago_end_s, self.window_s)
+        return (self.cameras, self.num_frames, self.sampling, *window)
 
 
 class FinishReason(enum.IntEnum):
@@ -101,6 +189,7 @@ class FinishReason(enum.IntEnum):
     REJECTED = 6
     INVALID = 7
     FAILED = 8
+    REPLACED = 9
 
     @property
     def is_answered(self) -> bool:
@@ -126,10 +215,12 @@ class Counts:
     """How much went in and out.
 
     `num_frames_dropped` are sampled frames that the model was not shown, since its video encoder pools whole groups;
-    `num_reused_tokens` are prompt tokens that a cache spared the prefill.
+    `num_frames_encoded` are those that the vision tower had to look at, others were known; `num_reused_tokens` are
+    prompt tokens that a cache spared the prefill.
     """
 
     num_frames_dropped: int = 0
+    num_frames_encoded: int = 0
     num_visual_tokens: int = 0
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0
@@ -149,7 +240,7 @@ class FrameRef:
 class Answer:
     """The outcome of one query: always exactly one, also when the model never ran.
 
-    `frames` are in capture order; `probabilities` go with the query's `choices` and are empty without them.
+    `frames` are in capture order; `probabilities` are those of `choices`, both empty where nothing was scored.
     """
 
     query: Query
@@ -157,6 +248,7 @@ class Answer:
     text: str = ""
     error: str = ""
     frames: tuple[FrameRef, ...] = ()
+    choices: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     timings: Timings = field(default_factory=Timings)
     counts: Counts = field(default_factory=Counts)

@@ -1,8 +1,9 @@
-"""The one thread that owns the model: it takes a query, looks at the frames it asks about, and answers.
+"""The one thread that owns the model: it takes queries, looks at the frames they ask about, and answers.
 
 In: tickets from the scheduler, frames from the buffer. Out: one answer per ticket, through the scheduler. Frames are
-chosen when the query's turn comes and not when it was asked, so that the answer is about what the camera sees then.
-Only the chosen frames are converted to RGB.
+chosen when a query's turn comes and not when it was asked, so that the answer is about what the camera sees then. Only
+frames that the model does not know yet are converted to RGB. While nothing is asked, the newest frames may be encoded
+ahead, so that a question finds them ready.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from nvila_ros.errors import NoFramesError, NvilaError, QueryError
+from nvila_ros.ledger import Ask
 from nvila_ros.scheduler import NS_PER_S, Scheduler, Ticket, unanswered
-from nvila_ros.types import Answer, FinishReason, Frame, OnPiece, Query, RawFrame, ShouldStop
+from nvila_ros.types import Answer, FinishReason, Frame, Query, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
-from nvila_ros.video.sampling import sample_indices, split_frames
+from nvila_ros.video.deferred import DeferredFrame
+from nvila_ros.video.selection import select_frames
 
 LOG = logging.getLogger(__name__)
 
@@ -26,25 +29,40 @@ LOG = logging.getLogger(__name__)
 class Answerer(Protocol):
     """What the worker needs of the model; `pipeline.Perceiver` is the one there is."""
 
-    def answer(
-        self,
-        query: Query,
-        frames: Sequence[Frame],
-        *,
-        on_piece: OnPiece | None = None,
-        should_stop: ShouldStop | None = None,
-    ) -> Answer:
-        """Answer one query about frames in capture order."""
+    def answer_all(self, asks: Sequence[Ask], frames: Sequence[DeferredFrame]) -> None:
+        """Answer queries about the same frames in capture order, each once."""
+
+    def knows(self, query: Query) -> bool:
+        """Whether a query goes on with a conversation about the frames that it has."""
+
+    def look_at(self, frame: DeferredFrame, *, is_alone: bool) -> None:
+        """Encode a frame before a question about it comes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookAhead:
+    """Which frames are encoded before anybody asks.
+
+    Attributes:
+        rate_hz: how often; 0 is never.
+        cameras: whose newest frames.
+        is_alone: as questions about one frame need them, else as those about several do.
+    """
+
+    rate_hz: float = 0.0
+    cameras: tuple[str, ...] = ()
+    is_alone: bool = True
 
 
 class Worker:
-    """Works the scheduler's queries off, one at a time, on a thread of its own.
+    """Works the scheduler's queries off on a thread of its own.
 
     Args:
         model: used on the worker's thread only.
         scheduler: closing it ends the thread.
         buffer: where the frames are.
-        decode: converts a frame that was chosen; raises FrameError.
+        decode: converts a frame that is looked at; raises FrameError.
+        ahead: what is done while nothing is asked.
         now_ns: the steady clock.
     """
 
@@ -55,12 +73,15 @@ class Worker:
         buffer: FrameBuffer[RawFrame],
         decode: Callable[[RawFrame], Frame],
         *,
+        ahead: LookAhead = LookAhead(),
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._model = model
         self._scheduler = scheduler
         self._buffer = buffer
         self._decode = decode
+        self._ahead = ahead
+        self._ahead_ns = 0  # when frames are looked at next
         self._now_ns = now_ns
         self._thread = threading.Thread(target=self._run, name="nvila_worker")
 
@@ -73,84 +94,72 @@ class Worker:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def use(self, model: Answerer) -> None:
+        """Take another model from the next query on; the old one is let go."""
+        self._model = model
+
     def _run(self) -> None:
-        while self._scheduler.wait():
-            ticket = self._scheduler.pop(self._now_ns())
-            if ticket is not None:
-                self._scheduler.finish(self._settle(ticket))
+        while self._scheduler.wait(self._idle_s()):
+            tickets = self._scheduler.pop(self._now_ns())
+            if tickets:
+                self._work(tickets)
+            elif self._ahead.rate_hz and self._now_ns() >= self._ahead_ns:
+                self._look_ahead()
 
-    def _settle(self, ticket: Ticket) -> Answer:
-        query = ticket.query
+    def _idle_s(self) -> float | None:
+        if not self._ahead.rate_hz:
+            return None
+        return max(self._ahead_ns - self._now_ns(), 0) / NS_PER_S
+
+    def _work(self, tickets: Sequence[Ticket]) -> None:
+        """Answer queries about one clip; whatever goes wrong, each gets its answer."""
+        left = {ticket.query.query_id: ticket.query for ticket in tickets}
+
+        def finish(answer: Answer) -> None:
+            del left[answer.query.query_id]
+            self._scheduler.finish(answer, self._now_ns())
+
+        reason, error = FinishReason.FAILED, "the model gave no answer"
         try:
-            return self._answer(ticket)
-        except NoFramesError as error:
-            return unanswered(query, FinishReason.NO_FRAMES, str(error), self._now_ns())
-        except QueryError as error:
-            return unanswered(query, FinishReason.INVALID, str(error), self._now_ns())
-        except NvilaError as error:
-            LOG.error("query_id=%s failed: %s", query.query_id, error)
-            return unanswered(query, FinishReason.FAILED, str(error), self._now_ns())
-        except Exception as error:  # the model's runtime may raise anything, and the next query must still be answered
-            LOG.exception("query_id=%s failed", query.query_id)
-            return unanswered(query, FinishReason.FAILED, f"{type(error).__name__}: {error}", self._now_ns())
+            self._answer(tickets, finish)
+        except NoFramesError as none:
+            reason, error = FinishReason.NO_FRAMES, str(none)
+        except QueryError as invalid:
+            reason, error = FinishReason.INVALID, str(invalid)
+        except NvilaError as failure:
+            error = str(failure)
+            LOG.error("query_id=%s failed: %s", ",".join(left), error)
+        except (
+            Exception
+        ) as failure:  # the model's runtime may raise anything, and the next query must still be answered
+            error = f"{type(failure).__name__}: {failure}"
+            LOG.exception("query_id=%s failed", ",".join(left))
+        for query in list(left.values()):
+            finish(unanswered(query, reason, error, self._now_ns()))
 
-    def _answer(self, ticket: Ticket) -> Answer:
-        query = ticket.query
-        start_ns = self._now_ns()
-        frames = [self._decode(raw) for raw in select_frames(self._buffer, query)]
-        decoded_s = (self._now_ns() - start_ns) / NS_PER_S
-        answer = self._model.answer(
-            query,
-            frames,
-            on_piece=ticket.on_piece,
-            should_stop=lambda: self._scheduler.should_stop(self._now_ns()),
-        )
-        # The model took the query for waiting until its frames were there.
-        times = answer.timings
-        times = replace(times, queue_s=times.queue_s - decoded_s, preprocess_s=times.preprocess_s + decoded_s)
-        return replace(answer, timings=times)
+    def _answer(self, tickets: Sequence[Ticket], finish: Callable[[Answer], None]) -> None:
+        model, query = self._model, tickets[0].query
+        raw = [] if model.knows(query) else select_frames(self._buffer, query)
+        asks = [self._ask(ticket, finish) for ticket in tickets]
+        model.answer_all(asks, [DeferredFrame(frame, self._decode) for frame in raw])
 
+    def _ask(self, ticket: Ticket, finish: Callable[[Answer], None]) -> Ask:
+        query_id = ticket.query.query_id
 
-def select_frames(buffer: FrameBuffer[RawFrame], query: Query) -> list[RawFrame]:
-    """Choose the frames that a query is about.
+        def should_stop() -> FinishReason | None:
+            return self._scheduler.should_stop(query_id, self._now_ns())
 
-    Each camera asked for gets its share of `query.num_frames` (see `split_frames`), spread evenly over its part of
-    the window (see `sample_indices`).
+        return Ask(query=ticket.query, on_answer=finish, on_piece=ticket.on_piece, should_stop=should_stop)
 
-    Args:
-        buffer: what is kept.
-        query: with its cameras named.
-
-    Returns:
-        at least one frame, in capture order.
-
-    Raises:
-        NoFramesError: no frame in the window; window and content of the buffer are named.
-    """
-    newest_ns = buffer.newest_ns(query.cameras)
-    if newest_ns is None:
-        raise NoFramesError(f"no frame of {', '.join(query.cameras)} is in the buffer; is the camera publishing?")
-    start_ns, end_ns = _interval(query, newest_ns)
-    held = buffer.window(query.cameras, start_ns, end_ns)
-    chosen: list[RawFrame] = []
-    for frames, share in zip(held, split_frames(query.num_frames, list(map(len, held))), strict=True):
-        if share:
-            chosen += [frames[i] for i in sample_indices([frame.stamp_ns for frame in frames], share)]
-    if not chosen:
-        raise NoFramesError(_describe_miss(buffer, query, start_ns, end_ns))
-    return sorted(chosen, key=lambda frame: frame.stamp_ns)
-
-
-def _interval(query: Query, newest_ns: int) -> tuple[int, int]:
-    if query.start_ns is not None and query.end_ns is not None:
-        return query.start_ns, query.end_ns
-    return newest_ns - round(query.window_s * NS_PER_S), newest_ns
-
-
-def _describe_miss(buffer: FrameBuffer[RawFrame], query: Query, start_ns: int, end_ns: int) -> str:
-    asked = f"no frame of {', '.join(query.cameras)} in [{start_ns / NS_PER_S:.3f}, {end_ns / NS_PER_S:.3f}] s"
-    state = buffer.state(query.cameras)
-    if state.oldest_ns is None or state.newest_ns is None:
-        return f"{asked}; the buffer holds none now"
-    span = f"{state.oldest_ns / NS_PER_S:.3f} to {state.newest_ns / NS_PER_S:.3f} s"
-    return f"{asked}; the buffer holds {state.num_frames} from {span}"
+    def _look_ahead(self) -> None:
+        """Encode the newest frame of each camera, until somebody asks."""
+        self._ahead_ns = self._now_ns() + round(NS_PER_S / self._ahead.rate_hz)
+        for camera in self._ahead.cameras:
+            newest_ns = self._buffer.newest_ns([camera])
+            if newest_ns is None or self._scheduler.state().num_waiting:
+                continue
+            try:
+                for frame in self._buffer.window([camera], newest_ns, newest_ns)[0]:
+                    self._model.look_at(DeferredFrame(frame, self._decode), is_alone=self._ahead.is_alone)
+            except Exception as failure:  # nobody asked: a question about this frame will tell its asker
+                LOG.warning("camera=%s cannot be looked at ahead: %s", camera, failure)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
-from nvila_ros.pipeline import find_checkpoint, load_perceiver
+from nvila_ros.pipeline import load_perceiver
 from nvila_ros.training.questions import EVAL_KINDS, EvalCase, eval_case, is_correct
 from nvila_ros.training.scenes import render
 from nvila_ros.training.tiny import SPEC

@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 from nvila_ros.errors import BackendError, CheckpointError, QueryError, ShapeError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import PUBLISHED, VIDEO_MODES, Overrides
-from nvila_ros.pipeline import Perceiver, embed_prompt, load_perceiver
+from nvila_ros.pipeline import Perceiver, load_perceiver
 from nvila_ros.prompt.chat import PLACEHOLDER
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from nvila_ros.speaking import embed_prompt
 from nvila_ros.types import Answer, FinishReason, Frame, Piece, Query
 from tests.golden_cases import CASES, CHECKPOINT, GOLDEN, load_case, load_told
 

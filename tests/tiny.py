@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nvila_ros.errors import QueryError
+from nvila_ros.ledger import Ask
 from nvila_ros.types import (
     Answer,
     Counts,
     FinishReason,
-    Frame,
     FrameRef,
     OnPiece,
     Piece,
@@ -23,8 +23,10 @@ from nvila_ros.types import (
     ShouldStop,
     Timings,
 )
+from nvila_ros.video.deferred import DeferredFrame
 
 CRASH = "crash"
+KNOWN = "known"
 TOO_LONG = "too long"
 
 
@@ -45,7 +47,7 @@ class FakeClock:
 class FakePerceiver:
     """Says the words of the question, one token each, up to `max_tokens`; with choices, says the first.
 
-    Strict: one thread only, frames in capture order, RGB bytes, and a query at a time.
+    Strict: one thread only, frames in capture order, RGB bytes, and one clip at a time.
 
     Args:
         token_s: how long a token takes.
@@ -56,6 +58,7 @@ class FakePerceiver:
 
     def __init__(self, token_s: float = 0.0, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self.num_warm_ups = 0
+        self.looked_at: list[int] = []
         self._token_s, self._now_ns = token_s, now_ns
         self._thread: threading.Thread | None = None
         self._is_busy = threading.Lock()
@@ -63,25 +66,26 @@ class FakePerceiver:
     def warm_up(self) -> None:
         self.num_warm_ups += 1
 
-    def answer(
-        self,
-        query: Query,
-        frames: Sequence[Frame],
-        *,
-        on_piece: OnPiece | None = None,
-        should_stop: ShouldStop | None = None,
-    ) -> Answer:
+    def answer_all(self, asks: Sequence[Ask], frames: Sequence[DeferredFrame]) -> None:
         self._check(frames)
-        assert self._is_busy.acquire(blocking=False), "one query at a time"
+        assert self._is_busy.acquire(blocking=False), "one call at a time"
+        assert len({ask.query.clip for ask in asks}) == 1, "queries answered together are about one clip"
         try:
-            return self._answer(query, frames, on_piece, should_stop)
+            for ask in asks:
+                ask.on_answer(self._answer(ask.query, frames, ask.on_piece, ask.should_stop))
         finally:
             self._is_busy.release()
 
-    def _check(self, frames: Sequence[Frame]) -> None:
+    def knows(self, query: Query) -> bool:
+        return query.is_follow_up and query.conversation == KNOWN
+
+    def look_at(self, frame: DeferredFrame, *, is_alone: bool) -> None:
+        self._check([frame])
+        self.looked_at.append(frame.stamp_ns)
+
+    def _check(self, frames: Sequence[DeferredFrame]) -> None:
         self._thread = self._thread or threading.current_thread()
         assert self._thread is threading.current_thread(), "one thread owns the model"
-        assert frames, "frames must not be empty"
         stamps = [frame.stamp_ns for frame in frames]
         assert stamps == sorted(stamps), "frames must be in capture order"
         for frame in frames:
@@ -90,7 +94,7 @@ class FakePerceiver:
             assert frame.image.shape[2] == 3, "frames must be RGB"
 
     def _answer(
-        self, query: Query, frames: Sequence[Frame], on_piece: OnPiece | None, should_stop: ShouldStop | None
+        self, query: Query, frames: Sequence[DeferredFrame], on_piece: OnPiece | None, should_stop: ShouldStop | None
     ) -> Answer:
         started_ns = self._now_ns()
         if query.question == CRASH:
@@ -112,18 +116,20 @@ class FakePerceiver:
             on_piece(self._piece(query, frames, len(pieces), "", is_final=True))
         return self._finish(query, frames, reason, pieces, started_ns)
 
-    def _piece(self, query: Query, frames: Sequence[Frame], index: int, text: str, is_final: bool) -> Piece:
-        newest = FrameRef(stamp_ns=frames[-1].stamp_ns, camera=frames[-1].camera, frame_id=frames[-1].frame_id)
+    def _piece(self, query: Query, frames: Sequence[DeferredFrame], index: int, text: str, is_final: bool) -> Piece:
+        refs = _refs(frames)
+        newest = refs[-1] if refs else None
         return Piece(query_id=query.query_id, index=index, text=text, is_final=is_final, newest=newest)
 
     def _finish(
-        self, query: Query, frames: Sequence[Frame], reason: FinishReason, pieces: list[str], started_ns: int
+        self, query: Query, frames: Sequence[DeferredFrame], reason: FinishReason, pieces: list[str], started_ns: int
     ) -> Answer:
         return Answer(
             query=query,
             finish_reason=reason,
             text="".join(pieces),
-            frames=tuple(FrameRef(stamp_ns=f.stamp_ns, camera=f.camera, frame_id=f.frame_id) for f in frames),
+            frames=_refs(frames),
+            choices=query.choices,
             probabilities=tuple(float(i == 0) for i in range(len(query.choices))),
             timings=Timings(
                 queue_s=(started_ns - query.accepted_ns) / 1e9,
@@ -139,6 +145,10 @@ class FakePerceiver:
 def load_fake(model: str, *, backend: str, threads: int, overrides: object) -> FakePerceiver:
     """Stand in for `load_perceiver`; the token time comes with the model's name, e.g. `fake:0.01`."""
     return FakePerceiver(token_s=float(model.partition(":")[2] or 0))
+
+
+def _refs(frames: Sequence[DeferredFrame]) -> tuple[FrameRef, ...]:
+    return tuple(FrameRef(stamp_ns=f.stamp_ns, camera=f.camera, frame_id=f.frame_id) for f in frames)
 
 
 def raw_image(width: int = 4, height: int = 2, encoding: str = "rgb8", value: int = 0) -> RawImage:

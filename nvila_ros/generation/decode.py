@@ -74,6 +74,19 @@ def score_choices(
     return np.exp(log_softmax(scores))
 
 
+def score_sequences(logits_V: np.ndarray, rows: Iterator[np.ndarray], sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return how likely each sequence of tokens is to follow, normalised over the sequences; float64.
+
+    Args:
+        logits_V: the logits where all of them begin.
+        rows: of each sequence in turn, the logits after each of its tokens but the last, (V,) each.
+        sequences: token ids, the stop token included.
+    """
+    first_V = log_softmax(logits_V)
+    scores = np.array([first_V[ids[0]] + sum(log_softmax(next(rows))[token] for token in ids[1:]) for ids in sequences])
+    return np.exp(log_softmax(scores))
+
+
 def log_softmax(x: np.ndarray) -> np.ndarray:
     """Return the log of the softmax over a vector, in float64."""
     shifted = x.astype(np.float64) - x.max()

@@ -38,9 +38,21 @@ Part = str | Media
 """What a user's turn is made of: text and media in any order."""
 
 
-def build_prompt(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> np.ndarray:
-    """Return the ids of a whole prompt, (L,) int64, ready for the answer's first token."""
-    return np.array(open_chat(tokenizer, parts) + answer_frame(tokenizer), dtype=np.int64)
+def build_prompt(
+    tokenizer: ChatTokenizer, parts: Sequence[Part], turns: Sequence[tuple[Sequence[Part], str]] = ()
+) -> np.ndarray:
+    """Return the ids of a whole prompt, (L,) int64, ready for the answer's first token.
+
+    Args:
+        tokenizer: of the checkpoint.
+        parts: of the user's last turn.
+        turns: earlier turns of a conversation, the user's parts and the answer of each.
+    """
+    told = [*(parts for parts, _ in turns), parts]
+    ids = open_chat(tokenizer, told[0])
+    for (_, answer), following in zip(turns, told[1:], strict=True):
+        ids += [*answer_frame(tokenizer), *tokenizer.encode(answer), tokenizer.im_end, *next_turn(tokenizer, following)]
+    return np.array(ids + answer_frame(tokenizer), dtype=np.int64)
 
 
 def open_chat(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
@@ -49,9 +61,9 @@ def open_chat(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
     return [*system, *tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, parts)]
 
 
-def next_turn(tokenizer: ChatTokenizer, question: str) -> list[int]:
+def next_turn(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
     """Return what follows an answer's `<|im_end|>` when the user asks on, without the closing frame."""
-    return [*tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, [question])]
+    return [*tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, parts)]
 
 
 def answer_frame(tokenizer: ChatTokenizer) -> list[int]:

@@ -99,6 +99,15 @@ class ChatTokenizer:
         """
         return np.setdiff1d(np.arange(vocab_size, dtype=np.int64), self._answer_ids)
 
+    def token_bytes(self, vocab_size: int) -> list[bytes]:
+        """Return what each of `vocab_size` ids writes; added tokens, media and rows without a token write nothing."""
+        byte_by_char = {char: byte for byte, char in enumerate(_byte_chars())}
+        written = [b""] * vocab_size
+        for name, idx in self._text.get_vocab().items():
+            if idx < vocab_size and idx not in self._special_ids and byte_by_char.keys() >= set(name):
+                written[idx] = bytes(byte_by_char[char] for char in name)
+        return written
+
 
 def build_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     """Build the byte-level BPE tokenizer without any special tokens."""
@@ -112,6 +121,16 @@ def build_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer
     )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _byte_chars() -> list[str]:
+    """Return the character that stands for each byte in a byte-level vocabulary.
+
+    Printable bytes of Latin-1 stand for themselves, the others for the characters from 256 on. Source: GPT-2's encoder.
+    """
+    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in own else next(others)) for byte in range(0x100)]
 
 
 @contextmanager

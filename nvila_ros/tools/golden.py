@@ -20,12 +20,12 @@ from safetensors.numpy import load_file
 from nvila_ros.errors import ConfigError
 from nvila_ros.generation.decode import decode_greedy
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.pipeline import embed_prompt
 from nvila_ros.preprocess.tiles import normalize_tiles
 from nvila_ros.preprocess.views import View, view_clip, view_image, view_images, whole_groups
 from nvila_ros.prompt.chat import PLACEHOLDER, Media, Part, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
+from nvila_ros.speaking import embed_prompt
 from nvila_ros.video.media import IMAGE_SUFFIXES, VideoFile
 from nvila_ros.visual.encode import Seen, arrange, merge_features
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.variants import (
     PRECISIONS,
     VARIANTS,
@@ -25,7 +26,6 @@ from nvila_ros.models.variants import (
     tile_range,
     weight_bytes,
 )
-from nvila_ros.pipeline import find_checkpoint
 from nvila_ros.tools.datasheet import PART_NAMES, Values, describe_survey, describe_variant
 from nvila_ros.tools.options import print_json
 from nvila_ros.tools.survey import survey_checkpoint

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nvila_ros.errors import ConfigError, NvilaError
+from nvila_ros.loading import load_engine
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
-from nvila_ros.pipeline import load_engine
 from nvila_ros.preprocess.tiling import choose_grid, scale_grids
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine

@@ -15,10 +15,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from nvila_ros.errors import ConfigError
+from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import VARIANTS, MediaCost, clip_cost, image_cost, tile_range
-from nvila_ros.pipeline import find_checkpoint
 from nvila_ros.planning import DEVICES, FITTED, QUANTIZED, Device, Forecast, forecast
 from nvila_ros.preprocess.tiling import choose_grid
 from nvila_ros.preprocess.views import whole_groups

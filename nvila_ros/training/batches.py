@@ -160,7 +160,7 @@ def encode_chat(tokenizer: ChatTokenizer, media: Media, turns: list[Question]) -
     ids: list[int] = []
     is_answer: list[bool] = []
     for i, turn in enumerate(turns):
-        asked = next_turn(tokenizer, turn.text) if i else open_chat(tokenizer, [media, turn.text])
+        asked = next_turn(tokenizer, [turn.text]) if i else open_chat(tokenizer, [media, turn.text])
         asked = asked + answer_frame(tokenizer)
         told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
         ids += asked + told

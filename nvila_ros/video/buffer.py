@@ -1,9 +1,15 @@
-"""The frames of the last seconds, by capture stamp, within a bound of bytes.
+"""The frames of the last seconds, by capture stamp, and fewer of a longer past, within a bound of bytes.
 
 In: frames of named cameras, nearly in order. Out: the frames of a window of time. One lock, held for microseconds: the
 callbacks that push and the worker that looks never wait for each other's work. Every frame that leaves is counted with
 the reason, so that "why was that not seen" has an answer. A camera whose stamps jump back (a bag that starts again, a
 simulator that was reset) starts anew: frames of two pasts must not meet in one clip.
+
+A camera's frames are of two ages. Those of the last `horizon_s` are all kept. Of older ones the first in each period of
+`1 / past_hz` stays until it is `past_s` old, and the others are thinned out. Where bytes run short, the past has
+`PAST_SHARE` of them: above that its oldest frame goes, below it the oldest frames of full rate become past before their
+time. So the newest seconds stay dense, and a memory too small for both shortens both. Without a past (`past_s` not
+above `horizon_s`) the oldest frame goes.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ import enum
 import threading
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
@@ -20,6 +26,8 @@ from typing import Generic, Protocol, TypeVar
 NS_PER_S = 1_000_000_000
 MAX_DISORDER_NS = NS_PER_S
 """How far a stamp may lie before the newest and still be a frame that came late: transports reorder by less."""
+PAST_SHARE = 0.25
+"""Share of the bytes that the thinned past holds where bytes run short."""
 
 
 class Stamped(Protocol):
@@ -42,7 +50,8 @@ _STAMP = attrgetter("stamp_ns")
 class DropReason(str, enum.Enum):
     """Why a frame left the buffer, or never entered it."""
 
-    AGED = "aged"  # older than the horizon
+    AGED = "aged"  # older than all that is kept
+    THINNED = "thinned"  # past the horizon, and another frame stands for its time
     BYTES = "bytes"  # made room for newer ones
     TOO_LARGE = "too_large"  # alone above the bound of bytes
     REPEATED = "repeated"  # another frame of that camera came with the same stamp
@@ -60,20 +69,66 @@ class BufferState:
     newest_ns: int | None
 
 
+class _Run(Generic[F]):
+    """Frames with ascending, distinct stamps, and what keeping them costs."""
+
+    def __init__(self) -> None:
+        self.frames: list[F] = []
+        self.num_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def find(self, stamp_ns: int) -> int:
+        return bisect_left(self.frames, stamp_ns, key=_STAMP)
+
+    def between(self, start_ns: int, end_ns: int) -> list[F]:
+        return self.frames[self.find(start_ns) : bisect_right(self.frames, end_ns, key=_STAMP)]
+
+    def insert(self, at: int, frame: F) -> None:
+        self.frames.insert(at, frame)
+        self.num_bytes += frame.num_bytes
+
+    def pop(self, at: int) -> F:
+        frame = self.frames.pop(at)
+        self.num_bytes -= frame.num_bytes
+        return frame
+
+
+class _Track(Generic[F]):
+    """The frames of one camera: a thinned past, and all frames after it; without a newest frame there is no past."""
+
+    def __init__(self) -> None:
+        self.past: _Run[F] = _Run()
+        self.recent: _Run[F] = _Run()
+
+    @property
+    def oldest_ns(self) -> int:
+        return (self.past.frames or self.recent.frames)[0].stamp_ns
+
+    @property
+    def newest_ns(self) -> int:
+        return self.recent.frames[-1].stamp_ns
+
+
 class FrameBuffer(Generic[F]):
-    """A ring of frames per camera; safe to use from several threads.
+    """A ring of frames per camera; safe to use from several threads. Ages count from the newest frame of a camera.
 
     Args:
-        horizon_s: frames older than this, counted from the newest frame of their camera, are dropped.
-        max_bytes: bound over all cameras; the oldest frame of all goes first.
+        horizon_s: frames up to this age are all kept.
+        max_bytes: bound over all cameras.
+        past_s: up to this age frames are kept at a lower rate; none where this is not above horizon_s.
+        past_hz: that rate.
     """
 
-    def __init__(self, horizon_s: float, max_bytes: int) -> None:
+    def __init__(self, horizon_s: float, max_bytes: int, *, past_s: float = 0.0, past_hz: float = 1.0) -> None:
         self._horizon_ns = round(horizon_s * NS_PER_S)
+        self._past_ns = round(past_s * NS_PER_S)
+        self._has_past = self._past_ns > self._horizon_ns
+        self._period_ns = round(NS_PER_S / past_hz)
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._frames: dict[str, list[F]] = {}  # ascending, distinct stamps
-        self._num_bytes = 0
+        self._tracks: dict[str, _Track[F]] = {}
         self._num_dropped = Counter({reason.value: 0 for reason in DropReason})
 
     def push(self, frame: F) -> int:
@@ -86,65 +141,96 @@ class FrameBuffer(Generic[F]):
             if frame.num_bytes > self._max_bytes:
                 self._num_dropped[DropReason.TOO_LARGE.value] += 1
                 return 0
-            frames = self._frames.setdefault(frame.camera, [])
-            jump_ns = frames[-1].stamp_ns - frame.stamp_ns if frames else 0
+            track = self._tracks.setdefault(frame.camera, _Track())
+            jump_ns = track.newest_ns - frame.stamp_ns if track.recent else 0
             if jump_ns > MAX_DISORDER_NS:
-                self._drop(frames, len(frames), DropReason.TIME_JUMP)
-            self._insert(frames, frame)
-            self._trim(frames)
+                self._empty(track)
+            self._insert(track, frame)
+            self._trim(track)
             return jump_ns if jump_ns > MAX_DISORDER_NS else 0
 
     def window(self, cameras: Sequence[str], start_ns: int, end_ns: int) -> list[list[F]]:
         """Return the frames captured in `[start_ns, end_ns]`, one ascending list per camera asked for."""
         with self._lock:
-            held = [self._frames.get(camera, []) for camera in cameras]
-            return [
-                frames[bisect_left(frames, start_ns, key=_STAMP) : bisect_right(frames, end_ns, key=_STAMP)]
-                for frames in held
-            ]
+            tracks = [self._tracks.get(camera, _Track[F]()) for camera in cameras]
+            return [t.past.between(start_ns, end_ns) + t.recent.between(start_ns, end_ns) for t in tracks]
 
     def newest_ns(self, cameras: Sequence[str]) -> int | None:
         """Return the stamp of the newest frame of these cameras, or None where they have none."""
         with self._lock:
-            return max((self._frames[c][-1].stamp_ns for c in cameras if self._frames.get(c)), default=None)
+            return max((track.newest_ns for track in self._held(cameras)), default=None)
 
     def clear(self) -> int:
         """Drop every frame, since the clock went back; returns how many there were."""
         with self._lock:
-            num_frames = sum(map(len, self._frames.values()))
-            for frames in self._frames.values():
-                self._drop(frames, len(frames), DropReason.TIME_JUMP)
-            return num_frames
+            return sum(self._empty(track) for track in self._tracks.values())
 
     def state(self, cameras: Sequence[str] | None = None) -> BufferState:
         """Return counts and span; frames and span of these cameras only, where some are named."""
         with self._lock:
-            names = self._frames if cameras is None else cameras
-            held = [self._frames[name] for name in names if self._frames.get(name)]
+            held = self._held(self._tracks if cameras is None else cameras)
             return BufferState(
-                num_frames=sum(map(len, held)),
-                num_bytes=self._num_bytes,
+                num_frames=sum(len(track.past) + len(track.recent) for track in held),
+                num_bytes=self._num_bytes(),
                 num_dropped=dict(self._num_dropped),
-                oldest_ns=min((frames[0].stamp_ns for frames in held), default=None),
-                newest_ns=max((frames[-1].stamp_ns for frames in held), default=None),
+                oldest_ns=min((track.oldest_ns for track in held), default=None),
+                newest_ns=max((track.newest_ns for track in held), default=None),
             )
 
-    def _insert(self, frames: list[F], frame: F) -> None:
-        at = bisect_left(frames, frame.stamp_ns, key=_STAMP)
-        if at < len(frames) and frames[at].stamp_ns == frame.stamp_ns:
-            self._num_bytes -= frames.pop(at).num_bytes
-            self._num_dropped[DropReason.REPEATED.value] += 1
-        frames.insert(at, frame)
-        self._num_bytes += frame.num_bytes
+    def _held(self, cameras: Iterable[str]) -> list[_Track[F]]:
+        return [self._tracks[name] for name in cameras if name in self._tracks and self._tracks[name].recent]
 
-    def _trim(self, frames: list[F]) -> None:
-        horizon_ns = frames[-1].stamp_ns - self._horizon_ns
-        self._drop(frames, bisect_left(frames, horizon_ns, key=_STAMP), DropReason.AGED)
-        while self._num_bytes > self._max_bytes:
-            oldest = min((held for held in self._frames.values() if held), key=lambda held: held[0].stamp_ns)
-            self._drop(oldest, 1, DropReason.BYTES)
+    def _num_bytes(self) -> int:
+        return sum(track.past.num_bytes + track.recent.num_bytes for track in self._tracks.values())
 
-    def _drop(self, frames: list[F], count: int, reason: DropReason) -> None:
-        self._num_bytes -= sum(frame.num_bytes for frame in frames[:count])
-        self._num_dropped[reason.value] += count
-        del frames[:count]
+    def _insert(self, track: _Track[F], frame: F) -> None:
+        is_past = bool(track.past) and frame.stamp_ns <= track.past.frames[-1].stamp_ns
+        run = track.past if is_past else track.recent
+        at = run.find(frame.stamp_ns)
+        if run.between(frame.stamp_ns, frame.stamp_ns):
+            self._drop(run, at, DropReason.REPEATED)
+        run.insert(at, frame)
+        near = run.frames[max(at - 1, 0) : at + 2]
+        if is_past and any(map(self._is_same_period, near, near[1:])):
+            self._drop(run, at, DropReason.THINNED)
+
+    def _trim(self, track: _Track[F]) -> None:
+        while track.recent.frames[0].stamp_ns < track.newest_ns - self._horizon_ns:
+            self._retire(track)
+        while track.past and track.past.frames[0].stamp_ns < track.newest_ns - self._past_ns:
+            self._drop(track.past, 0, DropReason.AGED)
+        while self._num_bytes() > self._max_bytes:
+            self._make_room()
+
+    def _retire(self, track: _Track[F]) -> None:
+        """Let the oldest frame of full rate become past, or leave where another stands for its time."""
+        if not self._has_past:
+            self._drop(track.recent, 0, DropReason.AGED)
+        elif track.past and self._is_same_period(track.past.frames[-1], track.recent.frames[0]):
+            self._drop(track.recent, 0, DropReason.THINNED)
+        else:
+            track.past.insert(len(track.past), track.recent.pop(0))
+
+    def _make_room(self) -> None:
+        """Take one step towards fewer bytes: thin while the past is below its share, else drop the oldest frame."""
+        held = self._held(self._tracks)
+        dense = [track for track in held if len(track.recent) > 1] if self._has_past else []
+        past_bytes = sum(track.past.num_bytes for track in held)
+        if dense and past_bytes <= PAST_SHARE * self._max_bytes:
+            self._retire(min(dense, key=lambda track: track.recent.frames[0].stamp_ns))
+            return
+        oldest = min([track for track in held if track.past] or held, key=lambda track: track.oldest_ns)
+        self._drop(oldest.past or oldest.recent, 0, DropReason.BYTES)
+
+    def _is_same_period(self, frame: F, other: F) -> bool:
+        return frame.stamp_ns // self._period_ns == other.stamp_ns // self._period_ns
+
+    def _empty(self, track: _Track[F]) -> int:
+        num_frames = len(track.past) + len(track.recent)
+        self._num_dropped[DropReason.TIME_JUMP.value] += num_frames
+        track.past, track.recent = _Run(), _Run()
+        return num_frames
+
+    def _drop(self, run: _Run[F], at: int, reason: DropReason) -> None:
+        run.pop(at)
+        self._num_dropped[reason.value] += 1

@@ -3,12 +3,24 @@
 Uniform in time and not in count: a camera that stalls or drops frames leaves gaps, and a choice by count would crowd
 the clip where frames are dense and tell a wrong speed. The newest frame is always shown, since freshness is what a
 robot asks for; for the same reason the choice is made from the newest frame backwards.
+
+Three laws. `uniform` spreads the frames evenly. `recent` lets each gap be longer than the next newer one by the same
+factor, so that the oldest is `RECENT_RATIO` times the newest: the end of the window in detail, its beginning for
+context. `change` spreads them evenly over how much the picture changed, with a share of `TIME_WEIGHT` left to time, so
+that a window in which little happens is still seen as a whole.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+
+import numpy as np
+
+RECENT_RATIO = 16.0
+"""The oldest gap over the newest in a recent-weighted choice."""
+TIME_WEIGHT = 0.2
+"""How much of a change-driven choice goes by time."""
 
 
 def sample_indices(stamps_ns: Sequence[int], num_frames: int) -> list[int]:
@@ -23,18 +35,41 @@ def sample_indices(stamps_ns: Sequence[int], num_frames: int) -> list[int]:
         older of two that are equally near) among those that leave enough frames for the shares before it.
     """
     count = min(num_frames, len(stamps_ns))
-    if count == len(stamps_ns):
-        return list(range(count))
     newest_ns, span_ns = stamps_ns[-1], stamps_ns[-1] - stamps_ns[0]
-    chosen: list[int] = []
-    high = len(stamps_ns) - 1
-    for num_older in reversed(range(count)):
-        share_ns = span_ns * (count - 1 - num_older) // max(count - 1, 1)
-        index = _nearest(stamps_ns, newest_ns - share_ns, num_older, high)
-        chosen.append(index)
-        high = index - 1
-    chosen.reverse()
-    return chosen
+    return _choose(stamps_ns, [newest_ns - span_ns * k // max(count - 1, 1) for k in range(count)])
+
+
+def sample_recent(stamps_ns: Sequence[int], num_frames: int) -> list[int]:
+    """Choose as `sample_indices` does, with gaps that grow by one factor from each to the next older.
+
+    The oldest gap is `RECENT_RATIO` times the newest, where frames are dense enough for it.
+    """
+    count = min(num_frames, len(stamps_ns))
+    growth = RECENT_RATIO ** (1 / max(count - 2, 1))
+    ages = np.concatenate([[0.0], np.cumsum(growth ** np.arange(count - 1))])
+    newest_ns, span_ns = stamps_ns[-1], stamps_ns[-1] - stamps_ns[0]
+    return _choose(stamps_ns, [newest_ns - round(span_ns * age) for age in (ages / max(ages[-1], 1.0)).tolist()])
+
+
+def sample_changes(stamps_ns: Sequence[int], changes: Sequence[float], num_frames: int) -> list[int]:
+    """Choose at most `num_frames` frames with equal shares of change between them, ending with the newest.
+
+    A step from one frame to the next cannot be parted, so it counts for one gap at most, however much changed in it:
+    else the frames meant for its inside would crowd at its edge.
+
+    Args:
+        stamps_ns: capture times, ascending and distinct.
+        changes: how much the picture changed from each frame to the next, at least 0; one less than stamps.
+        num_frames: at least 1.
+
+    Returns:
+        indices as of `sample_indices`.
+    """
+    count = min(num_frames, len(stamps_ns))
+    if count == 1:
+        return [len(stamps_ns) - 1]
+    positions = np.concatenate([[0.0], np.cumsum(_cap(_steps(stamps_ns, changes), count - 1))])
+    return _choose(positions.tolist(), np.linspace(positions[-1], 0.0, count).tolist())
 
 
 def split_frames(num_frames: int, num_held: Sequence[int]) -> list[int]:
@@ -61,8 +96,35 @@ def split_frames(num_frames: int, num_held: Sequence[int]) -> list[int]:
     return shares
 
 
-def _nearest(stamps_ns: Sequence[int], target_ns: int, low: int, high: int) -> int:
-    after = bisect_left(stamps_ns, target_ns, low, high)
-    if after > low and target_ns - stamps_ns[after - 1] <= abs(stamps_ns[after] - target_ns):
+def _choose(positions: Sequence[float], targets: Sequence[float]) -> list[int]:
+    """Return ascending indices: the last position, and those nearest to the other targets, which descend from it."""
+    chosen = [len(positions) - 1]
+    for num_older, target in zip(reversed(range(len(targets) - 1)), targets[1:], strict=True):
+        chosen.append(_nearest(positions, target, num_older, chosen[-1] - 1))
+    chosen.reverse()
+    return chosen
+
+
+def _nearest(positions: Sequence[float], target: float, low: int, high: int) -> int:
+    after = bisect_left(positions, target, low, high)
+    if after > low and target - positions[after - 1] <= abs(positions[after] - target):
         return after - 1
     return after
+
+
+def _steps(stamps_ns: Sequence[int], changes: Sequence[float]) -> np.ndarray:
+    """Mix change and time, each as shares of the whole: (len(stamps_ns) - 1,) float64, all positive."""
+    times = np.diff(np.asarray(stamps_ns, np.int64)).astype(np.float64)
+    parts = TIME_WEIGHT * times / times.sum()
+    total = float(np.sum(changes))
+    return parts + (1 - TIME_WEIGHT) * np.asarray(changes, np.float64) / total if total > 0 else parts
+
+
+def _cap(steps: np.ndarray, num_gaps: int) -> np.ndarray:
+    """Lower the largest steps such that none is more than an even share of the sum of what is left."""
+    descending = np.sort(steps)[::-1]
+    for num_capped in range(num_gaps):
+        cap = descending[num_capped:].sum() / (num_gaps - num_capped)
+        if descending[num_capped] <= cap:
+            break
+    return np.minimum(steps, cap)

@@ -69,7 +69,7 @@ def test_specials_in_a_question_are_spelled_out(pair: Pair, before: str, name: s
 def test_follow_up_continues_the_prompt(pair: Pair, question: str) -> None:
     assume(not any(name in question for name in (*MEDIA_NAMES, *SPECIALS)))
 
-    ids = next_turn(pair.ours, question) + answer_frame(pair.ours)
+    ids = next_turn(pair.ours, [question]) + answer_frame(pair.ours)
 
     assert ids == pair.theirs(f"\n<|im_start|>user\n{question.strip()}{TAIL}").input_ids
 

@@ -69,6 +69,17 @@ def test_decoding_leaves_special_tokens_out(pair: Pair) -> None:
     assert pair.ours.decode([*special, *pair.ours.encode(TEXT), *special]) == TEXT
 
 
+def test_every_token_writes_the_bytes_that_it_decodes_to_and_special_ones_write_none(pair: Pair) -> None:
+    written = pair.ours.token_bytes(pair.ours.num_tokens + 5)
+
+    assert [each.decode("utf-8", "replace") for each in written[:-5]] == [
+        pair.ours.decode([i]) for i in range(pair.ours.num_tokens)
+    ]
+    assert b"".join(written[i] for i in pair.ours.encode(TEXT + "\U0001f600")).decode() == TEXT + "\U0001f600"
+    assert not any(written[-5:])
+    assert len(set(filter(None, written))) == sum(map(bool, written))
+
+
 def test_new_media_tokens_get_the_ids_that_vila_gives_them(pair: Pair) -> None:
     want = pair.theirs.convert_tokens_to_ids([SENTINEL, *MEDIA_NAMES])
 

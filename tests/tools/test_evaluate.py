@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.pipeline import find_checkpoint
+from nvila_ros.loading import find_checkpoint
 from nvila_ros.tools import evaluate
 from nvila_ros.tools.cli import main
 from nvila_ros.tools.evaluate import SUITES, as_dict, as_table, score

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import math
 import threading
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nvila_ros.types import RawFrame
-from nvila_ros.video.buffer import MAX_DISORDER_NS, NS_PER_S, FrameBuffer
+from nvila_ros.video.buffer import MAX_DISORDER_NS, NS_PER_S, PAST_SHARE, FrameBuffer
 from tests.tiny import raw_frame
 
 CAMERAS = ("front", "rear")
@@ -115,18 +118,104 @@ def test_readers_see_whole_windows_while_frames_come() -> None:
     pushing.join()
 
 
+def kept_of_stream(stamps_s: list[float], horizon_s: float, past_s: float, past_hz: float) -> list[float]:
+    """Say what stays of a stream that came in order, looking at all of it at once."""
+    newest = stamps_s[-1]
+    first_of_period = {math.floor(stamp * past_hz): stamp for stamp in reversed(stamps_s)}
+    return [
+        stamp
+        for stamp in stamps_s
+        if newest - stamp <= horizon_s
+        or (newest - stamp <= past_s and first_of_period[math.floor(stamp * past_hz)] == stamp)
+    ]
+
+
+@given(
+    st.lists(st.integers(0, 40 * 64), min_size=1, max_size=120, unique=True).map(sorted),
+    st.sampled_from([0.5, 1.0, 2.0]),
+)
+def test_past_keeps_the_first_frame_of_each_period(ticks: list[int], past_hz: float) -> None:
+    stamps = [tick / 64 for tick in ticks]
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(3.0, 1 << 20, past_s=12.0, past_hz=past_hz)
+    for stamp in stamps:
+        buffer.push(raw_frame(stamp))
+
+    assert stamps_s(buffer) == kept_of_stream(stamps, 3.0, 12.0, past_hz)
+
+
+def test_past_not_above_the_horizon_is_none() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(2.0, 1 << 20, past_s=2.0)
+    for second in range(6):
+        buffer.push(raw_frame(second))
+
+    assert stamps_s(buffer) == [3, 4, 5]
+    assert buffer.state().num_dropped["thinned"] == 0
+
+
+def test_short_of_bytes_the_past_has_its_share_and_the_newest_stay_dense() -> None:
+    num_held = 80
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(10.0, num_held * FRAME_BYTES, past_s=60.0, past_hz=1.0)
+    for i in range(3000):
+        buffer.push(raw_frame(i / 30))
+
+    stamps = stamps_s(buffer)
+    num_past = round(PAST_SHARE * num_held)
+    dense = stamps[num_past + 1 :]
+    assert len(stamps) == num_held
+    assert dense == pytest.approx([(3000 - len(dense) + i) / 30 for i in range(len(dense))])
+    assert np.diff(stamps[:num_past]) == pytest.approx([1.0] * (num_past - 1), abs=0.04)
+
+
+def test_past_and_newest_frames_of_two_cameras_share_the_bytes() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(10.0, 80 * FRAME_BYTES, past_s=60.0, past_hz=1.0)
+    for i in range(2000):
+        buffer.push(raw_frame(i / 30, CAMERAS[i % 2]))
+
+    front, rear = (stamps_s(buffer, camera) for camera in CAMERAS)
+    assert abs(len(front) - len(rear)) <= 2
+    assert min(front[-1] - front[0], rear[-1] - rear[0]) > 8
+
+
+def test_frame_that_comes_late_into_a_taken_period_of_the_past_is_thinned_out() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(0.1, 1 << 20, past_s=60.0, past_hz=2.0)
+    for stamp in (1.0, 1.6, 2.1, 1.9, 1.4):
+        buffer.push(raw_frame(stamp))
+
+    assert stamps_s(buffer) == [1.0, 1.6, 2.1]
+    assert buffer.state().num_dropped["thinned"] == 2
+
+
+def test_window_reaches_from_the_past_into_the_present() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(1.0, 1 << 20, past_s=60.0, past_hz=1.0)
+    for i in range(41):
+        buffer.push(raw_frame(i / 4))
+
+    (frames,) = buffer.window(["camera"], 7 * NS_PER_S, round(9.5 * NS_PER_S))
+
+    assert [frame.stamp_ns / NS_PER_S for frame in frames] == [7, 8, 9, 9.25, 9.5]
+
+
 class BufferMachine(RuleBasedStateMachine):
     """Any order of arrival: the buffer stays sorted, within its bounds, and loses count of nothing."""
 
+    past_s = 0.0
+    span_s = 5.0
+
     def __init__(self) -> None:
         super().__init__()
-        self.buffer = new_buffer(horizon_s=5.0, max_bytes=12 * FRAME_BYTES)
+        self.buffer: FrameBuffer[RawFrame] = FrameBuffer(5.0, 12 * FRAME_BYTES, past_s=self.past_s, past_hz=0.5)
         self.num_pushed = 0
 
     @rule(stamp_ms=st.integers(0, 20_000), camera=st.sampled_from(CAMERAS), width=st.integers(1, 60))
     def push(self, stamp_ms: int, camera: str, width: int) -> None:
         self.buffer.push(raw_frame(stamp_ms / 1000, camera, width))
         self.num_pushed += 1
+
+    @rule(camera=st.sampled_from(CAMERAS), count=st.integers(2, 40), period_ms=st.integers(1, 3000))
+    def push_stream(self, camera: str, count: int, period_ms: int) -> None:
+        newest_ns = self.buffer.newest_ns([camera]) or 0
+        for i in range(1, count + 1):
+            self.push(newest_ns // 10**6 + i * period_ms, camera, 4)
 
     @rule()
     def clear(self) -> None:
@@ -139,13 +228,22 @@ class BufferMachine(RuleBasedStateMachine):
         for frames in windows:
             stamps = [frame.stamp_ns for frame in frames]
             assert stamps == sorted(set(stamps))
-            assert not stamps or stamps[-1] - stamps[0] <= 5 * NS_PER_S
+            assert not stamps or stamps[-1] - stamps[0] <= self.span_s * NS_PER_S
+            past = [stamp // (2 * NS_PER_S) for stamp in stamps if stamp < stamps[-1] - 5 * NS_PER_S]
+            assert len(past) == len(set(past))
         assert state.num_bytes == sum(frame.num_bytes for frames in windows for frame in frames)
         assert state.num_bytes <= 12 * FRAME_BYTES
         assert state.num_frames + sum(state.num_dropped.values()) == self.num_pushed
 
 
+class PastBufferMachine(BufferMachine):
+    """The same with a past."""
+
+    past_s = span_s = 15.0
+
+
 TestBufferMachine = BufferMachine.TestCase
+TestPastBufferMachine = PastBufferMachine.TestCase
 
 
 @given(st.permutations(range(10)))

@@ -1,26 +1,79 @@
 from __future__ import annotations
 
-from itertools import combinations
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import combinations, pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvila_ros.video.sampling import sample_indices, split_frames
+from nvila_ros.video.sampling import (
+    RECENT_RATIO,
+    TIME_WEIGHT,
+    sample_changes,
+    sample_indices,
+    sample_recent,
+    split_frames,
+)
 
 STAMPS = st.lists(st.integers(0, 1000), min_size=1, max_size=40, unique=True).map(sorted)
+CHANGES = st.lists(st.one_of(st.just(0.0), st.floats(0.125, 50.0, width=16)), min_size=39, max_size=39)
 
 
 def naive_sample(stamps_ns: list[int], num_frames: int) -> list[int]:
     """Take the shares of time one by one, newest first, and search every frame that is still allowed."""
     count = min(num_frames, len(stamps_ns))
-    chosen: list[int] = []
-    for k in range(count):
-        target = stamps_ns[-1] - (stamps_ns[-1] - stamps_ns[0]) * k // max(count - 1, 1)
-        allowed = range(count - 1 - k, chosen[-1] if chosen else len(stamps_ns))
-        if count == 1 or k == 0:
-            allowed = range(len(stamps_ns) - 1, len(stamps_ns))
-        chosen.append(min(allowed, key=lambda i, target=target: abs(stamps_ns[i] - target)))
+    chosen = [len(stamps_ns) - 1]
+    for k in range(1, count):
+        target = stamps_ns[-1] - (stamps_ns[-1] - stamps_ns[0]) * k // (count - 1)
+        chosen.append(min(range(count - 1 - k, chosen[-1]), key=lambda i, target=target: abs(stamps_ns[i] - target)))
     return chosen[::-1]
+
+
+def assert_nearest(positions: list[Fraction], targets: list[Fraction], chosen: list[int], slack: Fraction) -> None:
+    """Check that each choice, newest first, is nearest to its target among all that were left, but for rounding."""
+    assert chosen[-1] == len(positions) - 1
+    assert len(chosen) == len(targets)
+    for num_older in range(len(targets) - 1):
+        target = targets[len(targets) - 1 - num_older]
+        best = min(abs(positions[i] - target) for i in range(num_older, chosen[num_older + 1]))
+        assert abs(positions[chosen[num_older]] - target) <= best + slack
+
+
+def naive_recent(stamps_ns: list[int], count: int) -> list[Fraction]:
+    """Lay gap beside gap, each longer by the same factor, and scale the whole to the window."""
+    ages = [Fraction(0)]
+    for k in range(count - 1):
+        ages.append(ages[-1] + Fraction(RECENT_RATIO ** (k / max(count - 2, 1))))
+    scale = Fraction(stamps_ns[-1] - stamps_ns[0]) / (ages[-1] or 1)
+    return [stamps_ns[-1] - age * scale for age in ages]
+
+
+def naive_mix(stamps_ns: list[int], changes: list[float]) -> list[Fraction]:
+    """Return each step as its share of the change and of the time, weighed."""
+    total, span_ns = sum(map(Fraction, changes)), stamps_ns[-1] - stamps_ns[0]
+    weight = Fraction(TIME_WEIGHT)
+    steps = [weight * Fraction(b - a, span_ns) for a, b in pairwise(stamps_ns)]
+    if total:
+        steps = [step + (1 - weight) * Fraction(change) / total for step, change in zip(steps, changes, strict=True)]
+    return steps
+
+
+def naive_capped(steps: list[Fraction], num_gaps: int) -> list[Fraction]:
+    """Lower the largest steps by and by until none is above an even share of the sum."""
+    is_capped = [False] * len(steps)
+    while True:
+        left = sum(step for step, capped in zip(steps, is_capped, strict=True) if not capped)
+        share = left / (num_gaps - sum(is_capped))
+        above = [i for i, step in enumerate(steps) if not is_capped[i] and step > share]
+        if not above:
+            return [share if capped else step for step, capped in zip(steps, is_capped, strict=True)]
+        is_capped[max(above, key=lambda i: steps[i])] = True
+
+
+def sample_with_changes(stamps_ns: list[int], num_frames: int) -> list[int]:
+    return sample_changes(stamps_ns, [float(stamp % 7) for stamp in stamps_ns[1:]], num_frames)
 
 
 @given(STAMPS, st.integers(1, 50))
@@ -30,8 +83,63 @@ def test_sample_equals_the_naive_search(stamps: list[int], num_frames: int) -> N
 
 
 @given(STAMPS, st.integers(1, 50))
-def test_sample_is_ascending_and_ends_with_the_newest(stamps: list[int], num_frames: int) -> None:
-    indices = sample_indices(stamps, num_frames)
+def test_recent_sample_is_as_near_to_growing_gaps_as_can_be(stamps: list[int], num_frames: int) -> None:
+    targets = naive_recent(stamps, min(num_frames, len(stamps)))
+
+    assert_nearest([Fraction(stamp) for stamp in stamps], targets, sample_recent(stamps, num_frames), Fraction(1))
+
+
+@given(STAMPS, CHANGES, st.integers(1, 50))
+def test_change_driven_sample_is_as_near_to_equal_shares_as_can_be(
+    stamps: list[int], changes: list[float], num_frames: int
+) -> None:
+    count, changes = min(num_frames, len(stamps)), changes[: len(stamps) - 1]
+    steps = naive_capped(naive_mix(stamps, changes), count - 1) if count > 1 else []
+    positions = [sum(steps[:i], Fraction(0)) for i in range(len(stamps))]
+    targets = [positions[-1] * Fraction(count - 1 - k, max(count - 1, 1)) for k in range(count)]
+
+    assert_nearest(positions, targets, sample_changes(stamps, changes, num_frames), Fraction(1, 10**9))
+
+
+def test_still_picture_is_sampled_evenly_in_time() -> None:
+    stamps = list(range(0, 61 * 33, 33))
+
+    assert sample_changes(stamps, [0.0] * 60, 7) == sample_indices(stamps, 7)
+
+
+def test_both_sides_of_a_cut_are_shown_and_the_rest_is_spread_over_time() -> None:
+    changes = [0.0] * 97
+    changes[48] = 40.0
+
+    assert sample_changes(range(98), changes, 6) == [0, 24, 48, 49, 73, 97]
+
+
+def test_frames_follow_what_changes() -> None:
+    changes = [5.0 if 30 <= i < 50 else 0.0 for i in range(99)]
+
+    chosen = sample_changes(range(100), changes, 11)
+
+    assert sum(30 <= i <= 50 for i in chosen) == 9
+
+
+def test_recent_gaps_grow_by_one_factor() -> None:
+    stamps = list(range(10_000))
+
+    chosen = sample_recent(stamps, 8)
+
+    gaps = [b - a for a, b in pairwise(chosen)]
+    factors = [a / b for a, b in pairwise(gaps)]
+    assert (chosen[0], chosen[-1]) == (0, 9_999)
+    assert gaps[0] / gaps[-1] == pytest.approx(RECENT_RATIO, rel=0.02)
+    assert factors == pytest.approx([RECENT_RATIO ** (1 / 6)] * 6, rel=0.02)
+
+
+@pytest.mark.parametrize("sample", [sample_indices, sample_recent, sample_with_changes])
+@given(stamps=STAMPS, num_frames=st.integers(1, 50))
+def test_sample_is_ascending_and_ends_with_the_newest(
+    sample: Callable[[list[int], int], list[int]], stamps: list[int], num_frames: int
+) -> None:
+    indices = sample(stamps, num_frames)
 
     assert indices == sorted(set(indices))
     assert indices[-1] == len(stamps) - 1

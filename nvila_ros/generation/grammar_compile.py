@@ -1,0 +1,79 @@
+"""From a JSON schema to a grammar, tried first in a process of its own: compiling some schemas would take forever.
+
+Schemas multiply: a number that is a multiple of several others, or text that must match many patterns at once, needs an
+automaton as large as the product of all. The library bounds most of this itself and not all, and nothing can end a
+thread that computes in it. So the trial runs under limits of time and memory that the operating system keeps.
+
+This file is also the trial's program. Beyond the standard library it imports only llguidance, to start fast.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import subprocess
+import sys
+from typing import Any
+
+TRIAL_S = 3.0
+TRIAL_BYTES = 512 << 20  # of address space
+MAX_LEXER_STATES = 50_000  # 1 to 2 kB each
+MAX_REASON = 300
+
+
+def compile_schema(tokenizer: Any, schema: str) -> Any:
+    """Return a matcher at the beginning of an answer, which may be in an error.
+
+    Args:
+        tokenizer: an `llguidance.LLTokenizer`.
+        schema: JSON text of an object.
+    """
+    import llguidance
+
+    # Escapes of code points could write halves of surrogate pairs, which no text holds.
+    options = {"whitespace_flexible": False, "json_allowed_escapes": 'nrbtf\\"'}
+    whole = json.dumps({**json.loads(schema), "x-guidance": options})
+    limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+    # Forcing would allow only one way to cut certain text into tokens, so that a model's own way would be refused.
+    grammar = f'%llguidance {{"no_forcing": true}}\nstart: %json {whole}\n'
+    return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+
+
+def reason_of(matcher: Any) -> str:
+    """Return why a matcher failed, in one line without the grammar; empty if it did not."""
+    text = matcher.get_error().partition("\n   1 |")[0].partition("\n<")[0]
+    line = " ".join(re.sub(r"^at \d+\(\d+\): ", "", text).split())
+    return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 3]}..."
+
+
+def try_schema(schema: str) -> str:
+    """Return why a schema cannot be compiled within the limits, or nothing if it can."""
+    told = json.dumps({"path": sys.path, "max_bytes": TRIAL_BYTES, "schema": schema})
+    # Isolated from folder and environment; the path is this process's own, however it came by it.
+    command = [sys.executable, "-I", __file__]
+    try:
+        done = subprocess.run(command, input=told, capture_output=True, text=True, timeout=TRIAL_S)
+    except subprocess.TimeoutExpired:
+        return f"compiling it takes more than {TRIAL_S:g} s"
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return f"compiling it fails or takes more than {TRIAL_BYTES >> 20} MiB ({last[:MAX_REASON]})"
+    return done.stdout.strip()
+
+
+def main() -> None:
+    """Compile the schema told on stdin, over a vocabulary of single bytes, and print why that fails, if it does."""
+    told = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_AS, (told["max_bytes"], told["max_bytes"]))
+    sys.path[:] = told["path"]
+    import llguidance
+
+    matcher = compile_schema(llguidance.LLTokenizer("byte", slices=[]), told["schema"])
+    if not matcher.is_error():
+        matcher.compute_bitmask()  # a grammar without any text fails only here
+    print(reason_of(matcher))
+
+
+if __name__ == "__main__":
+    main()

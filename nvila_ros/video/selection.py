@@ -1,0 +1,131 @@
+"""The frames that a question is about: its window in the buffer, and the few that stand for it.
+
+In: the buffer and a query. Out: raw frames in capture order; nothing is converted here. The window is given by two
+stamps, by two ages ("5 to 10 s ago", counted from the newest frame and not from the clock, so that a paused bag or a
+stalled camera is asked about what it last showed), or by its length up to the newest frame.
+
+Change is read off thumbnails. A cell counts by how far it moves beyond what cells do all the time in that window, so
+that sensor noise, which is in every frame, does not outweigh an object that appears once. At most `MAX_COMPARED` frames
+a camera are looked at, one in each tick of time: the ticks lie at round times, so that a window which slides on meets
+the same frames again, whose thumbnails are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nvila_ros.errors import NoFramesError, QueryError
+from nvila_ros.types import Query, RawFrame
+from nvila_ros.video.buffer import NS_PER_S, FrameBuffer
+from nvila_ros.video.sampling import sample_changes, sample_indices, sample_recent, split_frames
+from nvila_ros.video.thumbnails import thumbnail
+
+SAMPLINGS = ("uniform", "recent", "change")
+"""What a query may say of its sampling; see `sampling`."""
+MAX_COMPARED = 256
+"""Most frames of a camera whose thumbnails are compared, or twice the frames asked for where that is more."""
+NOISE_FACTOR = 4.0
+"""A change counts from this many times the usual one: 2.7 sigma where the usual one is Gaussian noise."""
+LEAST_LEVELS = 2.0
+"""Grey levels below which a change is never counted: thumbnails are rounded."""
+
+
+def select_frames(buffer: FrameBuffer[RawFrame], query: Query) -> list[RawFrame]:
+    """Choose the frames that a query is about.
+
+    Each camera asked for gets its share of `query.num_frames` (see `split_frames`), chosen from its part of the window
+    as `query.sampling` says.
+
+    Args:
+        buffer: what is kept.
+        query: with its cameras named.
+
+    Returns:
+        at least one frame, in capture order; the newest frame of the window is among them.
+
+    Raises:
+        NoFramesError: no frame in the window; window and content of the buffer are named.
+        QueryError: there is no such sampling.
+        FrameError: a frame whose change is asked for cannot be decoded.
+    """
+    newest_ns = buffer.newest_ns(query.cameras)
+    if newest_ns is None:
+        raise NoFramesError(f"no frame of {', '.join(query.cameras)} is in the buffer; is the camera publishing?")
+    start_ns, end_ns = window_ns(query, newest_ns)
+    held = buffer.window(query.cameras, start_ns, end_ns)
+    chosen: list[RawFrame] = []
+    for frames, share in zip(held, split_frames(query.num_frames, list(map(len, held))), strict=True):
+        if share:
+            chosen += [frames[i] for i in _sample(frames, share, query.sampling)]
+    if not chosen:
+        raise NoFramesError(_describe_miss(buffer, query, start_ns, end_ns))
+    return sorted(chosen, key=lambda frame: frame.stamp_ns)
+
+
+def window_ns(query: Query, newest_ns: int) -> tuple[int, int]:
+    """Return the first and last stamp of a query's window, both included, where the newest frame is of `newest_ns`."""
+    if query.start_ns is not None and query.end_ns is not None:
+        return query.start_ns, query.end_ns
+    if query.ago_start_s > 0:
+        return newest_ns - round(query.ago_start_s * NS_PER_S), newest_ns - round(query.ago_end_s * NS_PER_S)
+    return newest_ns - round(query.window_s * NS_PER_S), newest_ns
+
+
+def measure_changes(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
+    """Return how much each thumbnail differs from the one before it, beyond what is usual among these.
+
+    Args:
+        thumbnails: (32, 32) uint8 each, in order.
+
+    Returns:
+        (len(thumbnails) - 1,) float64, mean grey levels of a cell.
+    """
+    stack = np.stack(thumbnails).astype(np.int16).reshape(len(thumbnails), -1)
+    levels = np.abs(np.diff(stack, axis=0))
+    usual = float(np.median(np.median(levels, axis=1))) if len(levels) else 0.0
+    return np.asarray(np.maximum(levels - max(LEAST_LEVELS, NOISE_FACTOR * usual), 0.0).mean(axis=1, dtype=np.float64))
+
+
+def _sample(frames: Sequence[RawFrame], share: int, sampling: str) -> list[int]:
+    if sampling not in SAMPLINGS:
+        raise QueryError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}")
+    stamps_ns = [frame.stamp_ns for frame in frames]
+    if sampling == "uniform" or share in (1, len(frames)):
+        return sample_indices(stamps_ns, share)
+    if sampling == "recent":
+        return sample_recent(stamps_ns, share)
+    compared = _ticks(stamps_ns, max(MAX_COMPARED, 2 * share))
+    changes = measure_changes([thumbnail(frames[i]) for i in compared])
+    chosen = sample_changes([stamps_ns[i] for i in compared], changes.tolist(), share)
+    return [compared[k] for k in chosen]
+
+
+def _ticks(stamps_ns: Sequence[int], most: int) -> list[int]:
+    """Return the index of the last stamp within each tick of 2^n ns, with the smallest n that gives at most `most`.
+
+    Halving the ticks at most doubles their number, so more than half of `most` come back where there are as many.
+    """
+    stamps = np.asarray(stamps_ns, np.int64)
+    for exponent in range(63):
+        last = np.flatnonzero(np.diff(stamps >> exponent, append=np.iinfo(np.int64).max))
+        if len(last) <= most:
+            break
+    return [int(i) for i in last]
+
+
+def _describe_miss(buffer: FrameBuffer[RawFrame], query: Query, start_ns: int, end_ns: int) -> str:
+    asked = f"no frame of {', '.join(query.cameras)} in [{_seconds(start_ns)}, {_seconds(end_ns)}] s"
+    state = buffer.state(query.cameras)
+    if state.oldest_ns is None or state.newest_ns is None:
+        return f"{asked}; the buffer holds none now"
+    held = f"the buffer holds {state.num_frames} from {_seconds(state.oldest_ns)} to {_seconds(state.newest_ns)} s"
+    if end_ns < state.oldest_ns:
+        lost_s = (state.oldest_ns - end_ns) / NS_PER_S
+        return f"{asked}; {held}: that was {lost_s:.3f} s too early, keep more with past_s, buffer_s or buffer_bytes"
+    return f"{asked}; {held}"
+
+
+def _seconds(stamp_ns: int) -> str:
+    return f"{stamp_ns / NS_PER_S:.3f}"

@@ -1,0 +1,211 @@
+"""What is kept between questions changes no answer: caches on against caches off, token for token."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvila_ros.ledger import Ask
+from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.pipeline import CacheLimits, Perceiver
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.runtime.onnxruntime_engine import load
+from nvila_ros.types import Answer, FinishReason, Frame, Query
+from tests.golden_cases import GOLDEN
+
+QUESTIONS = ("What is it?", "What is it", "How many are there?", "Describe the image.", "stop")
+CHOICES = ((), ("yes", "no"), ("left", "right", "in the middle of it"))
+ALL, NONE = CacheLimits(), CacheLimits(frame_bytes=0, num_prefixes=0)
+NUM_FRAMES = 6
+FRAME_BYTES = 13 * 9 * 64 * 4  # of one image that is cut into twelve tiles and a thumbnail
+
+
+@functools.cache
+def engine(name: str) -> Any:
+    source = open_checkpoint(GOLDEN / name / "ckpt")
+    return load(source, threads=1)
+
+
+def make(name: str = "lite", limits: CacheLimits = ALL) -> Perceiver:
+    tokenizer = ChatTokenizer.from_folder(GOLDEN / name / "ckpt" / "llm")
+    return Perceiver(engine(name), tokenizer, backend="onnxruntime", limits=limits)
+
+
+def frame(number: int) -> Frame:
+    """Frames 0 and 1 differ in a single pixel, by one."""
+    image = np.random.default_rng(max(number, 1)).integers(1, 256, (48, 64, 3), np.uint8)
+    if number == 0:
+        image[0, 0, 0] -= 1
+    return Frame(image=image, stamp_ns=number)
+
+
+def query(question: str, query_id: str = "q", **fields: Any) -> Query:
+    return Query(**{"query_id": query_id, "question": question, "max_tokens": 6, **fields})
+
+
+@functools.cache
+def cold(name: str, numbers: tuple[int, ...], question: str, choices: tuple[str, ...]) -> Answer:
+    """The answer of a model that keeps nothing."""
+    asked = query(question, choices=choices)
+    return make(name, NONE).answer(asked, [frame(number) for number in numbers])
+
+
+def ask_all(
+    perceiver: Perceiver, queries: Sequence[Query], numbers: Sequence[int], stop: Callable[[], FinishReason | None]
+) -> dict[str, Answer]:
+    answers: list[Answer] = []
+    asks = [Ask(query=asked, on_answer=answers.append, should_stop=stop) for asked in queries]
+    perceiver.answer_all(asks, [frame(number) for number in numbers])
+    assert len(answers) == len(queries)
+    return {answer.query.query_id: answer for answer in answers}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Questions asked together about some frames, and how many looks later they are canceled."""
+
+    numbers: tuple[int, ...]
+    asked: tuple[tuple[str, tuple[str, ...]], ...]
+    cancel_after: int | None
+
+
+STEPS = st.builds(
+    Step,
+    numbers=st.lists(st.integers(0, NUM_FRAMES - 1), max_size=3, unique=True).map(lambda n: tuple(sorted(n))),
+    asked=st.lists(st.tuples(st.sampled_from(QUESTIONS), st.sampled_from(CHOICES)), min_size=1, max_size=3).map(tuple),
+    cancel_after=st.none() | st.integers(0, 12),
+)
+LIMITS = st.builds(
+    CacheLimits,
+    frame_bytes=st.sampled_from([0, FRAME_BYTES, 3 * FRAME_BYTES, 1 << 30]),
+    num_prefixes=st.integers(0, 3),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(name=st.sampled_from(["lite", "video"]), limits=LIMITS, steps=st.lists(STEPS, min_size=2, max_size=5))
+def test_answers_are_those_of_a_model_that_keeps_nothing(name: str, limits: CacheLimits, steps: list[Step]) -> None:
+    perceiver = make(name, limits)
+    for step in steps:
+        queries = [query(text, str(i), choices=choices) for i, (text, choices) in enumerate(step.asked)]
+        looks = itertools.count()
+
+        answers = ask_all(perceiver, queries, step.numbers, functools.partial(canceled, looks, step.cancel_after))
+
+        for asked, (text, choices) in zip(queries, step.asked, strict=True):
+            got, want = answers[asked.query_id], cold(name, step.numbers, text, choices)
+            if got.finish_reason is FinishReason.CANCELED:
+                assert want.text.startswith(got.text.rstrip("\ufffd"))  # half a character
+                continue
+            assert (got.text, got.finish_reason, got.frames) == (want.text, want.finish_reason, want.frames)
+            assert got.probabilities == pytest.approx(want.probabilities, abs=1e-4)
+            assert got.counts.num_prompt_tokens == want.counts.num_prompt_tokens
+
+
+def canceled(looks: itertools.count[int], after: int | None) -> FinishReason | None:
+    return FinishReason.CANCELED if after is not None and next(looks) >= after else None
+
+
+def test_second_question_reads_only_what_is_new() -> None:
+    perceiver = make()
+    first = perceiver.answer(query("What is it?"), [frame(1)])
+
+    second = perceiver.answer(query("How many are there?"), [frame(1)])
+
+    assert (first.counts.num_frames_encoded, second.counts.num_frames_encoded) == (1, 0)
+    assert first.counts.num_reused_tokens == 0
+    assert second.counts.num_reused_tokens > second.counts.num_visual_tokens
+    assert second.counts.num_prompt_tokens - second.counts.num_reused_tokens < 25
+
+
+def test_one_other_pixel_reuses_nothing_of_the_picture() -> None:
+    perceiver = make()
+    perceiver.answer(query("What is it?"), [frame(1)])
+
+    answer = perceiver.answer(query("What is it?"), [frame(0)])
+
+    assert answer.counts.num_frames_encoded == 1
+    assert answer.counts.num_reused_tokens < 40  # what stands before the picture
+    assert answer.text == cold("lite", (0,), "What is it?", ()).text
+
+
+def test_new_frame_in_a_window_costs_one_tower_pass() -> None:
+    perceiver = make("video")
+    perceiver.answer(query("What is it?"), [frame(number) for number in range(8)])
+
+    answer = perceiver.answer(query("What is it?"), [frame(number) for number in range(1, 9)])
+
+    assert answer.counts.num_frames_encoded == 1
+
+
+def test_frame_looked_at_ahead_is_known_when_it_is_asked_about() -> None:
+    perceiver = make()
+    perceiver.look_at(frame(2), is_alone=True)
+
+    answer = perceiver.answer(query("What is it?"), [frame(2)])
+
+    assert answer.counts.num_frames_encoded == 0
+    assert answer.text == cold("lite", (2,), "What is it?", ()).text
+
+
+def test_conversation_goes_on_about_its_frames_and_reuses_what_was_said() -> None:
+    perceiver = make()
+    first = perceiver.answer(query("What is it?", conversation="c"), [frame(1)])
+    follow = query("How many are there?", conversation="c", is_follow_up=True)
+    assert perceiver.knows(follow)
+
+    second = perceiver.answer(follow, [])
+
+    assert second.frames == first.frames
+    assert second.counts.num_visual_tokens == first.counts.num_visual_tokens
+    assert second.counts.num_reused_tokens >= first.counts.num_prompt_tokens
+    other = make(limits=NONE)
+    other.answer(query("What is it?", conversation="x"), [frame(1)])
+    assert other.answer(query("How many are there?", conversation="x", is_follow_up=True), []).text == second.text
+
+
+def test_canceled_turn_is_not_part_of_its_conversation() -> None:
+    perceiver = make()
+    perceiver.answer(query("What is it?", conversation="c"), [frame(1)], should_stop=lambda: FinishReason.CANCELED)
+
+    assert not perceiver.knows(query("And?", conversation="c", is_follow_up=True))
+
+
+def test_conversations_are_forgotten_in_order_and_bounded() -> None:
+    perceiver = make()
+    for i in range(20):
+        perceiver.answer(query("Hi", conversation=str(i)), [])
+
+    known = [i for i in range(20) if perceiver.knows(query("?", conversation=str(i), is_follow_up=True))]
+
+    assert known == list(range(4, 20))
+
+
+def test_one_bad_question_among_several_is_refused_alone() -> None:
+    perceiver = make()
+    queries = [query("What is it?", "good"), query(" ", "empty"), query("What is it?", "long", max_tokens=32760)]
+
+    answers = ask_all(perceiver, queries, [1], lambda: None)
+
+    assert answers["good"].text == cold("lite", (1,), "What is it?", ()).text
+    assert {answers[name].finish_reason for name in ("empty", "long")} == {FinishReason.INVALID}
+    assert "begin a new conversation" in answers["long"].error
+
+
+def test_near_repeats_share_tokens_only_where_a_threshold_allows_it() -> None:
+    still = [Frame(image=np.full((48, 64, 3), 100 + k, np.uint8), stamp_ns=k) for k in range(3)]
+    never, shares = make(), make(limits=CacheLimits(repeat_threshold=0.02))
+    encoded = [
+        [perceiver.answer(query("What is it?"), [frame]).counts.num_frames_encoded for frame in still]
+        for perceiver in (never, shares)
+    ]
+
+    assert encoded == [[1, 1, 1], [1, 0, 0]]

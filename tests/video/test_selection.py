@@ -1,0 +1,224 @@
+"""The window that a query means, and the frames of it that the model is shown."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvila_ros.errors import FrameError, NoFramesError, QueryError
+from nvila_ros.training.events import sample_event_scene
+from nvila_ros.training.scenes import render
+from nvila_ros.training.world import Scene
+from nvila_ros.types import Query, RawFrame, RawImage
+from nvila_ros.video import selection
+from nvila_ros.video.buffer import NS_PER_S, FrameBuffer
+from nvila_ros.video.selection import MAX_COMPARED, SAMPLINGS, measure_changes, select_frames
+from tests.tiny import raw_frame
+
+ALL_S = 1e6
+NUM_SCENES = 30
+CLIP_S, CLIP_HZ, JUMP_S = 10.0, 10.0, 0.5
+
+
+def held(*stamps_by_camera: tuple[str, list[float]]) -> FrameBuffer[RawFrame]:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(1000.0, 1 << 20)
+    for camera, stamps in stamps_by_camera:
+        for stamp in stamps:
+            buffer.push(raw_frame(stamp, camera))
+    return buffer
+
+
+def query(**fields: object) -> Query:
+    return Query(**({"query_id": "a", "question": "?", "cameras": ("camera",)} | fields))  # type: ignore[arg-type]
+
+
+def seconds(frames: list[RawFrame]) -> list[float]:
+    return [frame.stamp_ns / NS_PER_S for frame in frames]
+
+
+def test_cameras_share_the_frames_and_come_in_capture_order() -> None:
+    buffer = held(("left", [1, 2, 3, 4]), ("right", [1.5, 2.5, 3.5]))
+
+    frames = select_frames(buffer, query(cameras=("left", "right"), num_frames=4, window_s=10))
+
+    assert [(frame.camera, frame.stamp_ns / NS_PER_S) for frame in frames] == [
+        ("left", 1),
+        ("right", 1.5),
+        ("right", 3.5),
+        ("left", 4),
+    ]
+
+
+def test_camera_that_stopped_leaves_its_share_to_the_others() -> None:
+    buffer = held(("left", [1, 2]), ("right", [50, 51, 52]))
+
+    frames = select_frames(buffer, query(cameras=("left", "right"), num_frames=2, window_s=5))
+
+    assert [frame.camera for frame in frames] == ["right", "right"]
+
+
+def test_window_ends_at_the_newest_frame_of_the_cameras_asked() -> None:
+    buffer = held(("left", [1, 2, 3]), ("right", [90]))
+
+    assert seconds(select_frames(buffer, query(cameras=("left",), num_frames=8, window_s=1))) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"start_ns": 2 * NS_PER_S, "end_ns": 3 * NS_PER_S}, [2, 3]),
+        ({"ago_start_s": 10.0, "ago_end_s": 5.0}, [10, 11, 12, 13, 14, 15]),
+        ({"ago_start_s": 2.5}, [18, 19, 20]),
+        ({"ago_start_s": 7.0, "ago_end_s": 7.0}, [13]),
+        ({"ago_start_s": 5.0, "window_s": 1.0}, [15, 16, 17, 18, 19, 20]),
+        ({"start_ns": 0, "end_ns": NS_PER_S, "ago_start_s": 5.0}, [1]),
+        ({"window_s": 1.5}, [19, 20]),
+    ],
+    ids=str,
+)
+def test_window_is_given_by_stamps_by_ages_or_by_its_length(fields: dict[str, float], expected: list[float]) -> None:
+    buffer = held(("camera", list(range(1, 21))))
+
+    assert seconds(select_frames(buffer, query(num_frames=8, **fields))) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"cameras": ("rear",)}, r"no frame of rear is in the buffer; is the camera publishing\?"),
+        (
+            {"start_ns": 5 * NS_PER_S, "end_ns": 6 * NS_PER_S},
+            r"in \[5.000, 6.000\] s; the buffer holds 3 from 10.000 to 20.000 s: that was 4.000 s too early, .*past_s",
+        ),
+        ({"ago_start_s": 60.0, "ago_end_s": 30.0}, r"holds 3 from 10.000 to 20.000 s: that was 20.000 s too early"),
+        (
+            {"ago_start_s": 9.0, "ago_end_s": 6.0},
+            r"in \[11.000, 14.000\] s; the buffer holds 3 from 10.000 to 20.0.* s$",
+        ),
+        ({"start_ns": 21 * NS_PER_S, "end_ns": 22 * NS_PER_S}, r"the buffer holds 3 from 10.000 to 20.000 s$"),
+    ],
+    ids=str,
+)
+def test_empty_window_names_what_the_buffer_holds(fields: dict[str, object], message: str) -> None:
+    buffer = held(("camera", [10, 15, 20]))
+
+    with pytest.raises(NoFramesError, match=message):
+        select_frames(buffer, query(**fields))
+
+
+def test_unknown_sampling_is_refused_by_name() -> None:
+    with pytest.raises(QueryError, match="sampling must be one of uniform, recent, change, got 'dense'"):
+        select_frames(held(("camera", [1])), query(sampling="dense"))
+
+
+def test_change_of_frames_that_cannot_be_read_is_an_error() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(10.0, 1 << 20)
+    for i in range(3):
+        image = RawImage(data=np.zeros(16, np.uint8), encoding="32FC1", width=2, height=2, step=8)
+        buffer.push(RawFrame(image=image, stamp_ns=i))
+
+    with pytest.raises(FrameError, match="unknown image encoding '32FC1'"):
+        select_frames(buffer, query(window_s=ALL_S, num_frames=2, sampling="change"))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@given(
+    stamps_ms=st.lists(st.integers(0, 20_000), min_size=1, max_size=40, unique=True).map(sorted),
+    num_frames=st.integers(1, 50),
+    values=st.lists(st.integers(0, 255), min_size=40, max_size=40),
+)
+def test_chosen_frames_are_distinct_in_order_and_end_with_the_newest(
+    sampling: str, stamps_ms: list[int], num_frames: int, values: list[int]
+) -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(1000.0, 1 << 20)
+    for stamp_ms, value in zip(stamps_ms, values, strict=False):
+        buffer.push(flat_frame(stamp_ms * 10**6, value))
+
+    frames = select_frames(buffer, query(window_s=ALL_S, num_frames=num_frames, sampling=sampling))
+
+    stamps = [frame.stamp_ns // 10**6 for frame in frames]
+    assert stamps == sorted(set(stamps) & set(stamps_ms))
+    assert stamps[-1] == stamps_ms[-1]
+    assert len(stamps) == min(num_frames, len(stamps_ms))
+
+
+def flat_frame(stamp_ns: int, value: int) -> RawFrame:
+    image = RawImage(data=np.full(4, value, np.uint8), encoding="mono8", width=2, height=2, step=2)
+    return RawFrame(image=image, stamp_ns=stamp_ns)
+
+
+@pytest.mark.parametrize("num_frames", [8, 200])
+def test_number_of_frames_that_are_compared_is_bounded(num_frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    thumbnail = selection.thumbnail
+    monkeypatch.setattr(selection, "thumbnail", lambda frame: compared.append(frame.stamp_ns) or thumbnail(frame))
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(1000.0, 1 << 20)
+    for i in range(3000):
+        buffer.push(flat_frame(i * NS_PER_S // 30 + (50 * NS_PER_S if i > 2990 else 0), i % 3))
+
+    frames = select_frames(buffer, query(window_s=ALL_S, num_frames=num_frames, sampling="change"))
+
+    assert num_frames < len(compared) <= max(MAX_COMPARED, 2 * num_frames)
+    assert len(frames) == num_frames
+
+
+def test_window_that_slides_on_meets_the_same_frames_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: set[int] = set()
+    thumbnail = selection.thumbnail
+    monkeypatch.setattr(selection, "thumbnail", lambda frame: compared.add(frame.stamp_ns) or thumbnail(frame))
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(1000.0, 1 << 20)
+    before: set[int] = set()
+    for i in range(1200):
+        buffer.push(flat_frame(i * NS_PER_S // 30, i % 3))
+        if i in (1100, 1130):
+            before = set(compared)
+            select_frames(buffer, query(window_s=30.0, num_frames=8, sampling="change"))
+
+    assert len(compared - before) <= 10
+
+
+def test_noise_is_no_change_and_what_stands_out_is() -> None:
+    rng = np.random.default_rng(0)
+    pictures = [np.clip(rng.normal(100, 3, (32, 32)), 0, 255).round().astype(np.uint8) for _ in range(60)]
+    for picture in pictures[30:]:
+        picture[:8, :8] += 100
+
+    changes = measure_changes(pictures)
+
+    assert changes.argmax() == 29
+    assert changes[29] > np.delete(changes, 29).sum()
+
+
+def test_change_driven_sampling_shows_what_happens_briefly() -> None:
+    """One object jumps away for a quarter of a second of a 10 s clip: is it seen away in one of 8 frames?"""
+    num_seen = dict.fromkeys(SAMPLINGS, 0)
+    for seed in range(NUM_SCENES):
+        scene, buffer = film(seed)
+        for sampling in SAMPLINGS:
+            frames = select_frames(buffer, query(window_s=ALL_S, num_frames=8, sampling=sampling))
+            num_seen[sampling] += sees_jump(scene, frames)
+
+    assert num_seen["change"] >= 0.9 * NUM_SCENES
+    assert num_seen["uniform"] <= 0.4 * NUM_SCENES
+
+
+def sees_jump(scene: Scene, frames: list[RawFrame]) -> bool:
+    (jump,) = [obj.jump for obj in scene.objects if obj.jump and obj.jump_direction != "still"]
+    return any(jump.share(frame.stamp_ns / NS_PER_S) > 0.9 for frame in frames)
+
+
+def film(seed: int) -> tuple[Scene, FrameBuffer[RawFrame]]:
+    """Draw a scene in which just one object jumps, and film it under its changing light and noise."""
+    rng = np.random.default_rng(seed)
+    jumps = (JUMP_S / CLIP_S, JUMP_S / CLIP_S)
+    scene = sample_event_scene(rng, aspect=16 / 9, duration_s=CLIP_S, has_pair=False, jumps=jumps)
+    while sum(obj.jump_direction != "still" for obj in scene.objects) != 1:
+        scene = sample_event_scene(rng, aspect=16 / 9, duration_s=CLIP_S, has_pair=False, jumps=jumps)
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(100.0, 1 << 30)
+    for i in range(round(CLIP_S * CLIP_HZ)):
+        pixels = render(scene, i / CLIP_HZ, 160, 90).reshape(-1)
+        image = RawImage(data=pixels, encoding="rgb8", width=160, height=90, step=480)
+        buffer.push(RawFrame(image=image, stamp_ns=round(i / CLIP_HZ * NS_PER_S)))
+    return scene, buffer
