@@ -38,6 +38,7 @@ BUILD_REQUIRES = [
 ]
 
 INSTALL_REQUIRES = [
+    "llguidance>=1.9,<2",  # generation: holds answers to a JSON schema; 3 MB, needs nothing
     "ml-dtypes>=0.4",  # models: bfloat16, in which checkpoints are stored
     "numpy>=1.23",  # everything
     "onnx>=1.16",  # export: writes the graphs
@@ -68,6 +69,7 @@ EXTRAS_REQUIRE = {
     "test": [
         "cv-bridge==1.13.0.post0",  # held against our table of encodings where it is right
         "hypothesis>=6.100",
+        "jsonschema>=4.18",  # judges constrained answers
         "openvino>=2026.1",  # its engine is held against torch
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
         "pytest-timeout>=2.3",

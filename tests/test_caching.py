@@ -22,7 +22,16 @@ from nvila_ros.types import Answer, FinishReason, Frame, Query
 from tests.golden_cases import GOLDEN
 
 QUESTIONS = ("What is it?", "What is it", "How many are there?", "Describe the image.", "stop")
-CHOICES = ((), ("yes", "no"), ("left", "right", "in the middle of it"))
+SCHEMA = (
+    '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": false}'
+)
+KINDS: dict[str, dict[str, Any]] = {
+    "text": {},
+    "choices": {"choices": ("left", "right", "in the middle of it")},
+    "yes_no": {"answer_type": "yes_no"},
+    "integer": {"answer_type": "integer", "minimum": -3, "maximum": 5},
+    "json": {"answer_type": "json", "json_schema": SCHEMA},
+}
 ALL, NONE = CacheLimits(), CacheLimits(frame_bytes=0, num_prefixes=0)
 NUM_FRAMES = 6
 FRAME_BYTES = 13 * 9 * 64 * 4  # of one image that is cut into twelve tiles and a thumbnail
@@ -39,6 +48,11 @@ def make(name: str = "lite", limits: CacheLimits = ALL) -> Perceiver:
     return Perceiver(engine(name), tokenizer, backend="onnxruntime", limits=limits)
 
 
+@functools.cache
+def keeps_nothing(name: str) -> Perceiver:
+    return make(name, NONE)
+
+
 def frame(number: int) -> Frame:
     """Frames 0 and 1 differ in a single pixel, by one."""
     image = np.random.default_rng(max(number, 1)).integers(1, 256, (48, 64, 3), np.uint8)
@@ -52,10 +66,10 @@ def query(question: str, query_id: str = "q", **fields: Any) -> Query:
 
 
 @functools.cache
-def cold(name: str, numbers: tuple[int, ...], question: str, choices: tuple[str, ...]) -> Answer:
+def cold(name: str, numbers: tuple[int, ...], question: str, kind: str) -> Answer:
     """The answer of a model that keeps nothing."""
-    asked = query(question, choices=choices)
-    return make(name, NONE).answer(asked, [frame(number) for number in numbers])
+    asked = query(question, **KINDS[kind])
+    return keeps_nothing(name).answer(asked, [frame(number) for number in numbers])
 
 
 def ask_all(
@@ -73,14 +87,18 @@ class Step:
     """Questions asked together about some frames, and how many looks later they are canceled."""
 
     numbers: tuple[int, ...]
-    asked: tuple[tuple[str, tuple[str, ...]], ...]
+    asked: tuple[tuple[str, str], ...]
     cancel_after: int | None
 
 
 STEPS = st.builds(
     Step,
     numbers=st.lists(st.integers(0, NUM_FRAMES - 1), max_size=3, unique=True).map(lambda n: tuple(sorted(n))),
-    asked=st.lists(st.tuples(st.sampled_from(QUESTIONS), st.sampled_from(CHOICES)), min_size=1, max_size=3).map(tuple),
+    asked=st.lists(
+        st.tuples(st.sampled_from(QUESTIONS), st.sampled_from([kind for kind in KINDS if kind != "json"])),
+        min_size=1,
+        max_size=3,
+    ).map(tuple),
     cancel_after=st.none() | st.integers(0, 12),
 )
 LIMITS = st.builds(
@@ -90,24 +108,35 @@ LIMITS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(name=st.sampled_from(["lite", "video"]), limits=LIMITS, steps=st.lists(STEPS, min_size=2, max_size=5))
 def test_answers_are_those_of_a_model_that_keeps_nothing(name: str, limits: CacheLimits, steps: list[Step]) -> None:
     perceiver = make(name, limits)
     for step in steps:
-        queries = [query(text, str(i), choices=choices) for i, (text, choices) in enumerate(step.asked)]
+        queries = [query(text, str(i), **KINDS[kind]) for i, (text, kind) in enumerate(step.asked)]
         looks = itertools.count()
 
         answers = ask_all(perceiver, queries, step.numbers, functools.partial(canceled, looks, step.cancel_after))
 
-        for asked, (text, choices) in zip(queries, step.asked, strict=True):
-            got, want = answers[asked.query_id], cold(name, step.numbers, text, choices)
+        for asked, (text, kind) in zip(queries, step.asked, strict=True):
+            got, want = answers[asked.query_id], cold(name, step.numbers, text, kind)
             if got.finish_reason is FinishReason.CANCELED:
                 assert want.text.startswith(got.text.rstrip("\ufffd"))  # half a character
                 continue
             assert (got.text, got.finish_reason, got.frames) == (want.text, want.finish_reason, want.frames)
+            assert got.choices == want.choices
             assert got.probabilities == pytest.approx(want.probabilities, abs=1e-4)
             assert got.counts.num_prompt_tokens == want.counts.num_prompt_tokens
+
+
+def test_json_beside_other_answers_is_what_it_is_alone() -> None:
+    kinds = ("json", "text", "yes_no", "json")
+    queries = [query("How many are there?", str(i), **KINDS[kind]) for i, kind in enumerate(kinds)]
+
+    answers = ask_all(make(), queries, [1], lambda: None)
+
+    for i, kind in enumerate(kinds):
+        assert answers[str(i)].text == cold("lite", (1,), "How many are there?", kind).text
 
 
 def canceled(looks: itertools.count[int], after: int | None) -> FinishReason | None:
@@ -134,7 +163,7 @@ def test_one_other_pixel_reuses_nothing_of_the_picture() -> None:
 
     assert answer.counts.num_frames_encoded == 1
     assert answer.counts.num_reused_tokens < 40  # what stands before the picture
-    assert answer.text == cold("lite", (0,), "What is it?", ()).text
+    assert answer.text == cold("lite", (0,), "What is it?", "text").text
 
 
 def test_new_frame_in_a_window_costs_one_tower_pass() -> None:
@@ -153,7 +182,7 @@ def test_frame_looked_at_ahead_is_known_when_it_is_asked_about() -> None:
     answer = perceiver.answer(query("What is it?"), [frame(2)])
 
     assert answer.counts.num_frames_encoded == 0
-    assert answer.text == cold("lite", (2,), "What is it?", ()).text
+    assert answer.text == cold("lite", (2,), "What is it?", "text").text
 
 
 def test_conversation_goes_on_about_its_frames_and_reuses_what_was_said() -> None:
@@ -195,7 +224,7 @@ def test_one_bad_question_among_several_is_refused_alone() -> None:
 
     answers = ask_all(perceiver, queries, [1], lambda: None)
 
-    assert answers["good"].text == cold("lite", (1,), "What is it?", ()).text
+    assert answers["good"].text == cold("lite", (1,), "What is it?", "text").text
     assert {answers[name].finish_reason for name in ("empty", "long")} == {FinishReason.INVALID}
     assert "begin a new conversation" in answers["long"].error
 

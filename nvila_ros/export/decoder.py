@@ -8,8 +8,8 @@
 Rotary angles and the mask are inputs: the graph holds no length. Rows of activations stay two-dimensional up to the
 attention itself, since TensorRT leaves a four-bit weight outside its GEMM where the input has three dimensions.
 
-Shapes: L tokens in this call, T past tokens, M = T + L, or the cache's size in place, D decoder width, A query heads,
-K kv heads, R = A / K, S head size, V vocabulary.
+Shapes: L tokens in this call, T past tokens, M = T + L, or the cache's size in place, R tokens whose logits are wanted,
+D decoder width, A query heads, K kv heads, Q = A / K, S head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ NUM_TOP = 64
 
 
 def draw_decoder(spec: DecoderSpec, weights: Weights, form: GraphForm = ORT) -> GraphPen:
-    """Draw `embeds` (L, D) and the past to `logits` (V,) float32 of the last token, and what is new of the past.
+    """Draw `embeds` (L, D) and the past to `logits` (R, V) float32 of the tokens `rows`, and what is new of the past.
 
-    Inputs beside: append has `cos` and `sin` (L, S), an additive `mask` (L, M), and `past_k_0`... (T, K, S), and gives
-    `new_k_0`... (L, K, S). In place has `cos` and `sin` (1, L, S/2), `mask` (L, M) bool that is true where a token may
-    look, `start` (1,) int64 that is T, and `past_k_0`... (1, K, M, S), and gives `present_k_0`... alike; `start` + L
-    must not exceed M, which no runtime checks. In float16 there are also `top_logits` float32 and `top_ids` int64,
-    (64,) or (V,), best first.
+    Inputs beside: `rows` (R,) int64, which of the L tokens logits are wanted of. Append has `cos` and `sin` (L, S), an
+    additive `mask` (L, M), and `past_k_0`... (T, K, S), and gives `new_k_0`... (L, K, S). In place has `cos` and `sin`
+    (1, L, S/2), `mask` (L, M) bool that is true where a token may look, `start` (1,) int64 that is T, and `past_k_0`...
+    (1, K, M, S), and gives `present_k_0`... alike; `start` + L must not exceed M, which no runtime checks. In float16 there are also `top_logits` float32 and `top_ids` int64,
+    (R, 64) or (R, V), best first.
     """
     pen = GraphPen("decoder", form)
     x = pen.input("embeds", ("L", spec.width))
@@ -46,17 +46,17 @@ def draw_decoder(spec: DecoderSpec, weights: Weights, form: GraphForm = ORT) -> 
 
 
 def _head(pen: GraphPen, spec: DecoderSpec, weights: Weights, x: str) -> None:
-    """Give the logits of the last token. A head that is quantized beside a tied table has lm_head's name."""
-    last = pen.op("Gather", x, pen.ints(-1), axis=0)  # (1, D)
-    normed = pen.rms_norm(last, "llm.model.norm", weights, spec.norm_eps)
+    """Give the logits of the wanted tokens. A head that is quantized beside a tied table has lm_head's name."""
+    wanted = pen.op("Gather", x, pen.input("rows", ("R",), "int64"), axis=0)  # (R, D)
+    normed = pen.rms_norm(wanted, "llm.model.norm", weights, spec.norm_eps)
     head = "llm.lm_head.weight" if "llm.lm_head.weight" in weights else "llm.model.embed_tokens.weight"
-    logits = pen.cast(pen.reshape(pen.matmul(normed, head, weights[head]), spec.vocab_size), "float32")
-    pen.output(logits, "logits", (spec.vocab_size,), "float32")
+    logits = pen.cast(pen.matmul(normed, head, weights[head]), "float32")
+    pen.output(logits, "logits", ("R", spec.vocab_size), "float32")
     if pen.form.dtype == "float16":
         count = min(NUM_TOP, spec.vocab_size)
-        top = pen.op("TopK", logits, pen.ints(count), num_outputs=2, axis=0)
-        pen.output(top, "top_logits", (count,), "float32")
-        pen.output(f"{top}:1", "top_ids", (count,), "int64")
+        top = pen.op("TopK", logits, pen.ints(count), num_outputs=2, axis=-1)
+        pen.output(top, "top_logits", ("R", count), "float32")
+        pen.output(f"{top}:1", "top_ids", ("R", count), "int64")
 
 
 class _Append:
@@ -67,7 +67,7 @@ class _Append:
         self.cos, self.sin = (pen.input(name, ("L", spec.head_size)) for name in ("cos", "sin"))
         mask = pen.input("mask", ("L", "M"))
         # One row for each row of the scores: TensorRT fuses an attention whose mask is only added to it.
-        self.mask = pen.op("Concat", *[mask] * (spec.num_heads // spec.num_kv_heads), axis=0)  # (R*L, M)
+        self.mask = pen.op("Concat", *[mask] * (spec.num_heads // spec.num_kv_heads), axis=0)  # (Q*L, M)
 
     def draw(self, layer: int, x: str) -> str:
         """Return the attention's output, (L, D)."""
@@ -77,11 +77,11 @@ class _Append:
         q = pen.reshape(pen.linear(x, f"{name}.q_proj", self.weights), -1, self.spec.num_heads, s)
         q = pen.op("Mul", self._rotate(q), pen.scalar(s**-0.5))
         k, v = (self._append_past(layer, key, x) for key in ("k", "v"))
-        q = pen.transpose(pen.reshape(q, -1, num_kv, rows, s), 1, 2, 0, 3)  # (K, R, L, S)
-        scores = pen.op("MatMul", pen.reshape(q, num_kv, -1, s), pen.transpose(k, 1, 2, 0))  # (K, R*L, M)
+        q = pen.transpose(pen.reshape(q, -1, num_kv, rows, s), 1, 2, 0, 3)  # (K, Q, L, S)
+        scores = pen.op("MatMul", pen.reshape(q, num_kv, -1, s), pen.transpose(k, 1, 2, 0))  # (K, Q*L, M)
         share = pen.op("Softmax", pen.op("Add", scores, self.mask), axis=-1)
-        mixed = pen.op("MatMul", share, pen.transpose(v, 1, 0, 2))  # (K, R*L, S)
-        mixed = pen.transpose(pen.reshape(mixed, num_kv, rows, -1, s), 2, 0, 1, 3)  # (L, K, R, S)
+        mixed = pen.op("MatMul", share, pen.transpose(v, 1, 0, 2))  # (K, Q*L, S)
+        mixed = pen.transpose(pen.reshape(mixed, num_kv, rows, -1, s), 2, 0, 1, 3)  # (L, K, Q, S)
         return pen.linear(pen.reshape(mixed, -1, self.spec.width), f"{name}.o_proj", self.weights)
 
     def _append_past(self, layer: int, key: str, x: str) -> str:

@@ -20,11 +20,18 @@ from onnx import TensorProto, helper, numpy_helper
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles
 
+BLOCK_ROWS = 8192  # packed at a time, since a vocabulary's copy in bytes would be the largest thing in memory
 WEIGHTS_FILE = "weights.bin"
 DTYPES = ("float32", "float16")
 """What activations and the weights that are not quantized are computed in."""
 DECODERS = ("append", "in_place")
 """How the decoder keeps keys and values: gives the new rows alone, or writes them into the cache that it reads."""
+MAPS = ("standard", "fused")
+"""How a quantized map is told: by ONNX's own operators, or by one that only ONNX Runtime has."""
+ORT_DOMAIN = "com.microsoft"
+FUSED_GROUPS = (16, 32, 64, 128)
+"""Inputs that may share a scale in a fused map."""
+EIGHT_BITS = 4  # ONNX Runtime's number for a fused map that rounds its inputs so
 IR_VERSION = 10  # the first with four-bit integers; read by onnxruntime >= 1.18
 ONNX_TYPE = {
     np.dtype(np.float32): TensorProto.FLOAT,
@@ -32,6 +39,7 @@ ONNX_TYPE = {
     np.dtype(np.bool_): TensorProto.BOOL,
     np.dtype(np.int64): TensorProto.INT64,
     np.dtype(np.int8): TensorProto.INT8,
+    np.dtype(np.uint8): TensorProto.UINT8,
     np.dtype(ml_dtypes.int4): TensorProto.INT4,
 }
 
@@ -47,15 +55,18 @@ class GraphForm:
     Attributes:
         dtype: one of `DTYPES`; TensorRT's own types follow the graph's, ONNX Runtime's kernels for a CPU want float32.
         decoder: one of `DECODERS`.
+        maps: one of `MAPS`; a fused map rounds its inputs to eight bits, by the largest of each group. Weights in
+            groups that it does not know stay standard, and so do those with an input scale.
     """
 
     dtype: str = "float32"
     decoder: str = "append"
+    maps: str = "standard"
 
     def __post_init__(self) -> None:
-        """Check both choices."""
-        for name, value, known in (("dtype", self.dtype, DTYPES), ("decoder", self.decoder, DECODERS)):
-            if value not in known:
+        """Check every choice."""
+        for name, known in (("dtype", DTYPES), ("decoder", DECODERS), ("maps", MAPS)):
+            if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"unknown {name} of a graph {value!r}; known are {list(known)}")
 
     @property
@@ -70,12 +81,15 @@ class GraphForm:
     def file_of(self, part: str) -> str:
         """Return the name of a part's graph; what is as usual is left out of it."""
         form = self.of(part)
-        words = [part, *(word for word in (form.dtype, form.decoder) if word not in (DTYPES[0], DECODERS[0])), "onnx"]
+        usual = (DTYPES[0], DECODERS[0], MAPS[0])
+        words = [part, *(word for word in (form.dtype, form.decoder, form.maps) if word not in usual), "onnx"]
         return ".".join(words)
 
 
 ORT = GraphForm()
-"""For ONNX Runtime and OpenVINO on a CPU."""
+"""For ONNX Runtime on a CPU, or any other that reads ONNX."""
+ORT_FUSED = GraphForm(maps="fused")
+"""For ONNX Runtime alone."""
 TRT_BASE = GraphForm(dtype="float16")
 """For any TensorRT from 10.1 on."""
 TRT_KV = GraphForm(dtype="float16", decoder="in_place")
@@ -168,10 +182,12 @@ class GraphPen:
         Raises:
             ConfigError: the weight cannot be told in this form.
         """
+        if self.form.maps == "fused" and (group := _fused_group(weight)):
+            return self._fused(x, name, weight, group)
         if isinstance(weight, Int4Weight):
             return self.op("MatMul", x, self._dequantize_int4(name, weight))
         if isinstance(weight, Int8Weight):
-            if self.form == ORT:
+            if self.form in (ORT, ORT_FUSED):
                 return self._matmul_integers(x, name, weight)
             if weight.input_scale is None:
                 raise ConfigError(f"{name} has no input scale, which {self.form} needs; calibrate it")
@@ -217,7 +233,7 @@ class GraphPen:
         initializers = [*self._constants.values()]
         initializers += [_external(name, array, offset_by_weight[name]) for name, array in self.weights.items()]
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
-        opsets = [helper.make_opsetid("", self.form.opset)]
+        opsets = [helper.make_opsetid("", self.form.opset), helper.make_opsetid(ORT_DOMAIN, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="nvila_ros")
 
     def _store(self, name: str, array: np.ndarray) -> str:
@@ -245,6 +261,20 @@ class GraphPen:
         values = self._store(f"{name}.T", np.ascontiguousarray(weight.values_KN).view(ml_dtypes.int4))
         scale = self._scale(name, weight.scale_GN)
         return self.op("DequantizeLinear", values, scale, axis=0, block_size=weight.group_size)
+
+    def _fused(self, x: str, name: str, weight: Int4Weight | Int8Weight, group: int) -> str:
+        """Multiply in integers; the values lie around 8 or 128, those of an output side by side in its groups."""
+        (num_in, num_out), bits = weight.values_KN.shape, 4 if isinstance(weight, Int4Weight) else 8
+        blocks = np.empty((num_out, num_in // group, group * bits // 8), np.uint8)
+        for start in range(0, num_out, BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            values_NK = weight.values_KN[:, rows].T
+            packed = pack_nibbles(values_NK) ^ 0x88 if bits == 4 else values_NK.view(np.uint8) ^ 0x80
+            blocks[rows] = packed.reshape(blocks[rows].shape)
+        scale = weight.scale_GN.T if isinstance(weight, Int4Weight) else np.repeat(weight.scale_N, num_in // group)
+        inputs = (self._store(f"{name}.fused", blocks), self.weight(f"{name}.fused.scale", scale.reshape(-1)))
+        sizes = {"K": num_in, "N": num_out, "bits": bits, "block_size": group, "accuracy_level": EIGHT_BITS}
+        return self.op("MatMulNBits", x, *inputs, domain=ORT_DOMAIN, **sizes)
 
     def _dequantize_int8(self, name: str, weight: Int8Weight) -> str:
         """Return (K, N) with a scale for each output."""
@@ -298,6 +328,15 @@ def _external(name: str, array: np.ndarray, offset: int) -> onnx.TensorProto:
     for key, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", num_bytes(array))):
         tensor.external_data.add(key=key, value=str(value))
     return tensor
+
+
+def _fused_group(weight: Weight) -> int:
+    """Return the inputs that share a scale in the fused form of a weight, or 0 if there is none."""
+    if isinstance(weight, Int4Weight):
+        return weight.group_size if weight.group_size in FUSED_GROUPS else 0
+    if isinstance(weight, Int8Weight) and weight.input_scale is None:
+        return max((group for group in FUSED_GROUPS if len(weight.values_KN) % group == 0), default=0)
+    return 0
 
 
 def num_bytes(array: np.ndarray) -> int:

@@ -1,4 +1,4 @@
-"""Rotary tables and causal masks, which the decoder graph takes as inputs."""
+"""Rotary tables and masks, which the decoder graph takes as inputs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def rotary_tables(spec: DecoderSpec, num_positions: int) -> tuple[np.ndarray, np
 
 def causal_mask(num_new: int, num_all: int) -> np.ndarray:
     """Return the additive mask of the last `num_new` of `num_all` tokens, (num_new, num_all) float32."""
-    hidden = np.triu(np.ones((num_new, num_all), dtype=bool), num_all - num_new + 1)
+    return additive_mask(np.tri(num_new, num_all, num_all - num_new, dtype=bool))
+
+
+def additive_mask(sees_LM: np.ndarray) -> np.ndarray:
+    """Return what is added to scores so that each token attends to what it sees alone, (L, M) float32."""
     # A finite floor: -inf would make 0 * inf in runtimes that fold the mask into the product.
-    return np.where(hidden, np.float32(-1e9), np.float32(0))
+    return np.where(sees_LM, np.float32(0), np.float32(-1e9))

@@ -1,0 +1,191 @@
+"""How far a probability can be believed: held-out questions with a closed set of answers, all scored as choices.
+
+Of every question the likeliest choice is the answer, and its probability the confidence. Prints for each kind of
+question how confident and how right the answers are, then the same by bins of confidence, and, last, one JSON line.
+
+    ECE    expected calibration error: |confidence - accuracy| of each bin, weighted by the answers in it
+    luck   the ECE to expect all the same of answers that are right exactly as often as they are confident
+    Brier  sum over the choices of (probability - truth)^2, 0 to 2, mean over questions
+    at T   with probabilities p^(1/T), normalised anew; the one T for all kinds makes the truth likeliest on every other
+           question, and what it does is told on the questions in between, beside what they give without it
+
+    .venv/bin/python -m benchmarks.calibration --questions 300
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from nvila_ros.loading import BACKENDS
+from nvila_ros.pipeline import Perceiver, load_perceiver
+from nvila_ros.tools.evaluate import HEIGHT, WIDTH
+from nvila_ros.tools.options import positive, print_json, whole
+from nvila_ros.training.questions import ANSWERS, EVAL_KINDS, eval_case
+from nvila_ros.training.scenes import render
+from nvila_ros.types import Frame, Query
+
+NUM_BINS = 10
+NUM_DRAWS = 1000  # of right and wrong, to see what luck does
+COLDEST, HOTTEST = 0.05, 20.0  # temperatures searched
+SMALLEST = 1e-300  # keeps the logarithm of a probability that underflowed finite
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the model gave to one question: (C,) log probabilities of the choices, and which of them is true."""
+
+    log_p: np.ndarray
+    truth: int
+
+    def at(self, temperature: float) -> Told:
+        """Return what the same logits give at another temperature."""
+        scaled = self.log_p / temperature
+        shifted = scaled - scaled.max()
+        return Told(shifted - np.log(np.exp(shifted).sum()), self.truth)
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the choice that was answered."""
+        return float(np.exp(self.log_p.max()))
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the choice that was answered is true."""
+        return int(self.log_p.argmax()) == self.truth
+
+    @property
+    def brier(self) -> float:
+        """Squared distance of the probabilities from the truth."""
+        return float(((np.exp(self.log_p) - (np.arange(len(self.log_p)) == self.truth)) ** 2).sum())
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", default="nvila-tiny", help="folder, or name of an embedded one")
+    parser.add_argument("--questions", type=positive, default=300, metavar="N", help="per kind (default: 300)")
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="runtime (default: %(default)s)")
+    parser.add_argument("--threads", type=whole, default=0, help="of the runtime, 0 for all")
+    args = parser.parse_args()
+    model = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads)
+    asked = {kind: [ask(model, kind, index) for index in range(args.questions)] for kind in EVAL_KINDS}
+    halves = {kind: (group[::2], group[1::2]) for kind, group in asked.items()}
+    halves["overall"] = tuple([told for half in side for told in half] for side in zip(*halves.values(), strict=True))
+    temperature = fit_temperature(halves["overall"][0])
+    rows = {kind: measure(*pair, temperature) for kind, pair in halves.items()}
+    bins = reliability([told for group in asked.values() for told in group])
+    console = Console(highlight=False, width=110)  # a pipe has 80, which would cut numbers off
+    console.print(kinds_table(rows), bins_table(bins), f"T = {temperature:.3f}")
+    names = {"model": model.model, "backend": model.backend, "precision": model.precision}
+    print_json({"benchmark": "calibration", **names, "temperature": temperature, "kinds": rows, "bins": bins})
+    return 0
+
+
+def ask(model: Perceiver, kind: str, index: int) -> Told:
+    """Ask a held-out question, with all answers that its kind has as choices."""
+    case, choices = eval_case(kind, index), ANSWERS[kind]
+    frames = [Frame(image=render(case.scene, t, WIDTH, HEIGHT), stamp_ns=round(t * 1e9)) for t in case.times_s]
+    query = Query(query_id=f"{kind}-{index}", question=case.question.text, num_frames=len(frames), choices=choices)
+    probabilities = np.maximum(model.answer(query, frames).probabilities, SMALLEST)
+    return Told(np.log(probabilities), choices.index(case.question.answer))
+
+
+def fit_temperature(group: Sequence[Told]) -> float:
+    """Return the temperature under which the truths are least surprising.
+
+    Their surprise is convex in one over the temperature, so a third of the interval can be dropped again and again.
+    """
+    low, high = 1 / HOTTEST, 1 / COLDEST
+
+    def surprise(inverse: float) -> float:
+        return -sum(told.at(1 / inverse).log_p[told.truth] for told in group)
+
+    for _ in range(40):
+        third = (high - low) / 3
+        if surprise(low + third) < surprise(high - third):
+            high -= third
+        else:
+            low += third
+    return 2 / (low + high)
+
+
+def measure(fitted: list[Told], told: list[Told], temperature: float) -> dict[str, float]:
+    """Return how confident and how right answers are, and what T does to the half that it was not fitted on."""
+    group = fitted + told
+    scaled = [each.at(temperature) for each in told]
+    return {
+        "asked": len(group),
+        "accuracy": float(np.mean([each.is_right for each in group])),
+        "confidence": float(np.mean([each.confidence for each in group])),
+        "ece": calibration_error(group),
+        "luck": error_by_luck(group),
+        "brier": float(np.mean([each.brier for each in group])),
+        "half_ece": calibration_error(told),
+        "half_ece_at_t": calibration_error(scaled),
+        "half_brier": float(np.mean([each.brier for each in told])),
+        "half_brier_at_t": float(np.mean([each.brier for each in scaled])),
+    }
+
+
+def reliability(group: Sequence[Told]) -> list[dict[str, float]]:
+    """Return the bins of equal width into which answers fall by their confidence, without the empty ones."""
+    bins: dict[int, list[Told]] = {}
+    for told in group:
+        bins.setdefault(min(int(told.confidence * NUM_BINS), NUM_BINS - 1), []).append(told)
+    return [
+        {
+            "low": index / NUM_BINS,
+            "high": (index + 1) / NUM_BINS,
+            "answers": len(members),
+            "confidence": float(np.mean([told.confidence for told in members])),
+            "accuracy": float(np.mean([told.is_right for told in members])),
+        }
+        for index, members in sorted(bins.items())
+    ]
+
+
+def calibration_error(group: Sequence[Told]) -> float:
+    """Return the expected calibration error."""
+    bins = reliability(group)
+    return sum(each["answers"] * abs(each["confidence"] - each["accuracy"]) for each in bins) / len(group)
+
+
+def error_by_luck(group: Sequence[Told]) -> float:
+    """Return the mean calibration error where each answer is right by chance, as often as it is confident."""
+    confidence = np.array([told.confidence for told in group])
+    bin_of = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    gaps = (np.random.default_rng(0).random((NUM_DRAWS, len(group))) < confidence) - confidence
+    return float(sum(np.abs(gaps[:, bin_of == k].sum(axis=1)).mean() for k in np.unique(bin_of)) / len(group))
+
+
+def kinds_table(rows: dict[str, dict[str, Any]]) -> Table:
+    """Return a row for each kind of question; the last four columns tell of the half that T was not fitted on."""
+    table = Table("kind", "asked", "right", "confident", "ECE", "luck", "Brier", "half: ECE", "at T", "Brier", "at T")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind, row in rows.items():
+        asked, *numbers = row.values()
+        table.add_row(kind, str(asked), *(f"{number:.3f}" for number in numbers))
+    return table
+
+
+def bins_table(bins: Sequence[dict[str, Any]]) -> Table:
+    """Return a row for each bin of confidence."""
+    table = Table("confidence", "answers", "mean", "right")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for each in bins:
+        name = f"{each['low']:.1f} to {each['high']:.1f}"
+        table.add_row(name, str(each["answers"]), f"{each['confidence']:.3f}", f"{each['accuracy']:.3f}")
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
