@@ -1,25 +1,15 @@
-"""Prefill and greedy decode over any engine, token by token, so that a caller can stop between any two.
+"""Greedy decoding over any engine, and how likely whole answers are.
 
 Shapes: L tokens, D decoder width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from nvila_ros.runtime.contract import Cache, Engine
-
-PREFILL_CHUNK = 512  # tokens between two looks at whether to stop; long enough not to slow the matrix products
-
-
-def prefill(engine: Engine, embeds_LD: np.ndarray, cache: Cache, check: Callable[[], None]) -> np.ndarray:
-    """Append a prompt in chunks, calling `check` before each; return the logits after it, (V,)."""
-    for start in range(0, len(embeds_LD), PREFILL_CHUNK):
-        check()
-        logits_V = engine.forward(embeds_LD[start : start + PREFILL_CHUNK], cache)
-    return logits_V
 
 
 def decode_greedy(
@@ -45,33 +35,6 @@ def most_likely(logits_V: np.ndarray, never: np.ndarray) -> int:
         logits_V = logits_V.copy()
         logits_V[never] = -np.inf
     return int(logits_V.argmax())
-
-
-def score_choices(
-    engine: Engine, logits_V: np.ndarray, cache: Cache, choices: Sequence[Sequence[int]], check: Callable[[], None]
-) -> np.ndarray:
-    """Return how likely each choice is as the whole answer, normalised over the choices; float64.
-
-    Every choice is read from the same prefix, which is left as it was found.
-
-    Args:
-        engine: runs the decoder.
-        logits_V: the logits after the prefix.
-        cache: holds the prefix.
-        choices: the token ids of each choice, its stop token included.
-        check: called before each choice.
-    """
-    length = cache.length
-    scores = np.empty(len(choices))
-    for i, ids in enumerate(choices):
-        check()
-        after_V, scores[i] = logits_V, 0.0
-        for k, token in enumerate(ids):
-            scores[i] += log_softmax(after_V)[token]
-            if k + 1 < len(ids):
-                after_V = engine.forward(engine.embed(np.array([token])), cache)
-        cache.truncate(length)
-    return np.exp(log_softmax(scores))
 
 
 def score_sequences(logits_V: np.ndarray, rows: Iterator[np.ndarray], sequences: Sequence[Sequence[int]]) -> np.ndarray:

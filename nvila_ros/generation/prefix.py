@@ -102,6 +102,9 @@ class PrefixCache:
         self._trunks: list[Trunk] = []
         self._uses = itertools.count(1)
 
+    def __len__(self) -> int:
+        return len(self._trunks)
+
     def find(self, keys_L2: np.ndarray) -> int:
         """Return how many tokens of a prompt some trunk holds."""
         return max((shared_length(trunk.keys_L2, keys_L2) for trunk in self._trunks), default=0)
