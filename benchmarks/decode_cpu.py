@@ -1,4 +1,4 @@
-"""How fast the OpenVINO engine prefills and decodes on a CPU, against the memory's speed and llama.cpp's.
+"""How fast the CPU engine prefills and decodes, against the memory's speed and llama.cpp's.
 
 Random weights of a published variant's language model: four-bit layers with a scale for each 128 inputs, and a head in
 four or eight bits. In the same run, one after another: how fast all cores read memory; the engine; ONNX Runtime in
@@ -35,8 +35,8 @@ from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.spec import ModelSpec, ProjectorSpec, VisionSpec
 from nvila_ros.models.variants import GROUP_SIZE, VARIANTS
 from nvila_ros.runtime.contract import Engine
-from nvila_ros.runtime.onnxruntime_engine import OnnxRuntimeEngine
-from nvila_ros.runtime.openvino_engine import EMBEDDING, HEAD, load_quantized
+from nvila_ros.runtime.cpu_engine import HEAD, load_quantized
+from nvila_ros.runtime.onnxruntime_engine import EMBEDDING, OnnxRuntimeEngine
 from nvila_ros.tools.options import positive, print_json
 
 GB = 1e9
@@ -148,9 +148,9 @@ def main() -> int:
     table = Table(
         "runtime", "layers", "weights", "prefill tok/s", "decode tok/s", title=f"{args.variant}, {args.threads} threads"
     )
-    add_row(table, "openvino", layers, f"int4, head int{args.head_bits}", ours)
+    add_row(table, "ours", layers, f"int4, head int{args.head_bits}", ours)
     add_row(table, "llama.cpp", layers, "Q4_0", llama, missing)
-    add_row(table, "openvino", few, f"int4, vocabulary {FLOAT_VOCAB}", ours_small)
+    add_row(table, "ours", few, f"int4, vocabulary {FLOAT_VOCAB}", ours_small)
     add_row(table, "onnxruntime", few, f"fp32, vocabulary {FLOAT_VOCAB}", ort_small)
     Console().print(table)
     Console().print(f"read {read_s / GB:.1f} GB/s; {step_bytes / GB:.3f} GB a step; {roofline:.0%} of the read speed")
@@ -230,9 +230,9 @@ def read_bandwidth(num_threads: int) -> float:
 
 
 def bytes_per_step(spec: ModelSpec, head_bits: int, context: int) -> float:
-    """Return what a decode step must read: matrices with scales in float32, and the cache in two bytes a value."""
+    """Return what a decode step must read: matrices with scales and cache in float32."""
     decoder = spec.decoder
-    total = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_size * context * 2.0
+    total = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_size * context * 4.0
     for key, shape in RandomWeights(spec, head_bits).quantized.items():
         bits = head_bits if key == HEAD else 4
         num_scales = shape[0] if bits == 8 else shape[0] * shape[1] // GROUP_SIZE

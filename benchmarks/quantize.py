@@ -31,9 +31,9 @@ from nvila_ros.quantization.calibration import Calibration, calibrate
 from nvila_ros.quantization.options import DecoderOptions, TowerOptions
 from nvila_ros.quantization.quantize import keep_part, quantize_decoder, quantize_tower
 from nvila_ros.quantization.simulate import SimulatedEngine
-from nvila_ros.tools.build import world_samples
 from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json, whole
+from nvila_ros.tools.weights import world_samples
 from nvila_ros.training.questions import EVAL_CLIP_FRAMES, EVAL_KINDS, eval_case, is_correct
 from nvila_ros.training.scenes import render
 from nvila_ros.types import Frame, Query

@@ -61,6 +61,10 @@ class Clockwatcher:
     def look_at(self, frame: DeferredFrame, *, is_alone: bool) -> None:
         """Look at nothing."""
 
+    def counters(self) -> dict[str, int]:
+        """Count nothing."""
+        return {}
+
     def answer_all(self, asks: Sequence[Ask], frames: Sequence[DeferredFrame]) -> None:
         """Tell the time to each."""
         refs = tuple(FrameRef(stamp_ns=f.stamp_ns, camera=f.camera) for f in frames)

@@ -14,7 +14,9 @@ SHARE = Path(get_package_share_directory("nvila_ros"))
 
 ARGUMENTS = (
     ("model", "", "checkpoint: a folder or the name of an embedded one; empty: as params_file says"),
-    ("backend", "", "runtime of the model: onnxruntime or torch; empty: as params_file says"),
+    ("backend", "", "runtime of the model, such as onnxruntime; empty: as params_file says"),
+    ("recipe", "", "recipe whose build is loaded in place of the model; empty: as params_file says"),
+    ("build_missing_engines", "", "true: build the recipe where it has no build; empty: as params_file says"),
     ("image", "image", "topic of sensor_msgs/Image to look at, where there is one camera"),
     ("namespace", "", "namespace of the node"),
     ("params_file", str(SHARE / "launch/params/default.yaml"), "YAML file of the node's parameters"),
@@ -37,7 +39,8 @@ def dds_profile() -> dict[str, str]:
 def start_node(context: LaunchContext) -> list[Node]:
     """Build the node once the arguments are known: an empty one leaves the parameter file's value alone."""
     values = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
-    overrides = {name: ParameterValue(values[name], value_type=str) for name in ("model", "backend") if values[name]}
+    kinds = {"model": str, "backend": str, "recipe": str, "build_missing_engines": bool}
+    overrides = {name: ParameterValue(values[name], value_type=kind) for name, kind in kinds.items() if values[name]}
     use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     node = Node(
         package="nvila_ros",

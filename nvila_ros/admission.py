@@ -16,6 +16,7 @@ from nvila_ros.video.selection import SAMPLINGS
 
 MAX_CHOICES = 64
 MAX_PRIORITY = 255
+MAX_NAME_BYTES = 256
 _BOUND_BY_NAME = bounds(NodeConfig)
 
 
@@ -26,6 +27,8 @@ def check_query(query: Query, config: NodeConfig) -> None:
         QueryError: the first rule that it breaks, with the value and the bound.
     """
     _check_text("question", query.question, config.max_question_bytes)
+    if len(query.conversation.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+        raise QueryError(f"conversation must have at most {MAX_NAME_BYTES} bytes, got {query.conversation[:32]!r}...")
     _check_choices(query, config)
     parse_kind(query.answer_type, query.choices, query.minimum, query.maximum, query.json_schema)
     _check_window(query)

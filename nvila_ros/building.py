@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import math
@@ -23,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from nvila_ros.errors import CheckpointError, ConfigError
-from nvila_ros.models.artefact import MANIFEST, to_tensors, write_manifest
+from nvila_ros.models.artefact import MANIFEST, fingerprint, to_tensors, write_manifest
 from nvila_ros.models.checkpoint import PARTS, Checkpoint
 from nvila_ros.models.quantized import Weight
 from nvila_ros.models.shapes import expected_shapes
@@ -46,7 +45,6 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
-_SAMPLE_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 
 OnPart = Callable[[str, int, int], None]
@@ -131,8 +129,8 @@ def build(
     Raises:
         NvilaError: the checkpoint is not whole, or a value of the recipe does not suit it.
     """
-    told = dataclasses.asdict(recipe)
-    _begin(folder, {"recipe": told, "checkpoint": fingerprint(checkpoint)})
+    told, source = dataclasses.asdict(recipe), fingerprint(checkpoint)
+    _begin(folder, {"recipe": told, "checkpoint": source})
     calibrate = functools.cache(calibrate)
     for part in PARTS:
         if (folder / f"{part}.done").is_file():
@@ -150,26 +148,13 @@ def build(
             shutil.copyfile(checkpoint.tokenizer_folder / name, folder / "tokenizer" / name)
     for path in [folder / STATE, *folder.glob("*.done")]:
         path.unlink()
-    write_manifest(folder, checkpoint.spec, precision_of(recipe), told)
+    write_manifest(folder, checkpoint.spec, precision_of(recipe), told, source)
 
 
 def precision_of(recipe: Recipe) -> str:
     """Return the name of a recipe's precisions, such as `w8a8+w4a16`, tower first."""
     both = (recipe.vision.precision, recipe.decoder.precision)
     return both[0] if both[0] == both[1] else "+".join(both)
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return a digest of a checkpoint: its config, and of each weight file the size, the head and the tail."""
-    digest = hashlib.sha256(json.dumps(dict(checkpoint.config), sort_keys=True).encode())
-    for path in sorted({info.file for info in checkpoint.tensors.values()}):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE_BYTES))
-            file.seek(max(size - _SAMPLE_BYTES, 0))
-            digest.update(file.read())
-    return digest.hexdigest()
 
 
 def _begin(folder: Path, state: dict[str, Any]) -> None:
@@ -193,7 +178,7 @@ def _begin(folder: Path, state: dict[str, Any]) -> None:
 
 def _is_ours(path: Path) -> bool:
     shards = tuple(f"{part}-" for part in PARTS)
-    return path.name in (STATE, MANIFEST, f".{MANIFEST}.part", "tokenizer") or (
+    return path.name in (STATE, MANIFEST, f".{MANIFEST}.part", "tokenizer", "plans") or (
         path.suffix == ".done" or (path.name.startswith(shards) and path.suffix == ".safetensors")
     )
 

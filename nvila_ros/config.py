@@ -36,7 +36,19 @@ class NodeConfig:
     model: str = setting(
         "nvila-tiny", "checkpoint or build: a folder, or the name of an embedded one or of a recipe that was built"
     )
-    backend: str = setting("onnxruntime", "runtime of the model", choices=("onnxruntime", "openvino", "torch"))
+    backend: str = setting("onnxruntime", "runtime of the model", choices=("onnxruntime", "cpu", "tensorrt", "torch"))
+    recipe: str = setting(
+        "", "recipe, by name or file, whose build is loaded in place of `model`; empty: `model` is loaded"
+    )
+    build_missing_engines: bool = setting(
+        False,
+        "build the recipe in a process of its own where it has no build that loads; else the node refuses to start",
+    )
+    answer_while_building: bool = setting(
+        False, "answer with the unquantized checkpoint on ONNX Runtime until the build is there; else reject queries"
+    )
+    checkpoint: str = setting("", "what the recipe is built from: a folder or embedded name; empty: the recipe's model")
+    media: str = setting("", "images and videos of what the robot sees, to calibrate a build on; empty: the recipe's")
     threads: int = setting(0, "threads of the runtime; 0 takes every core", "threads", low=0, high=256)
     video_mode: str = setting(
         "video",
@@ -50,14 +62,27 @@ class NodeConfig:
     cameras: tuple[str, ...] = setting(
         ("camera",), "names of the cameras; a single one is read from `image`, several from `<name>/image`"
     )
+    image_transport: str = setting(
+        "raw",
+        "how images come: as sensor_msgs/Image, or as sensor_msgs/CompressedImage on `<topic>/compressed`",
+        choices=("raw", "compressed"),
+    )
     image_reliability: str = setting(
         "best_effort",
         "QoS reliability of the image subscriptions; best_effort matches every publisher",
         choices=("best_effort", "reliable"),
     )
-    buffer_s: float = setting(10.0, "frames older than this are dropped", "s", low=0.1, high=3600.0)
+    buffer_s: float = setting(10.0, "frames up to this age are all kept", "s", low=0.1, high=3600.0)
+    past_s: float = setting(
+        60.0, "frames up to this age are kept at `past_hz`; none where not above `buffer_s`", "s", low=0.0, high=86400.0
+    )
+    past_hz: float = setting(1.0, "rate of the frames that are kept of the past", "Hz", low=0.001, high=1000.0)
     buffer_bytes: int = setting(
-        256 * MIB, "bytes of frames kept over all cameras, oldest out first", "bytes", low=1, high=1 << 40
+        256 * MIB,
+        "bytes of frames kept over all cameras; where they run short, the past has a quarter of them",
+        "bytes",
+        low=1,
+        high=1 << 40,
     )
     num_frames: int = setting(
         1, "frames sampled when a query names no number", "frames", low=1, high=256, read_only=False
@@ -70,6 +95,27 @@ class NodeConfig:
         4096, "longest question taken, in UTF-8", "bytes", low=1, high=MIB, read_only=False
     )
     queue_size: int = setting(16, "queries that may wait; more are rejected", "queries", low=1, high=4096)
+    standing_queries: str = setting("", "YAML file of standing queries to start with; empty is none")
+    max_standing: int = setting(32, "standing queries that may be; more are refused", "queries", low=1, high=1024)
+    frame_cache_bytes: int = setting(
+        256 * MIB,
+        "visual tokens kept of frames, so that each is encoded once; 0 keeps none",
+        "bytes",
+        low=0,
+        high=1 << 40,
+    )
+    prefix_caches: int = setting(
+        2, "prompts whose keys and values are kept for prompts that begin alike", "prompts", low=0, high=64
+    )
+    repeat_threshold: float = setting(
+        0.0,
+        "a frame that differs nowhere by more than this share of full scale from a known one takes its tokens; 0: never",
+        low=0.0,
+        high=1.0,
+    )
+    encode_hz: float = setting(
+        0.0, "rate at which the newest frames are encoded while nothing is asked; 0: never", "Hz", low=0.0, high=1000.0
+    )
     warmup: bool = setting(True, "run the model once before the first question")
 
     def __post_init__(self) -> None:
@@ -80,6 +126,10 @@ class NodeConfig:
         for camera in self.cameras:
             if not re.fullmatch(r"[A-Za-z]\w*(/[A-Za-z]\w*)*", camera, re.ASCII):
                 raise ConfigError(f"a camera's name must be letters, digits and _, parted by /, got {camera!r}")
+        if self.build_missing_engines and not self.recipe:
+            raise ConfigError("build_missing_engines is set without a recipe; name one by the parameter recipe")
+        if self.answer_while_building and not self.build_missing_engines:
+            raise ConfigError("answer_while_building is set, but nothing may be built; set build_missing_engines too")
 
 
 def bounds(config_type: type) -> dict[str, Bound]:

@@ -35,3 +35,7 @@ class ShapeError(NvilaError):
 
 class BackendError(NvilaError):
     """A backend is unknown, not installed, or refuses the model."""
+
+
+class BuildError(NvilaError):
+    """A build that ran as a process of its own ended without its result."""

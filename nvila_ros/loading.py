@@ -13,7 +13,8 @@ from nvila_ros.runtime.contract import Engine
 
 MODULES = {
     "onnxruntime": "nvila_ros.runtime.onnxruntime_engine",
-    "openvino": "nvila_ros.runtime.openvino_engine",
+    "cpu": "nvila_ros.runtime.cpu_engine",
+    "tensorrt": "nvila_ros.runtime.tensorrt_engine",
     "torch": "nvila_ros.runtime.torch_engine",
 }
 """Where the engine of each backend lives; imported only when it is asked for."""

@@ -19,7 +19,8 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
-from sensor_msgs.msg import Image
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from nvila_ros.action import AskVideo
@@ -27,11 +28,16 @@ from nvila_ros.config import NodeConfig, bounds, from_dict
 from nvila_ros.errors import FrameError
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import AnswerToken
+from nvila_ros.msg import Status as StatusMessage
 from nvila_ros.srv import Ask
-from nvila_ros.types import Answer, Bound, Frame, FrameRef, Piece, Query, RawFrame, RawImage
+from nvila_ros.supply import Status
+from nvila_ros.types import Answer, Bound, EncodedImage, Frame, FrameRef, Piece, Query, RawFrame, RawImage
+from nvila_ros.video.compressed import decode_compressed, read_header
 from nvila_ros.video.image_decoding import LAYOUT_BY_ENCODING, check_layout, check_size, decode
 
 NS_PER_S = 1_000_000_000
+LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+"""Of topics whose last message is told to whoever subscribes later, if they subscribe likewise."""
 
 
 def stamp_to_ns(stamp: Time) -> int:
@@ -72,13 +78,17 @@ def raw_frame(message: Image, camera: str, now_ns: int) -> RawFrame:
 
 
 def decode_frame(frame: RawFrame) -> Frame:
-    """Convert a frame to RGB: by our own table, else by the robot's cv_bridge.
+    """Convert a frame to RGB: a compressed one by its file, others by our own table, else by the robot's cv_bridge.
 
     Raises:
         FrameError: the image cannot be converted.
     """
-    is_known = frame.image.encoding in LAYOUT_BY_ENCODING or not _has_cv_bridge()
-    image = decode(frame.image) if is_known else _decode_with_cv_bridge(frame.image)
+    if isinstance(frame.image, EncodedImage):
+        image = decode_compressed(frame.image)
+    elif frame.image.encoding in LAYOUT_BY_ENCODING or not _has_cv_bridge():
+        image = decode(frame.image)
+    else:
+        image = _decode_with_cv_bridge(frame.image)
     return Frame(image=image, stamp_ns=frame.stamp_ns, camera=frame.camera, frame_id=frame.frame_id)
 
 
@@ -122,17 +132,28 @@ def query_from_request(
         accepted_ns: steady clock.
     """
     cameras = tuple(request.cameras) or config.cameras
+    start_ns, end_ns = stamp_to_ns(request.start) or None, stamp_to_ns(request.end) or None
+    names_frames = any((start_ns, end_ns, request.ago_start_s, request.window_s, request.num_frames))
     return Query(
         query_id=query_id,
         question=request.question,
         num_frames=int(request.num_frames) or max(config.num_frames, len(cameras)),
         window_s=float(request.window_s) or config.window_s,
-        start_ns=stamp_to_ns(request.start) or None,
-        end_ns=stamp_to_ns(request.end) or None,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        ago_start_s=float(request.ago_start_s),
+        ago_end_s=float(request.ago_end_s),
+        sampling=request.sampling or "uniform",
         cameras=cameras,
         max_tokens=int(request.max_tokens) or config.max_tokens,
         priority=int(request.priority),
         choices=tuple(request.choices),
+        answer_type=request.answer_type,
+        minimum=int(request.minimum),
+        maximum=int(request.maximum),
+        json_schema=request.json_schema,
+        conversation=request.conversation,
+        is_follow_up=bool(request.conversation) and not names_frames,
         accepted_ns=accepted_ns,
         deadline_ns=_deadline_ns(float(request.deadline_s), accepted_ns),
     )
@@ -152,10 +173,11 @@ def answer_message(answer: Answer, now_ns: int) -> AnswerMessage:
     return AnswerMessage(
         query_id=answer.query.query_id,
         question=answer.query.question,
+        standing=answer.query.standing,
         text=answer.text,
         finish_reason=int(answer.finish_reason),
         error=answer.error,
-        choices=list(answer.query.choices),
+        choices=list(answer.choices),
         probabilities=list(answer.probabilities),
         header=_header(newest),
         stamps=[stamp_from_ns(frame.stamp_ns) for frame in answer.frames],
@@ -170,6 +192,7 @@ def answer_message(answer: Answer, now_ns: int) -> AnswerMessage:
         total_s=timings.total_s,
         num_frames=len(answer.frames),
         num_frames_dropped=counts.num_frames_dropped,
+        num_frames_encoded=counts.num_frames_encoded,
         num_visual_tokens=counts.num_visual_tokens,
         num_prompt_tokens=counts.num_prompt_tokens,
         num_reused_tokens=counts.num_reused_tokens,
@@ -188,6 +211,20 @@ def token_message(piece: Piece) -> AnswerToken:
         index=piece.index,
         piece=piece.text,
         is_final=piece.is_final,
+    )
+
+
+def status_message(status: Status, now_ns: int) -> StatusMessage:
+    """Return what the model is doing for publication at `now_ns` of the ROS clock."""
+    return StatusMessage(
+        header=Header(stamp=stamp_from_ns(now_ns)),
+        state=int(status.state),
+        progress=status.progress,
+        part=status.part,
+        text=status.text,
+        model=status.model,
+        backend=status.backend,
+        precision=status.precision,
     )
 
 
@@ -270,3 +307,16 @@ def _listed(values: Sequence[Any]) -> str:
 
 def _is_of_ros(name: str) -> bool:
     return name in ("use_sim_time", "start_type_description_service") or name.startswith("qos_overrides.")
+
+
+def compressed_frame(message: CompressedImage, camera: str, now_ns: int) -> RawFrame:
+    """Take a compressed image in as it is, after a look at its header; as `raw_frame`.
+
+    Raises:
+        FrameError: it is no JPEG or PNG file of a picture, is cut off, or is too large.
+    """
+    data = np.frombuffer(message.data, np.uint8)
+    header = read_header(data, message.format)
+    image = EncodedImage(data=data, format=message.format, width=header.width, height=header.height)
+    stamp_ns = stamp_to_ns(message.header.stamp) or now_ns
+    return RawFrame(image=image, stamp_ns=stamp_ns, camera=camera, frame_id=message.header.frame_id)

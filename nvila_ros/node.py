@@ -1,23 +1,20 @@
 """The ROS node: images and questions in, answers out; it only wires the rooms together.
 
-Three threads. The executor's runs every callback, and none of them works: they store a frame, queue a query, publish.
-The worker's owns the model. The main one waits for a signal. Service and action are coroutines that wait for a future
-which the worker completes, so that the executor goes on meanwhile; both are in a reentrant group, since a waiting
-coroutine would hold up its own group. The executor is the single-threaded one: rclpy's EventsExecutor deadlocks when
-another thread publishes, and the multi-threaded one costs more and delays more for callbacks as short as these.
+Four threads. The executor's runs every callback, and none of them works: they store a frame, queue a query, publish.
+The supply's loads or builds the model, and the worker's owns it from then on. The main one waits for a signal. Service
+and action are coroutines that wait for a future which the worker completes, so that the executor goes on meanwhile;
+both are in a reentrant group, since a waiting coroutine would hold up its own group. The executor is the
+single-threaded one: rclpy's EventsExecutor deadlocks when another thread publishes, and the multi-threaded one costs
+more and delays more for callbacks as short as these.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import rclpy
@@ -29,43 +26,32 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.exceptions import NameValidationException
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
-from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from nvila_ros import messages
+from nvila_ros import messages, process
 from nvila_ros.action import AskVideo
 from nvila_ros.admission import check_query
+from nvila_ros.cameras import Camera
 from nvila_ros.config import NodeConfig, bounds, replace
-from nvila_ros.errors import ConfigError, FrameError, NvilaError, QueryError
-from nvila_ros.models.spec import Overrides
+from nvila_ros.errors import ConfigError, NvilaError, QueryError
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import AnswerToken
-from nvila_ros.paths import share_path
+from nvila_ros.msg import Status as StatusMessage
 from nvila_ros.pipeline import Perceiver, load_perceiver
 from nvila_ros.scheduler import Scheduler, Ticket
 from nvila_ros.srv import Ask
+from nvila_ros.standing_door import Desk, StandingDoor
+from nvila_ros.supply import ModelState, Status, Supply
 from nvila_ros.types import Answer, FinishReason, Piece, Query, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
-from nvila_ros.video.loss_watch import LossWatch, explain
-from nvila_ros.worker import Worker
+from nvila_ros.worker import LookAhead, Worker
 
-try:
-    from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
-except ModuleNotFoundError:  # before ROS 2 Iron
-    from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
-
-IMAGE_DEPTH = 5
 ANSWER_DEPTH = 16
 STREAM_DEPTH = 256
-WARN_EVERY_S = 5.0
-FLUSH_S = 2.0
-SIGNAL_POLL_S = 0.1
+PROGRESS_EVERY_S = 10.0  # in the log; the topic tells every step
 
 
 class NvilaNode(Node):
@@ -81,14 +67,20 @@ class NvilaNode(Node):
         except ValueError as error:
             raise ConfigError(f"a parameter was given no value, or an empty list: {error}") from error
         self.config: NodeConfig = messages.declare_parameters(self, NodeConfig)
-        self.buffer: FrameBuffer[RawFrame] = FrameBuffer(self.config.buffer_s, self.config.buffer_bytes)
+        self.buffer: FrameBuffer[RawFrame] = FrameBuffer(
+            self.config.buffer_s, self.config.buffer_bytes, past_s=self.config.past_s, past_hz=self.config.past_hz
+        )
         self.scheduler = Scheduler(self.config.queue_size)
         self._query_ids = map("q{:06d}".format, itertools.count(1))
         self._answers = self.create_publisher(AnswerMessage, "~/answer", ANSWER_DEPTH)
         self._pieces = self.create_publisher(AnswerToken, "~/answer_stream", STREAM_DEPTH)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
-        self._cameras = [Camera(self, name) for name in self.config.cameras]
+        self._statuses = self.create_publisher(StatusMessage, "~/status", messages.LATCHED)
+        self._status = Status(state=ModelState.LOADING)
+        self._worker: Worker | None = None
+        self._cameras = [Camera(self, name, self.config, self.buffer) for name in self.config.cameras]
         self._open_doors()
+        self.standing = StandingDoor(self, self._desk())
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._jump_handle = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True),
@@ -96,6 +88,30 @@ class NvilaNode(Node):
         )
         # On the steady clock: a paused simulation is still worth a diagnosis.
         self.create_timer(1.0, self._on_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def tell_status(self, status: Status) -> None:
+        """Publish and log what the model is doing; from any thread."""
+        before, self._status = self._status, status
+        self._statuses.publish(messages.status_message(status, self.get_clock().now().nanoseconds))
+        author = f"model={status.model} backend={status.backend} precision={status.precision}"
+        state = f"{status.state.name.lower()} {status.progress:.0%} {status.text}"
+        if status.state is ModelState.READY:
+            self.get_logger().info(f"ready {author} cameras={','.join(self.config.cameras)}")
+        elif status.state is ModelState.FAILED:
+            self.get_logger().error(state)
+        elif status.model != before.model:
+            self.get_logger().info(f"{state}; answering meanwhile {author}")
+        elif (status.state, status.part) != (before.state, before.part):
+            self.get_logger().info(state)
+        else:
+            self.get_logger().info(state, throttle_duration_sec=PROGRESS_EVERY_S)
+
+    def employ(self, model: Perceiver) -> Worker:
+        """Return the worker that answers by a model."""
+        config = self.config
+        ahead = LookAhead(rate_hz=config.encode_hz, cameras=config.cameras, is_alone=config.num_frames == 1)
+        self._worker = Worker(model, self.scheduler, self.buffer, messages.decode_frame, ahead=ahead)
+        return self._worker
 
     def _open_doors(self) -> None:
         waiting = ReentrantCallbackGroup()
@@ -111,6 +127,15 @@ class NvilaNode(Node):
             callback_group=waiting,
         )
 
+    def _desk(self) -> Desk:
+        return Desk(
+            config=lambda: self.config,
+            admit=self._admit,
+            cancel=lambda name: self.scheduler.cancel_standing(name, _now_ns()),
+            publish=self._answers.publish,
+            new_id=self._query_ids.__next__,
+        )
+
     def _on_question(self, message: String) -> None:
         self._submit(messages.query_from_text(message.data, self.config, next(self._query_ids), _now_ns()))
 
@@ -120,7 +145,7 @@ class NvilaNode(Node):
         return response
 
     def _on_goal_request(self, goal: AskVideo.Goal) -> GoalResponse:
-        error = self.scheduler.refusal()
+        error = self._status.refusal or self.scheduler.refusal()
         if not error:
             return GoalResponse.ACCEPT
         query = messages.query_from_request(goal, self.config, next(self._query_ids), _now_ns())
@@ -159,8 +184,16 @@ class NvilaNode(Node):
         except QueryError as error:
             self.scheduler.refuse(ticket, FinishReason.INVALID, str(error), _now_ns())
         else:
-            self.scheduler.submit(ticket, _now_ns())
+            self._admit([ticket])
         return future
+
+    def _admit(self, tickets: Sequence[Ticket]) -> None:
+        refusal = self._status.refusal
+        if not refusal:
+            self.scheduler.submit_all(tickets, _now_ns())
+            return
+        for ticket in tickets:
+            self.scheduler.refuse(ticket, FinishReason.REJECTED, refusal, _now_ns())
 
     def _publish_answer(self, answer: Answer, future: Future | None) -> None:
         message = messages.answer_message(answer, self.get_clock().now().nanoseconds)
@@ -186,9 +219,12 @@ class NvilaNode(Node):
             self.get_logger().warning(f"the clock went back or was changed: dropped {num_frames} frames")
 
     def _on_second(self) -> None:
-        losses = [warning for camera in self._cameras if (warning := camera.check_loss())]
+        warnings = [warning for camera in self._cameras if (warning := camera.check_loss())]
+        if self._status.state is ModelState.FAILED:
+            warnings.append(self._status.text)
         state, queue = self.buffer.state(), self.scheduler.state()
         values: dict[str, Any] = {
+            "model_state": self._status.state.name,
             "frames_received": sum(camera.num_received for camera in self._cameras),
             "frames_malformed": sum(camera.num_malformed for camera in self._cameras),
             "frames_lost": sum(camera.num_lost for camera in self._cameras),
@@ -196,80 +232,15 @@ class NvilaNode(Node):
             "buffer_bytes": state.num_bytes,
             **{f"frames_dropped_{reason}": count for reason, count in state.num_dropped.items()},
             "queue_depth": queue.num_waiting,
-            "is_answering": queue.is_running,
+            "queries_running": queue.num_running,
+            "queries_given_way": queue.num_preempted,
+            **(self._worker.counters() if self._worker else {}),
             **{f"queries_{reason}": count for reason, count in queue.num_ended.items()},
+            **self.standing.counts(),
         }
         now_ns = self.get_clock().now().nanoseconds
         name = self.get_fully_qualified_name()
-        self._diagnostics.publish(messages.diagnostics_message(name, "; ".join(losses), values, now_ns))
-
-
-class Camera:
-    """One image subscription: it stores frames and watches over what does not arrive.
-
-    Attributes:
-        num_received: images that came, malformed ones included.
-        num_malformed: images that are no frames.
-        num_lost: images that the middleware knows to be lost on the way.
-    """
-
-    def __init__(self, node: NvilaNode, name: str) -> None:
-        self.num_received = self.num_malformed = self.num_lost = 0
-        self._node, self._name = node, name
-        self._watch = LossWatch()
-        self._num_mismatched = 0
-        self._has_warned_of_stamp = False
-        topic = "image" if len(node.config.cameras) == 1 else f"{name}/image"
-        reliability = QoSReliabilityPolicy[node.config.image_reliability.upper()]
-        qos = QoSProfile(depth=IMAGE_DEPTH, reliability=reliability)
-        callbacks = SubscriptionEventCallbacks(message_lost=self._on_lost, incompatible_qos=self._on_mismatch)
-        try:
-            self._images = node.create_subscription(Image, topic, self._on_image, qos, event_callbacks=callbacks)
-        except UnsupportedEventTypeError:  # this middleware counts no lost messages: silence is still noticed
-            self._images = node.create_subscription(Image, topic, self._on_image, qos)
-
-    def check_loss(self) -> str:
-        """Return why frames are missing, or an empty text; it is logged now and then."""
-        now_ns, topic = _now_ns(), self._images.topic_name
-        loss = self._watch.check(
-            now_ns,
-            num_publishers=self._node.count_publishers(topic),
-            num_received=self.num_received,
-            num_lost=self.num_lost,
-            has_qos_mismatch=self._num_mismatched > 0,
-        )
-        if loss is None:
-            return ""
-        warning = f"camera={self._name} topic={topic}: {explain(loss, _profile())}"
-        if self._watch.is_due(now_ns):
-            self._node.get_logger().warning(warning)
-        return warning
-
-    def _on_image(self, message: Image) -> None:
-        self.num_received += 1
-        try:
-            frame = messages.raw_frame(message, self._name, self._node.get_clock().now().nanoseconds)
-        except FrameError as error:
-            self.num_malformed += 1
-            self._node.get_logger().error(
-                f"camera={self._name} image dropped: {error}", throttle_duration_sec=WARN_EVERY_S
-            )
-            return
-        if not messages.stamp_to_ns(message.header.stamp) and not self._has_warned_of_stamp:
-            self._has_warned_of_stamp = True
-            self._node.get_logger().warning(f"camera={self._name} sends no stamps: the time of arrival is taken")
-        jump_ns = self._node.buffer.push(frame)
-        if jump_ns:
-            self._node.get_logger().warning(
-                f"camera={self._name} stamps went back by {jump_ns / 1e9:.3f} s: its older frames were dropped",
-                throttle_duration_sec=WARN_EVERY_S,
-            )
-
-    def _on_lost(self, event: Any) -> None:
-        self.num_lost += event.total_count_change
-
-    def _on_mismatch(self, event: Any) -> None:
-        self._num_mismatched += event.total_count_change
+        self._diagnostics.publish(messages.diagnostics_message(name, "; ".join(warnings), values, now_ns))
 
 
 def main(args: list[str] | None = None, load: Callable[..., Perceiver] = load_perceiver) -> int:
@@ -282,103 +253,42 @@ def main(args: list[str] | None = None, load: Callable[..., Perceiver] = load_pe
     Returns:
         0 after a signal, 1 after a fault of its own, 2 if a parameter, the checkpoint or the backend is refused.
     """
-    _on_signals(_interrupt)
     try:
-        _init(args)
-        return run(load)
+        process.init(args)
+        code = run(load)
     except KeyboardInterrupt:
-        return 0
+        code = 0
     except (NvilaError, NameValidationException) as error:
         print(f"nvila_node: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        code = 2
     finally:
         rclpy.try_shutdown()
-
-
-def _init(args: list[str] | None) -> None:
-    try:
-        # rclpy's own handlers would end its context before the last answers are out.
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as error:  # the base of all that rclpy raises here
-        raise ConfigError(f"ROS arguments are not acceptable: {error}") from error
+    return process.leave(code)
 
 
 def run(load: Callable[..., Perceiver]) -> int:
-    """Create the node, load the model, and answer until a signal comes.
+    """Create the node, give it a model, and answer until a signal comes.
 
     Returns:
-        as `spin`.
+        as `process.spin`.
 
     Raises:
         NvilaError: what the node was given is not acceptable.
-        KeyboardInterrupt: interrupted before it could answer.
+        KeyboardInterrupt: interrupted before it was up.
     """
     node = NvilaNode()
     try:
-        config = node.config
-        overrides = Overrides(video_mode=config.video_mode, max_tiles=config.max_tiles, pixel_dtype=config.pixel_dtype)
-        perceiver = load(config.model, backend=config.backend, threads=config.threads, overrides=overrides)
-        if config.warmup:
-            perceiver.warm_up()
         logging.getLogger("nvila_ros").addHandler(messages.RosLogHandler(node))
-        node.get_logger().info(
-            f"ready model={perceiver.model} backend={perceiver.backend} precision={perceiver.precision} "
-            f"cameras={','.join(config.cameras)}"
+        supply = Supply(node.config, load, node.tell_status)
+        return process.spin(
+            node,
+            node.scheduler,
+            supply,
+            node.employ,
         )
-        return spin(node, Worker(perceiver, node.scheduler, node.buffer, messages.decode_frame))
     finally:
+        node.standing.close()
         node.destroy_node()
-
-
-def spin(node: NvilaNode, worker: Worker) -> int:
-    """Run executor and worker until a signal comes; then answer what is open, and end both in order.
-
-    Returns:
-        0 after a signal, 1 if the executor ended by itself.
-    """
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    signals: list[int] = []
-    # From here on a signal is only noted: an exception between any two lines would leave a thread behind.
-    _on_signals(lambda number, _: signals.append(number))
-    thread = threading.Thread(target=executor.spin, name="nvila_executor")
-    worker.start()
-    thread.start()
-    while thread.is_alive() and not signals:
-        thread.join(SIGNAL_POLL_S)
-    _on_signals(signal.SIG_DFL)  # a second one ends the process at once
-    node.get_logger().info("shutting down")
-    node.scheduler.close(_now_ns())
-    worker.join()
-    if thread.is_alive():
-        _flush(executor)
-    executor.shutdown(timeout_sec=FLUSH_S)
-    thread.join()
-    return 0 if signals else 1
-
-
-def _flush(executor: SingleThreadedExecutor) -> None:
-    """Let the executor turn until the last answers are sent: the coroutine, its result, the result's response."""
-    for _ in range(3):
-        turned = threading.Event()
-        executor.create_task(turned.set)
-        turned.wait(FLUSH_S)
-
-
-def _on_signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    _on_signals(signal.SIG_DFL)
-    raise KeyboardInterrupt
-
-
-def _profile() -> Path | None:
-    """Return the profile that gives Fast DDS room for images, where that is the middleware."""
-    has_fastdds = "fastrtps" in rclpy.get_rmw_implementation_identifier()
-    return share_path("config", "fastdds_shm.xml") if has_fastdds else None
 
 
 def _goal_id(goal: ServerGoalHandle) -> str:

@@ -61,6 +61,7 @@ class Perceiver:
         self._viewer = Viewer(engine, limits.frame_bytes, limits.repeat_threshold)
         self._speaker = Speaker(engine, tokenizer, limits.num_prefixes)
         self._conversations = Conversations()
+        self._num_tokens = self._num_reused = 0
 
     def answer(
         self,
@@ -117,6 +118,20 @@ class Perceiver:
         """Encode a frame before a question about it comes, alone in its prompt or among others."""
         self._viewer.encode(frame, Unwatched(), is_alone=is_alone)
 
+    def counters(self) -> dict[str, int]:
+        """Return how much work was done and how much was spared, since the model was loaded; from any thread."""
+        viewer = self._viewer
+        return {
+            "frames_encoded": viewer.num_encoded,
+            "frames_found": viewer.num_found,
+            "frames_shared": viewer.num_shared,
+            "frames_evicted": viewer.cache.num_evicted,
+            "frame_cache_bytes": viewer.cache.num_bytes,
+            "prompt_tokens": self._num_tokens,
+            "prompt_tokens_reused": self._num_reused,
+            "conversations": len(self._conversations),
+        }
+
     def warm_up(self) -> None:
         """Run the model once, so that the first question finds everything allocated."""
         pixels = np.zeros((8, 8, 3), np.uint8)
@@ -133,6 +148,8 @@ class Perceiver:
             self._speaker.say(plans, work)
         finally:
             for plan in plans:
+                self._num_tokens += plan.ledger.counts.num_prompt_tokens
+                self._num_reused += plan.ledger.counts.num_reused_tokens
                 self._remember(plan.ledger, seen, frames)
 
     def _plan(self, ledger: Ledger, seen: Seen) -> Plan:

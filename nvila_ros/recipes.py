@@ -6,6 +6,7 @@ In: a YAML file of `engines/`, or one of a user's own. Out: a frozen `Recipe`, e
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.paths import share_path
 
 DEVICES = ("cpu", "orin-nano", "orin-nano-super", "orin-nx", "agx-orin", "thor", "rtx-4090")
+ARCHITECTURES = {
+    **dict.fromkeys(("orin-nano", "orin-nano-super", "orin-nx", "agx-orin"), ("sm_87",)),
+    "thor": ("sm_110", "sm_101"),  # CUDA 13 renamed it
+    "rtx-4090": ("sm_89",),
+}
+"""GPUs of the devices that run TensorRT, as CUDA names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +106,11 @@ class Recipe:
         """Check what no section can."""
         if self.device not in DEVICES:
             raise ConfigError(f"device must be one of {list(DEVICES)}, got {self.device!r}")
+        if self.device != "cpu" and "fp32" in (self.vision.precision, self.decoder.precision):
+            raise ConfigError(
+                f"{self.device} runs TensorRT, whose graphs are drawn in fp16 and below; set vision.precision and "
+                "decoder.precision to others than fp32"
+            )
         is_dynamic = self.vision.precision == "w8a8" and self.vision.activations == "per_token"
         if is_dynamic and self.device != "cpu":
             raise ConfigError(
@@ -129,6 +141,34 @@ def read_recipe(source: str | Path) -> Recipe:
         return _from_mapping(path.name.removesuffix(".yaml"), told)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def recipe_from_dict(told: Mapping[str, Any]) -> Recipe:
+    """Return a recipe of its plain values, as a build's manifest tells them.
+
+    Raises:
+        ConfigError: a value is missing or outside its rule.
+    """
+    return _from_mapping(str(told.get("name", "")), {key: value for key, value in told.items() if key != "name"})
+
+
+def changed_weights(told: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return in which values a build's recipe differs from another such that its weights do; limits are none of them.
+
+    A value that one of the two does not know came with a version and is passed over.
+    """
+    return [name for name, (mine, theirs) in _pairs(told, dataclasses.asdict(recipe)).items() if mine != theirs]
+
+
+def _pairs(told: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the values of both by `section.key`."""
+    pairs: dict[str, tuple[Any, Any]] = {}
+    for key in wanted.keys() & told.keys() - {"name", "limits"}:
+        if isinstance(told[key], dict) and isinstance(wanted[key], dict):
+            pairs |= {f"{key}.{name}": both for name, both in _pairs(told[key], wanted[key]).items()}
+        else:
+            pairs[key] = (told[key], wanted[key])
+    return dict(sorted(pairs.items()))
 
 
 def find_recipe(source: str) -> Path:

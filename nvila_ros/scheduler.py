@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from nvila_ros.types import Answer, FinishReason, OnAnswer, OnPiece, Query, Timings
 
+LOG = logging.getLogger(__name__)
 NS_PER_S = 1_000_000_000
 MAX_PASSES = 4
 NUM_TIMED = 8  # answers of a kind of which the fastest is expected of the next
@@ -113,17 +115,39 @@ class Scheduler:
         Returns:
             whether it waits.
         """
-        standing = ticket.query.standing
+        return self.submit_all([ticket], now_ns) == 1
+
+    def submit_all(self, tickets: Sequence[Ticket], now_ns: int) -> int:
+        """Let queries wait that came together, so that they can be taken together; answer REJECTED those that may not.
+
+        Returns:
+            how many wait.
+        """
+        settled: list[tuple[Ticket, FinishReason, str]] = []
         with self._changed:
-            error = SHUTTING_DOWN if self._is_closed else "" if standing else self.refusal()
-            older = self._take(lambda place: bool(standing) and place.query.standing == standing and not error)
-            if not error:
-                self._waiting.append(_Place(ticket, next(self._arrivals)))
-                self._changed.notify()
-        self._settle_all(older, FinishReason.REPLACED, f"{standing!r} was asked anew before its turn came", now_ns)
-        if error:
-            self._settle(ticket, unanswered(ticket.query, FinishReason.REJECTED, error, now_ns))
-        return not error
+            for ticket in tickets:
+                error = self._admit(ticket, settled)
+                if error:
+                    settled.append((ticket, FinishReason.REJECTED, error))
+            self._changed.notify()
+        for ticket, reason, error in settled:
+            self._settle(ticket, unanswered(ticket.query, reason, error, now_ns))
+        return len(tickets) - sum(reason is FinishReason.REJECTED for _, reason, _ in settled)
+
+    def _admit(self, ticket: Ticket, settled: list[tuple[Ticket, FinishReason, str]]) -> str:
+        """Let a query wait, in place of an older asking of the same standing one; returns why it may not."""
+        standing = ticket.query.standing
+        if self._is_closed:
+            return SHUTTING_DOWN
+        if not standing:
+            error = self.refusal()
+            if error:
+                return error
+        else:
+            for older in self._take(lambda place: place.query.standing == standing):
+                settled.append((older.ticket, FinishReason.REPLACED, f"{standing!r} was asked anew before its turn"))
+        self._waiting.append(_Place(ticket, next(self._arrivals)))
+        return ""
 
     def refuse(self, ticket: Ticket, reason: FinishReason, error: str, now_ns: int) -> None:
         """Answer a query that may not wait, since it breaks a rule."""
@@ -259,7 +283,10 @@ class Scheduler:
     def _settle(self, ticket: Ticket, answer: Answer) -> None:
         with self._changed:
             self._num_ended[answer.finish_reason.name.lower()] += 1
-        ticket.on_answer(answer)
+        try:
+            ticket.on_answer(answer)
+        except Exception:  # whoever asked may be gone, and the thread that settles works for others too
+            LOG.exception("query_id=%s: its answer cannot be told", ticket.query.query_id)
 
 
 class _Pace:

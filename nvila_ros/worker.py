@@ -38,6 +38,10 @@ class Answerer(Protocol):
     def look_at(self, frame: DeferredFrame, *, is_alone: bool) -> None:
         """Encode a frame before a question about it comes."""
 
+    def counters(self) -> dict[str, int]:
+        """Return how much work was done and spared; from any thread."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookAhead:
@@ -97,6 +101,10 @@ class Worker:
     def use(self, model: Answerer) -> None:
         """Take another model from the next query on; the old one is let go."""
         self._model = model
+
+    def counters(self) -> dict[str, int]:
+        """Return the model's counters; from any thread."""
+        return self._model.counters()
 
     def _run(self) -> None:
         while self._scheduler.wait(self._idle_s()):

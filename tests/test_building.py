@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +15,18 @@ import torch
 from nvila_ros import building
 from nvila_ros.building import Estimate, build, check_room, estimate, fingerprint, precision_of
 from nvila_ros.errors import CheckpointError, ConfigError
+from nvila_ros.loading import load_engine
 from nvila_ros.models.artefact import is_artefact, open_artefact
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.quantized import Int4Weight, Int8Weight
-from nvila_ros.pipeline import embed_prompt, load_engine, load_perceiver
+from nvila_ros.pipeline import load_perceiver
 from nvila_ros.preprocess.tiles import normalize_tiles
 from nvila_ros.preprocess.views import view_image
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import Calibration, Sample, calibrate
 from nvila_ros.recipes import DecoderRecipe, Recipe, VisionRecipe
+from nvila_ros.speaking import embed_prompt
 from nvila_ros.types import Frame, Query
 from nvila_ros.visual.encode import arrange, merge_features
 from tests.golden_cases import GOLDEN, read_image
@@ -104,6 +109,41 @@ def test_killed_build_is_no_build_and_goes_on_with_the_part_it_was_at(tmp_path: 
     assert {p.name: p.read_bytes() for p in cut.glob("*.safetensors")} == {
         p.name: p.read_bytes() for p in whole.glob("*.safetensors")
     }
+
+
+CHILD = """
+import os, signal, sys
+import numpy as np
+from pathlib import Path
+from nvila_ros.building import build
+from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.quantization.calibration import Calibration
+from nvila_ros.recipes import DecoderRecipe, Recipe, VisionRecipe
+
+half = VisionRecipe(precision="fp16"), DecoderRecipe(precision="fp16", group_size=32)
+recipe = Recipe(name="mine", model="m", device="cpu", vision=half[0], decoder=half[1])
+count, replace = [0], os.replace
+def die_at(*args):
+    if count[0] == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    count[0] += 1
+    return replace(*args)
+os.replace = Path.replace = die_at
+build(recipe, open_checkpoint(sys.argv[1]), lambda: None, Path(sys.argv[2]), lambda *args: None)
+"""
+
+
+@pytest.mark.parametrize("num_files", [0, 2, 3])
+def test_build_that_was_killed_before_a_file_was_whole_is_none(tmp_path: Path, num_files: int) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", CHILD, str(CHECKPOINT.path), str(out), str(num_files)]
+    done = subprocess.run(command, cwd=GOLDEN.parents[1], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+    assert len(list(out.glob("*.safetensors"))) == num_files
+    assert not is_artefact(out)
+    build(HALF, CHECKPOINT, lambda: pytest.fail("half precision needs no calibration"), out, Steps())
+    assert open_artefact(out).precision == "fp16"
 
 
 def test_other_recipe_starts_anew_and_a_finished_build_is_replaced(tmp_path: Path, calibration: Calibration) -> None:

@@ -16,7 +16,17 @@ LAUNCH = Path(__file__).parents[1] / "launch"
 LAUNCH_FILES = sorted(LAUNCH.glob("*.launch.py"))
 PARAMS_FILES = sorted((LAUNCH / "params").glob("*.yaml"))
 ARGUMENTS = {
-    "nvila.launch.py": {"model", "backend", "image", "namespace", "params_file", "use_sim_time", "log_level"},
+    "nvila.launch.py": {
+        "model",
+        "backend",
+        "recipe",
+        "build_missing_engines",
+        "image",
+        "namespace",
+        "params_file",
+        "use_sim_time",
+        "log_level",
+    },
     "demo.launch.py": {"video", "width", "height", "rate_hz"},
 }
 

@@ -19,6 +19,7 @@ from nvila_ros.admission import check_query
 from nvila_ros.config import NodeConfig, bounds
 from nvila_ros.errors import FrameError, QueryError
 from nvila_ros.srv import Ask
+from nvila_ros.supply import ModelState, Status
 from nvila_ros.types import Answer, Counts, FinishReason, FrameRef, Piece, Query, Timings
 from nvila_ros.video.image_decoding import LAYOUT_BY_ENCODING
 
@@ -110,8 +111,16 @@ def test_every_field_of_a_request_arrives() -> None:
         choices=["yes", "no"],
         start=messages.stamp_from_ns(2 * S),
         end=messages.stamp_from_ns(4 * S + 1),
+        ago_start_s=3.0,
+        ago_end_s=2.0,
         window_s=0.5,
         num_frames=4,
+        sampling="change",
+        answer_type="integer",
+        minimum=-1,
+        maximum=7,
+        json_schema="{}",
+        conversation="c",
         cameras=["left"],
         max_tokens=7,
         deadline_s=1.5,
@@ -126,14 +135,41 @@ def test_every_field_of_a_request_arrives() -> None:
         choices=("yes", "no"),
         start_ns=2 * S,
         end_ns=4 * S + 1,
+        ago_start_s=3.0,
+        ago_end_s=2.0,
         window_s=0.5,
         num_frames=4,
+        sampling="change",
+        answer_type="integer",
+        minimum=-1,
+        maximum=7,
+        json_schema="{}",
+        conversation="c",
         cameras=("left",),
         max_tokens=7,
         deadline_ns=S + 3 * S // 2,
         priority=9,
         accepted_ns=S,
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "follows"),
+    [
+        ({"conversation": "c"}, True),
+        ({}, False),
+        ({"conversation": "c", "num_frames": 1}, False),
+        ({"conversation": "c", "window_s": 1.0}, False),
+        ({"conversation": "c", "ago_start_s": 1.0}, False),
+        ({"conversation": "c", "end": messages.stamp_from_ns(1)}, False),
+    ],
+)
+def test_conversation_goes_on_about_its_frames_unless_others_are_named(
+    fields: dict[str, object], follows: bool
+) -> None:
+    query = messages.query_from_request(Ask.Request(question="?", **fields), NodeConfig(), "q1", 5)
+
+    assert query.is_follow_up == follows
 
 
 @pytest.mark.parametrize("deadline_s", [math.nan, math.inf, -math.inf, -1.0])
@@ -146,7 +182,7 @@ def test_deadline_that_is_no_time_is_refused(deadline_s: float) -> None:
 
 def test_answer_carries_everything() -> None:
     answer = Answer(
-        query=Query(query_id="q1", question="?", choices=("yes", "no")),
+        query=Query(query_id="q1", question="?", answer_type="yes_no", standing="door"),
         finish_reason=FinishReason.LENGTH,
         text="yes",
         error="none",
@@ -154,10 +190,16 @@ def test_answer_carries_everything() -> None:
             FrameRef(stamp_ns=1 * S, camera="left", frame_id="l"),
             FrameRef(stamp_ns=2 * S + 5, camera="right", frame_id="r"),
         ),
+        choices=("yes", "no"),
         probabilities=(0.75, 0.25),
         timings=Timings(queue_s=1, preprocess_s=2, vision_s=3, prefill_s=4, decode_s=5, ttft_s=6, total_s=7),
         counts=Counts(
-            num_frames_dropped=7, num_visual_tokens=8, num_prompt_tokens=9, num_reused_tokens=10, num_answer_tokens=11
+            num_frames_dropped=6,
+            num_frames_encoded=7,
+            num_visual_tokens=8,
+            num_prompt_tokens=9,
+            num_reused_tokens=10,
+            num_answer_tokens=11,
         ),
         model="m",
         backend="b",
@@ -177,7 +219,8 @@ def test_answer_carries_everything() -> None:
     assert [getattr(message, f"{stage}_s") for stage in stages] == [1, 2, 3, 4, 5, 6, 7]
     kinds = ("visual", "prompt", "reused", "answer")
     assert [getattr(message, f"num_{kind}_tokens") for kind in kinds] == [8, 9, 10, 11]
-    assert message.num_frames == 2
+    assert (message.num_frames, message.num_frames_dropped, message.num_frames_encoded) == (2, 6, 7)
+    assert message.standing == "door"
     assert (message.model, message.backend, message.precision) == ("m", "b", "p")
 
 
@@ -186,6 +229,23 @@ def test_finish_reasons_have_the_numbers_of_the_message(reason: FinishReason) ->
     answer = Answer(query=Query(query_id="q1", question="?"), finish_reason=reason)
 
     assert messages.answer_message(answer, 0).finish_reason == getattr(messages.AnswerMessage, reason.name)
+
+
+@pytest.mark.parametrize("state", ModelState)
+def test_model_states_have_the_numbers_of_the_message(state: ModelState) -> None:
+    assert messages.status_message(Status(state=state), 0).state == getattr(messages.StatusMessage, state.name)
+
+
+def test_status_carries_everything() -> None:
+    status = Status(
+        state=ModelState.BUILDING, progress=0.25, part="llm", text="t", model="m", backend="b", precision="p"
+    )
+
+    message = messages.status_message(status, 2 * S + 5)
+
+    assert (message.state, message.progress, message.part, message.text) == (message.BUILDING, 0.25, "llm", "t")
+    assert (message.model, message.backend, message.precision) == ("m", "b", "p")
+    assert messages.stamp_to_ns(message.header.stamp) == 2 * S + 5
 
 
 def test_token_carries_its_piece() -> None:

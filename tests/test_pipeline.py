@@ -225,7 +225,7 @@ def test_choices_longer_than_the_answers_limit_have_room(perceiver: Perceiver) -
 
 
 def test_unknown_backend_is_refused_by_name() -> None:
-    with pytest.raises(BackendError, match=r"'tpu'; known are \['onnxruntime', 'openvino', 'torch'\]"):
+    with pytest.raises(BackendError, match=r"'tpu'; known are \['onnxruntime', 'cpu', 'tensorrt', 'torch'\]"):
         load_perceiver(str(CHECKPOINT), backend="tpu")
 
 

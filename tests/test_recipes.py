@@ -1,12 +1,22 @@
 """Recipes are checked to the last value, and those of `engines/` are sound."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.variants import VARIANTS
-from nvila_ros.recipes import DEVICES, Recipe, find_recipe, read_recipe
+from nvila_ros.recipes import (
+    ARCHITECTURES,
+    DEVICES,
+    Recipe,
+    changed_weights,
+    find_recipe,
+    read_recipe,
+    recipe_from_dict,
+)
 
 ENGINES = Path(__file__).resolve().parents[1] / "engines"
 NAMES = sorted(path.name.removesuffix(".yaml") for path in ENGINES.glob("*.yaml"))
@@ -69,6 +79,11 @@ def test_defaults_are_those_of_a_recipe_that_says_nothing(tmp_path: Path) -> Non
         ("model: m\ndevice: cpu\nvision: {smooth: 2}", r"smooth must lie in \[0, 0.9\]"),
         ("model: m\ndevice: cpu\ndecoder: {awq: 1}", "awq must be of type bool, got 1"),
         ("model: m\ndevice: cpu\nlimits: {batch_tiles: 0}", r"batch_tiles must lie in \[1, 64\]"),
+        (
+            "model: m\ndevice: thor\nvision: {precision: fp32}",
+            "thor runs TensorRT, whose graphs are drawn in fp16 and below",
+        ),
+        ("model: m\ndevice: thor\ndecoder: {precision: fp32}", "set vision.precision and decoder.precision to others"),
         ("model: m\ndevice: thor", "thor runs TensorRT, which cannot scale activations per token; set vision"),
     ],
 )
@@ -77,6 +92,34 @@ def test_what_breaks_a_rule_is_named_with_the_file(tmp_path: Path, text: str, ru
         read_recipe(write(tmp_path, text))
 
     assert "mine.yaml" in str(told.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_comes_back_from_a_manifest(name: str) -> None:
+    recipe = read_recipe(name)
+
+    assert recipe_from_dict(json.loads(json.dumps(dataclasses.asdict(recipe)))) == recipe
+
+
+def test_manifest_without_a_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a recipe must name model"):
+        recipe_from_dict({"name": "mine", "device": "cpu"})
+
+
+def test_weights_depend_on_all_of_a_recipe_but_its_name_and_limits() -> None:
+    recipe = read_recipe("nvila-tiny.rtx-4090")
+    told = json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+    told["limits"]["batch_tiles"], told["name"] = 7, "theirs"
+    assert changed_weights(told, recipe) == []
+    told["decoder"]["group_size"], told["device"] = 64, "thor"
+    assert changed_weights(told, recipe) == ["decoder.group_size", "device"]
+    del told["decoder"]["group_size"]  # a value that came with a later version
+    assert changed_weights(told, recipe) == ["device"]
+
+
+def test_every_device_but_the_cpu_has_an_architecture() -> None:
+    assert {"cpu", *ARCHITECTURES} == set(DEVICES)
 
 
 def test_unknown_recipe_is_told_with_those_that_are() -> None:

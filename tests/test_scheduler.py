@@ -291,6 +291,23 @@ def test_standing_queries_take_no_place_of_interactive_ones() -> None:
     assert not desk.submit("one too many")
 
 
+def test_queries_that_come_together_are_taken_together_by_a_worker_that_waits() -> None:
+    desk = Desk()
+    taken: list[list[str]] = []
+
+    def work() -> None:
+        desk.scheduler.wait()
+        taken.append(desk.pop())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    queries = [Query(query_id=name, question="?", standing=name) for name in "abcdefgh"]
+    assert desk.scheduler.submit_all([Ticket(query=query, on_answer=desk.answers.append) for query in queries], 0) == 8
+    thread.join(5)
+
+    assert taken == [list("abcdefgh")]
+
+
 def test_query_that_cannot_be_answered_in_time_is_not_begun_until_hope_returns() -> None:
     desk = Desk()
     desk.submit("slow")
@@ -305,6 +322,21 @@ def test_query_that_cannot_be_answered_in_time_is_not_begun_until_hope_returns()
 
     assert outcomes == [[], [], [], [], ["late 4"]]  # 2 s, 1.6, 1.28, 1.02, 0.82
     assert "too short to answer in" in desk.answers[1].error
+
+
+def test_asker_that_cannot_be_told_harms_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+
+    def fail(answer: Answer) -> None:
+        raise RuntimeError("the asker is gone")
+
+    desk.scheduler.submit(Ticket(query=Query(query_id="gone", question="?"), on_answer=fail), 0)
+    desk.submit("next")
+    desk.pop()
+    desk.finish("gone")
+
+    assert desk.pop() == ["next"]
+    assert [record.message for record in caplog.records] == ["query_id=gone: its answer cannot be told"]
 
 
 class SchedulerMachine(RuleBasedStateMachine):

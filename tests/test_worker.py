@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
-from nvila_ros.errors import FrameError, NoFramesError
+from nvila_ros.errors import FrameError
 from nvila_ros.scheduler import SHUTTING_DOWN, Scheduler, Ticket
 from nvila_ros.types import Answer, FinishReason, Frame, Piece, Query, RawFrame
 from nvila_ros.video.buffer import NS_PER_S, FrameBuffer
 from nvila_ros.video.image_decoding import decode
-from nvila_ros.worker import Worker, select_frames
-from tests.tiny import CRASH, TOO_LONG, FakePerceiver, raw_frame
+from nvila_ros.worker import LookAhead, Worker
+from tests.tiny import CRASH, KNOWN, TOO_LONG, FakePerceiver, raw_frame
 
 WAIT_S = 10.0
+NEVER = LookAhead()
 
 
 def decode_frame(raw: RawFrame) -> Frame:
@@ -26,10 +28,11 @@ def decode_frame(raw: RawFrame) -> Frame:
 class Bench:
     """A worker at work, and what it said."""
 
-    def __init__(self, token_s: float = 0.0) -> None:
+    def __init__(self, token_s: float = 0.0, ahead: LookAhead = NEVER) -> None:
+        self.model = FakePerceiver(token_s)
         self.buffer: FrameBuffer[RawFrame] = FrameBuffer(10.0, 1 << 20)
         self.scheduler = Scheduler(8)
-        self.worker = Worker(FakePerceiver(token_s), self.scheduler, self.buffer, decode_frame)
+        self.worker = Worker(self.model, self.scheduler, self.buffer, decode_frame, ahead=ahead)
         self.answers: list[Answer] = []
         self.pieces: list[Piece] = []
 
@@ -141,57 +144,61 @@ def test_close_while_answering_ends_at_a_token_and_answers_all() -> None:
     assert long.text.startswith("word")
 
 
-def held(*stamps_by_camera: tuple[str, list[float]]) -> FrameBuffer[RawFrame]:
-    buffer: FrameBuffer[RawFrame] = FrameBuffer(100.0, 1 << 20)
-    for camera, stamps in stamps_by_camera:
-        for stamp in stamps:
-            buffer.push(raw_frame(stamp, camera))
-    return buffer
-
-
-def query(**fields: object) -> Query:
-    return Query(query_id="a", question="?", **fields)  # type: ignore[arg-type]
-
-
-def test_cameras_share_the_frames_and_come_in_capture_order() -> None:
-    buffer = held(("left", [1, 2, 3, 4]), ("right", [1.5, 2.5, 3.5]))
-
-    frames = select_frames(buffer, query(cameras=("left", "right"), num_frames=4, window_s=10))
-
-    assert [(frame.camera, frame.stamp_ns / NS_PER_S) for frame in frames] == [
-        ("left", 1),
-        ("right", 1.5),
-        ("right", 3.5),
-        ("left", 4),
+def test_standing_queries_of_one_clip_are_answered_together_and_the_broken_one_alone_fails(bench: Bench) -> None:
+    bench.buffer.push(raw_frame(1))
+    tickets = [
+        Ticket(
+            query=Query(query_id=name, question=name, standing=name, cameras=("camera",)),
+            on_answer=bench.answers.append,
+        )
+        for name in ("a", "b", "c")
     ]
 
+    bench.scheduler.submit_all(tickets, 0)
 
-def test_camera_that_stopped_leaves_its_share_to_the_others() -> None:
-    buffer = held(("left", [1, 2]), ("right", [50, 51, 52]))
-
-    frames = select_frames(buffer, query(cameras=("left", "right"), num_frames=2, window_s=5))
-
-    assert [frame.camera for frame in frames] == ["right", "right"]
+    answers = bench.work()
+    assert [answer.text for answer in answers] == ["a", "b", "c"]
+    assert {answer.frames for answer in answers} == {answers[0].frames}
 
 
-def test_window_ends_at_the_newest_frame_of_the_cameras_asked() -> None:
-    buffer = held(("left", [1, 2, 3]), ("right", [90]))
+def test_follow_up_of_a_known_conversation_needs_no_frame(bench: Bench) -> None:
+    bench.ask(query_id="known", conversation=KNOWN, is_follow_up=True)
+    bench.ask(query_id="unknown", conversation="other", is_follow_up=True)
 
-    frames = select_frames(buffer, query(cameras=("left",), num_frames=8, window_s=1))
-
-    assert [frame.stamp_ns / NS_PER_S for frame in frames] == [2, 3]
-
-
-def test_explicit_interval_is_taken_as_it_is() -> None:
-    buffer = held(("left", [1, 2, 3, 4]))
-
-    frames = select_frames(buffer, query(cameras=("left",), num_frames=8, start_ns=2 * NS_PER_S, end_ns=3 * NS_PER_S))
-
-    assert [frame.stamp_ns / NS_PER_S for frame in frames] == [2, 3]
+    reasons = {answer.query.query_id: answer.finish_reason for answer in bench.work()}
+    assert reasons == {"known": FinishReason.STOP, "unknown": FinishReason.NO_FRAMES}
 
 
-def test_empty_interval_names_what_the_buffer_holds() -> None:
-    buffer = held(("left", [1, 2]))
+def test_newest_frame_is_looked_at_ahead_while_nothing_is_asked() -> None:
+    bench = Bench(ahead=LookAhead(rate_hz=200.0, cameras=("camera",)))
+    bench.buffer.push(raw_frame(1))
+    bench.worker.start()
+    wait_until(lambda: bench.model.looked_at[:2] == [NS_PER_S] * 2)
+    bench.buffer.push(raw_frame(2))
+    wait_until(lambda: 2 * NS_PER_S in bench.model.looked_at)
 
-    with pytest.raises(NoFramesError, match=r"in \[5.000, 6.000\] s; the buffer holds 2 from 1.000 to 2.000 s"):
-        select_frames(buffer, query(cameras=("left",), start_ns=5 * NS_PER_S, end_ns=6 * NS_PER_S))
+    bench.ask()
+
+    assert [answer.finish_reason for answer in bench.work()] == [FinishReason.STOP]
+    bench.scheduler.close(0)
+    assert bench.worker.join(WAIT_S)
+
+
+def test_another_model_answers_from_the_next_query_on(bench: Bench) -> None:
+    bench.buffer.push(raw_frame(1))
+    bench.ask()
+    bench.work()
+    other = FakePerceiver()
+    other.model = "other"  # type: ignore[misc]
+
+    bench.worker.use(other)
+    bench.ask()
+
+    assert [answer.model for answer in bench.work()] == ["fake", "other"]
+
+
+def wait_until(is_done: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + WAIT_S
+    while not is_done():
+        assert time.monotonic() < end_s, "it did not happen"
+        time.sleep(0.001)

@@ -83,6 +83,9 @@ class FakePerceiver:
         self._check([frame])
         self.looked_at.append(frame.stamp_ns)
 
+    def counters(self) -> dict[str, int]:
+        return {"frames_encoded": len(self.looked_at)}
+
     def _check(self, frames: Sequence[DeferredFrame]) -> None:
         self._thread = self._thread or threading.current_thread()
         assert self._thread is threading.current_thread(), "one thread owns the model"
@@ -142,7 +145,7 @@ class FakePerceiver:
         )
 
 
-def load_fake(model: str, *, backend: str, threads: int, overrides: object) -> FakePerceiver:
+def load_fake(model: str, *, backend: str, threads: int, overrides: object, limits: object) -> FakePerceiver:
     """Stand in for `load_perceiver`; the token time comes with the model's name, e.g. `fake:0.01`."""
     return FakePerceiver(token_s=float(model.partition(":")[2] or 0))
 

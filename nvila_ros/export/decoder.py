@@ -27,8 +27,8 @@ def draw_decoder(spec: DecoderSpec, weights: Weights, form: GraphForm = ORT) -> 
     Inputs beside: `rows` (R,) int64, which of the L tokens logits are wanted of. Append has `cos` and `sin` (L, S), an
     additive `mask` (L, M), and `past_k_0`... (T, K, S), and gives `new_k_0`... (L, K, S). In place has `cos` and `sin`
     (1, L, S/2), `mask` (L, M) bool that is true where a token may look, `start` (1,) int64 that is T, and `past_k_0`...
-    (1, K, M, S), and gives `present_k_0`... alike; `start` + L must not exceed M, which no runtime checks. In float16 there are also `top_logits` float32 and `top_ids` int64,
-    (R, 64) or (R, V), best first.
+    (1, K, M, S), and gives `present_k_0`... alike; `start` + L must not exceed M, which no runtime checks. In float16
+    there are also `top_logits` float32 and `top_ids` int64, (R, 64) or (R, V), best first.
     """
     pen = GraphPen("decoder", form)
     x = pen.input("embeds", ("L", spec.width))

@@ -182,7 +182,7 @@ class GraphPen:
         Raises:
             ConfigError: the weight cannot be told in this form.
         """
-        if self.form.maps == "fused" and (group := _fused_group(weight)):
+        if self.form.maps == "fused" and not isinstance(weight, np.ndarray) and (group := _fused_group(weight)):
             return self._fused(x, name, weight, group)
         if isinstance(weight, Int4Weight):
             return self.op("MatMul", x, self._dequantize_int4(name, weight))
@@ -233,7 +233,9 @@ class GraphPen:
         initializers = [*self._constants.values()]
         initializers += [_external(name, array, offset_by_weight[name]) for name, array in self.weights.items()]
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
-        opsets = [helper.make_opsetid("", self.form.opset), helper.make_opsetid(ORT_DOMAIN, 1)]
+        opsets = [helper.make_opsetid("", self.form.opset)]
+        if self.form.maps == "fused":
+            opsets.append(helper.make_opsetid(ORT_DOMAIN, 1))
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="nvila_ros")
 
     def _store(self, name: str, array: np.ndarray) -> str:
@@ -330,13 +332,13 @@ def _external(name: str, array: np.ndarray, offset: int) -> onnx.TensorProto:
     return tensor
 
 
-def _fused_group(weight: Weight) -> int:
+def _fused_group(weight: Int4Weight | Int8Weight) -> int:
     """Return the inputs that share a scale in the fused form of a weight, or 0 if there is none."""
     if isinstance(weight, Int4Weight):
         return weight.group_size if weight.group_size in FUSED_GROUPS else 0
-    if isinstance(weight, Int8Weight) and weight.input_scale is None:
-        return max((group for group in FUSED_GROUPS if len(weight.values_KN) % group == 0), default=0)
-    return 0
+    if weight.input_scale is not None:
+        return 0
+    return max((group for group in FUSED_GROUPS if len(weight.values_KN) % group == 0), default=0)
 
 
 def num_bytes(array: np.ndarray) -> int:

@@ -45,12 +45,17 @@ def score_sequences(logits_V: np.ndarray, rows: Iterator[np.ndarray], sequences:
         rows: of each sequence in turn, the logits after each of its tokens but the last, (V,) each.
         sequences: token ids, the stop token included.
     """
-    first_V = log_softmax(logits_V)
-    scores = np.array([first_V[ids[0]] + sum(log_softmax(next(rows))[token] for token in ids[1:]) for ids in sequences])
-    return np.exp(log_softmax(scores))
+    total = log_total(logits_V)
+    scores = np.zeros(len(sequences))
+    for i, ids in enumerate(sequences):
+        scores[i] = logits_V[ids[0]] - total
+        for token in ids[1:]:
+            row_V = next(rows)
+            scores[i] += row_V[token] - log_total(row_V)
+    return np.exp(scores - log_total(scores))
 
 
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    """Return the log of the softmax over a vector, in float64."""
-    shifted = x.astype(np.float64) - x.max()
-    return shifted - np.log(np.exp(shifted).sum())
+def log_total(x: np.ndarray) -> float:
+    """Return the log of the sum of exponentials over a vector, which is summed in float64."""
+    largest = x.max()
+    return float(largest + np.log(np.exp(x - largest).sum(dtype=np.float64)))

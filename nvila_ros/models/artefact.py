@@ -4,6 +4,9 @@ The manifest names every file with its size and digest, so a folder that a build
 since, is refused before anything of it is used. Weights lie in safetensors files, linear maps inputs first: four-bit
 values as `KEY.values`, two to a byte, eight-bit ones as int8, with `KEY.scale` and, where the input's scale is fixed,
 `KEY.input_scale`; all else under its own key.
+
+That much runs anywhere. Plans that were compiled of it for one machine lie beside and have seals of their own, which
+only who loads them checks: one that is damaged or stale makes the rest of the build no worse.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.models.checkpoint import TensorInfo, read_header, read_object
+from nvila_ros.models.checkpoint import Checkpoint, TensorInfo, read_header, read_object
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles, unpack_nibbles
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec, Wrap
 
@@ -28,6 +31,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 REBUILD = "build it again with nvila build"
 _CHUNK = 1 << 24
+_SAMPLE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +41,20 @@ class Artefact:
     Attributes:
         precision: such as `w8a8+w4a16`.
         recipe: the recipe that it was built from, as plain values.
+        source: fingerprint of the checkpoint that it was built from; empty if it does not tell.
         tensors: every tensor of its files.
+        weights_sha256: digest of all its weights.
+        plans: what was compiled of it, as `runtime/tensorrt_plans.py` tells them.
     """
 
     path: Path
     spec: ModelSpec
     precision: str
     recipe: Mapping[str, Any]
+    source: str
     tensors: Mapping[str, TensorInfo]
+    weights_sha256: str
+    plans: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -54,6 +64,21 @@ class Artefact:
     def weights(self) -> StoredWeights:
         """Return the weights by `part.key`, each read when it is asked for."""
         return StoredWeights(self.tensors)
+
+    def map_tensor(self, key: str) -> np.ndarray:
+        """Return a tensor whose rows are read from disk as they are asked for; it cannot be written to.
+
+        Raises:
+            CheckpointError: it is held quantized.
+        """
+        info = self.tensors.get(key)
+        if info is None:
+            raise CheckpointError(f"{self.path} holds no plain {key}; {REBUILD}")
+        with info.file.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            start, _ = json.loads(file.read(length))[info.name]["data_offsets"]
+        dtype = {"F16": np.float16, "F32": np.float32}[info.dtype]
+        return np.memmap(info.file, dtype, "r", 8 + length + start, info.shape)
 
 
 class StoredWeights(Mapping[str, Weight]):
@@ -111,28 +136,65 @@ def open_artefact(folder: Path) -> Artefact:
         raise CheckpointError(f"{folder} is a build of format {told.get('format')!r}, this is {FORMAT}; {REBUILD}")
     try:
         for name, seal in told["files"].items():
-            _check_file(folder, name, seal)
+            check_file(folder, name, seal, REBUILD)
         spec = spec_from_dict(told["spec"])
         names = [name for name in told["files"] if name.endswith(".safetensors")]
         tensors = {key: info for name in names for key, info in read_header(folder / name, "").items()}
-        return Artefact(folder, spec, told["precision"], told["recipe"], tensors)
+        digest = hashlib.sha256("".join(f"{name} {told['files'][name]['sha256']}\n" for name in sorted(names)).encode())
+        return Artefact(
+            path=folder,
+            spec=spec,
+            precision=told["precision"],
+            recipe=told["recipe"],
+            source=told.get("source", ""),
+            tensors=tensors,
+            weights_sha256=digest.hexdigest(),
+            plans=tuple(told.get("plans", ())),
+        )
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is not a build's manifest ({error!r}); {REBUILD}") from error
 
 
-def write_manifest(folder: Path, spec: ModelSpec, precision: str, recipe: Mapping[str, Any]) -> None:
-    """Seal every file of a folder; from here on it is a build."""
+def write_manifest(folder: Path, spec: ModelSpec, precision: str, recipe: Mapping[str, Any], source: str) -> None:
+    """Seal every file of a folder; from here on it is a build. `source` is the `fingerprint` of its checkpoint."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     told = {
         "format": FORMAT,
+        "source": source,
         "precision": precision,
         "recipe": recipe,
         "spec": dataclasses.asdict(spec),
         "files": {name: seal_file(folder / name) for name in names if name != MANIFEST},
     }
+    _write(folder, told)
+
+
+def rewrite_plans(folder: Path, recipe: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> None:
+    """Let a sealed build tell of these plans and no others, and of the recipe that they were compiled by."""
+    _write(folder, read_object(folder / MANIFEST) | {"recipe": recipe, "plans": list(plans)})
+
+
+def _write(folder: Path, told: Mapping[str, Any]) -> None:
+    """Replace the manifest in one step."""
     staged = folder / f".{MANIFEST}.part"
-    staged.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(told, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # else after a cut of the power it may be there and empty
     os.replace(staged, folder / MANIFEST)
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Return a digest of a checkpoint: its config, and of each weight file the size, the head and the tail."""
+    digest = hashlib.sha256(json.dumps(dict(checkpoint.config), sort_keys=True).encode())
+    for path in sorted({info.file for info in checkpoint.tensors.values()}):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE_BYTES))
+            file.seek(max(size - _SAMPLE_BYTES, 0))
+            digest.update(file.read())
+    return digest.hexdigest()
 
 
 def seal_file(path: Path) -> dict[str, Any]:
@@ -164,11 +226,17 @@ def spec_from_dict(told: Mapping[str, Any]) -> ModelSpec:
     return ModelSpec(**{**told, **parts, **lists})
 
 
-def _check_file(folder: Path, name: str, seal: Mapping[str, Any]) -> None:
+def check_file(folder: Path, name: str, seal: Mapping[str, Any], how: str) -> None:
+    """Check a file against what `seal_file` gave of it.
+
+    Raises:
+        CheckpointError: it is not there or not the same; `how` says what to do.
+    """
     path = folder / name
     if folder.resolve() not in path.resolve().parents:
-        raise CheckpointError(f"{folder / MANIFEST} names a file outside of its folder, {name!r}; {REBUILD}")
+        raise CheckpointError(f"{folder / MANIFEST} names a file outside of its folder, {name!r}; {how}")
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {REBUILD}")
-    if seal_file(path) != dict(seal):
-        raise CheckpointError(f"{path} is not the file that was built: it was truncated or changed; {REBUILD}")
+        raise CheckpointError(f"{path} is missing; {how}")
+    # The size first: a file that was cut off need not be read.
+    if path.stat().st_size != seal["bytes"] or seal_file(path) != dict(seal):
+        raise CheckpointError(f"{path} is not the file that was built: it was truncated or changed; {how}")

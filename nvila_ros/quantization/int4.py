@@ -17,10 +17,9 @@ from torch import Tensor
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.quantized import INT4_RANGE, Int4Weight
-from nvila_ros.quantization.rounding import MIN_SCALE, half_up
+from nvila_ros.quantization.rounding import half_up
 
 LOWEST, HIGHEST = INT4_RANGE
-UINT4_MAX = 15
 
 
 def quantize_int4(weight_KN: np.ndarray, group_size: int = 128, clip_GN: np.ndarray | None = None) -> Int4Weight:
@@ -78,30 +77,3 @@ def check_groups(num_inputs: int, group_size: int) -> None:
             f"the group size must divide the inputs of every linear map, got {group_size} and {num_inputs} inputs; "
             f"the largest that divides them is {fits}"
         )
-
-
-def quantize_uint4(weight_KN: np.ndarray, group_size: int = 128) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Round a weight to [0, 15] with a zero point for each group, for runtimes that take one.
-
-    Returns:
-        values uint8 (K, N), scales float32 (G, N) and zero points uint8 (G, N); each group's range holds 0.
-
-    Raises:
-        ConfigError: the group size does not divide K.
-
-    Source: AWQ's scheme, scale = (max - min) / 15.
-    """
-    check_groups(len(weight_KN), group_size)
-    groups = np.asarray(weight_KN, np.float32).reshape(-1, group_size, weight_KN.shape[1])
-    low_GN, high_GN = np.minimum(groups.min(1), 0), np.maximum(groups.max(1), 0)
-    scale_GN = np.maximum((high_GN - low_GN) / UINT4_MAX, np.float32(MIN_SCALE))
-    zero_GN = np.rint(-low_GN / scale_GN)
-    values = np.clip(np.rint(groups / scale_GN[:, None]) + zero_GN[:, None], 0, UINT4_MAX)
-    return values.reshape(weight_KN.shape).astype(np.uint8), scale_GN, zero_GN.astype(np.uint8)
-
-
-def dequantize_uint4(values_KN: np.ndarray, scale_GN: np.ndarray, zero_GN: np.ndarray) -> np.ndarray:
-    """Return the weight that `quantize_uint4`'s values stand for, (K, N) float32."""
-    group_size = len(values_KN) // len(scale_GN)
-    scale_KN, zero_KN = (np.repeat(array, group_size, axis=0) for array in (scale_GN, zero_GN))
-    return (values_KN.astype(np.float32) - zero_KN.astype(np.float32)) * scale_KN

@@ -37,7 +37,13 @@ class OnnxRuntimeDecoder:
         """Write the rows of new tokens behind those that the cache holds and return the wanted logits, (R, V)."""
         start, end = cache.length, cache.length + len(new.embeds_LD)
         logits_RV = np.empty((len(new.rows_R), self._vocab_size), np.float32)
-        inputs = {"embeds": new.embeds_LD, "cos": new.cos_LS, "sin": new.sin_LS, "mask": new.mask_LM, "rows": new.rows_R}
+        inputs = {
+            "embeds": new.embeds_LD,
+            "cos": new.cos_LS,
+            "sin": new.sin_LS,
+            "mask": new.mask_LM,
+            "rows": new.rows_R,
+        }
         outputs = {"logits": logits_RV}
         for name, buffer in cache.buffer_by_name.items():
             inputs[f"past_{name}"], outputs[f"new_{name}"] = buffer[:start], buffer[start:end]

@@ -11,8 +11,6 @@ import sys
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino as ov  # noqa: E402
-from openvino import opset6, opset13  # noqa: E402
+from openvino import opset13 as ops  # noqa: E402
 
-ops = opset13
-
-__all__ = ["ops", "opset6", "ov"]
+__all__ = ["ops", "ov"]

@@ -1,11 +1,11 @@
 """The parts of NVILA as OpenVINO models, built node by node from spec and weights.
 
 Nodes are laid out so that the CPU plugin finds its fused kernels: root-mean-square norms, rotary positions, compressed
-matrices, and attention over a KV cache that it keeps in place. The decoder is cut into stages of some layers, each a
-model of its own with the keys and values of its layers as state.
+matrices and attention. The decoder is cut into stages of some layers, each a model of its own without a state: past
+keys and values go in, and the new rows come out.
 
-Shapes: C channels, P patches, E vision width, G visual tokens, L tokens in this call, M rows of the cache after it, D
-decoder width, A query heads, K kv heads, S head size, V vocabulary.
+Shapes: C channels, P patches, E vision width, G visual tokens, L tokens in this call, T past tokens, M = T + L, R
+tokens whose logits are wanted, D decoder width, A query heads, K kv heads, Q = A / K, S head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from nvila_ros.models.quantized import Int8Weight, Weight
 from nvila_ros.models.spec import DecoderSpec, ProjectorSpec, VisionSpec
-from nvila_ros.runtime.openvino_api import ops, opset6, ov
+from nvila_ros.runtime.openvino_api import ops, ov
 from nvila_ros.runtime.openvino_weights import Value, WeightStore, join_outputs
 
 Weights = Mapping[str, Weight]
@@ -134,52 +134,71 @@ def _space_to_depth(feat: Value, grid: int, r: int, e: int) -> Value:
 def draw_stage(
     spec: DecoderSpec, layers: range, weights: Weights, store: WeightStore, attention: ov.Type = ov.Type.f32
 ) -> ov.Model:
-    """Draw some layers of the decoder: `hidden` (1, L, D) to `hidden_out` (1, L, D), with their cache as state.
+    """Draw some layers of the decoder: `hidden` (1, L, D) to `hidden_out`, alike or (1, R, D) after the last layer.
 
-    Other inputs: `cos` and `sin` (1, 1, L, S), the additive `mask` (1, 1, L, M), and `beam`, (1,) int32, always zero.
-    `attention` is what keys and values are kept in and the attention alone is computed in.
+    Other inputs: `cos` and `sin` (1, 1, L, S), the additive `mask` (1, 1, L, M), `rows` (R,) int64, which of the L
+    tokens logits are wanted of, and for each layer `past_k_0`... (T, K, S). Other outputs: `new_k_0`... (L, K, S).
+    `attention` is what the attention alone is computed in.
     """
-    pen, s = Pen(weights, store), spec.head_size
-    hidden = parameter("hidden", [1, -1, spec.width])
-    cos, sin = (parameter(name, [1, 1, -1, s]) for name in ("cos", "sin"))
-    mask, beam = parameter("mask", [1, 1, -1, -1]), parameter("beam", [-1], np.int32)
-    x, sinks, hides = hidden, [], ops.convert(mask, attention)
+    stage = _Stage(spec, Pen(weights, store), attention)
+    x = stage.hidden
     for i in layers:
-        name = f"llm.model.layers.{i}"
-        normed = pen.rms_norm(x, f"{name}.input_layernorm", spec.norm_eps)
-        heads = pen.linears(normed, *(f"{name}.self_attn.{key}_proj" for key in "qkv"))
-        counts = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-        q, k, v = (pen.split_heads(head, count, s) for head, count in zip(heads, counts, strict=True))
-        q, k, v = (ops.convert(head, attention) for head in (_rotate(q, cos, sin, s), _rotate(k, cos, sin, s), v))
-        all_k, sink_k = _append(spec, f"k_{i}", k, beam)
-        all_v, sink_v = _append(spec, f"v_{i}", v, beam)
-        sinks += [sink_k, sink_v]
-        mixed = ops.convert(ops.scaled_dot_product_attention(q, all_k, all_v, hides), np.float32).output(0)
-        x = ops.add(x, pen.linear(pen.join_heads(mixed, spec.width), f"{name}.self_attn.o_proj")).output(0)
-        normed = pen.rms_norm(x, f"{name}.post_attention_layernorm", spec.norm_eps)
+        # Behind its keys and values, the last layer has no work for tokens that no one asks about.
+        x = stage.layer(i, x, is_last=i == spec.num_layers - 1)
+    return finish("stage", {"hidden_out": x, **stage.new}, stage.inputs)
+
+
+class _Stage:
+    """Some layers of the decoder, and what they take and give beside `hidden`."""
+
+    def __init__(self, spec: DecoderSpec, pen: Pen, attention: ov.Type) -> None:
+        self.spec, self.pen, self.attention = spec, pen, attention
+        self.hidden = parameter("hidden", [1, -1, spec.width])
+        self.cos, self.sin = (parameter(name, [1, 1, -1, spec.head_size]) for name in ("cos", "sin"))
+        mask, self.rows = parameter("mask", [1, 1, -1, -1]), parameter("rows", [-1], np.int64)
+        self.mask = ops.convert(mask, attention).output(0)
+        self.inputs = [self.hidden, self.cos, self.sin, mask, self.rows]
+        self.new: dict[str, Value] = {}
+
+    def layer(self, i: int, x: Value, is_last: bool) -> Value:
+        """Return the hidden states after one layer; after the last, those of the wanted tokens alone."""
+        pen, name = self.pen, f"llm.model.layers.{i}"
+        normed = pen.rms_norm(x, f"{name}.input_layernorm", self.spec.norm_eps)
+        x = self._wanted(x, 1) if is_last else x
+        mixed = pen.join_heads(self._attend(i, normed, is_last), self.spec.width)
+        x = ops.add(x, pen.linear(mixed, f"{name}.self_attn.o_proj")).output(0)
+        normed = pen.rms_norm(x, f"{name}.post_attention_layernorm", self.spec.norm_eps)
         # Not joined as q, k and v are: the plugin folds what follows into a product, but not past a split.
         gate = ops.swish(pen.linear(normed, f"{name}.mlp.gate_proj"))
         both = ops.multiply(gate, pen.linear(normed, f"{name}.mlp.up_proj")).output(0)
-        x = ops.add(x, pen.linear(both, f"{name}.mlp.down_proj")).output(0)
-    return finish("stage", {"hidden_out": x}, [hidden, cos, sin, mask, beam], sinks)
+        return ops.add(x, pen.linear(both, f"{name}.mlp.down_proj")).output(0)
 
+    def _attend(self, i: int, normed: Value, is_last: bool) -> Value:
+        """Return (1, A, L, S), or (1, A, R, S), the query heads of one kv head as heads of its own batch."""
+        spec, pen, s = self.spec, self.pen, self.spec.head_size
+        num_kv = spec.num_kv_heads
+        heads = pen.linears(normed, *(f"llm.model.layers.{i}.self_attn.{key}_proj" for key in "qkv"))
+        counts = (spec.num_heads, num_kv, num_kv)
+        q, k, v = (pen.split_heads(head, count, s) for head, count in zip(heads, counts, strict=True))
+        q, k = (_rotate(head, self.cos, self.sin, s) for head in (q, k))
+        all_k, all_v = self._append(f"k_{i}", k), self._append(f"v_{i}", v)
+        q, mask = (self._wanted(value, 2) if is_last else value for value in (q, self.mask))
+        q = ops.reshape(ops.convert(q, self.attention), ints(num_kv, spec.num_heads // num_kv, -1, s), False)
+        mixed = ops.scaled_dot_product_attention(q, all_k, all_v, mask)  # (K, Q, L, S)
+        return ops.reshape(ops.convert(mixed, np.float32), ints(1, spec.num_heads, -1, s), False).output(0)
 
-def _append(spec: DecoderSpec, name: str, new: ov.Node, beam: Value) -> tuple[Value, ov.Node]:
-    """Return all rows of a state after `new`, one copy for each query head, and the node that keeps them.
+    def _append(self, name: str, new: Value) -> Value:
+        """Return past and new rows, (K, 1, M, S), and declare the past as an input and the new ones as an output."""
+        num_kv, s = self.spec.num_kv_heads, self.spec.head_size
+        past = parameter(f"past_{name}", [-1, num_kv, s])
+        self.inputs.append(past)
+        rows = ops.reshape(ops.transpose(new, ints(0, 2, 1, 3)), ints(-1, num_kv, s), False).output(0)
+        self.new[f"new_{name}"] = rows
+        all_rows = ops.convert(ops.concat([past, rows], 0), self.attention)
+        return ops.unsqueeze(ops.transpose(all_rows, ints(1, 0, 2)), ints(1)).output(0)
 
-    The plugin keeps the rows in place and copies none of them: it takes the whole pattern for one operation. It looks
-    for the choice of beams, though there is but one sequence, and reads each kv head for all of its query heads.
-    """
-    num_kv, s, kind = spec.num_kv_heads, spec.head_size, new.get_element_type()
-    empty = ops.constant(ov.Tensor(kind, ov.Shape([1, num_kv, 0, s])))
-    past = opset6.read_value(empty, name, kind, ov.PartialShape([-1, num_kv, -1, s]))
-    rows = ops.concat([ops.gather(past, beam, ops.constant(np.int64(0))), new], 2)
-    sink = opset6.assign(rows, name)
-    if num_kv == spec.num_heads:
-        return rows.output(0), sink
-    shape = ints(1, 1, spec.num_heads // num_kv, 1, 1)
-    repeated = ops.broadcast(ops.unsqueeze(rows, ints(2)), shape, broadcast_spec="BIDIRECTIONAL")
-    return ops.reshape(repeated, ints(0, spec.num_heads, -1, s), True).output(0), sink
+    def _wanted(self, x: Value, axis: int) -> Value:
+        return ops.gather(x, self.rows, ops.constant(np.int64(axis))).output(0)
 
 
 def _rotate(x: Value, cos: Value, sin: Value, head_size: int) -> Value:
@@ -191,9 +210,9 @@ def _rotate(x: Value, cos: Value, sin: Value, head_size: int) -> Value:
 
 
 def draw_head(spec: DecoderSpec, head: Weight, weights: Weights, store: WeightStore) -> ov.Model:
-    """Draw `hidden` (1, 1, D) of one token to `logits` (1, 1, V)."""
+    """Draw `hidden` (1, R, D) to `logits` (1, R, V)."""
     pen = Pen(weights, store)
-    hidden = parameter("hidden", [1, 1, spec.width])
+    hidden = parameter("hidden", [1, -1, spec.width])
     logits = pen.product(pen.rms_norm(hidden, "llm.model.norm", spec.norm_eps), head)
     return finish("head", {"logits": logits}, [hidden])
 
@@ -205,14 +224,12 @@ def parameter(name: str, shape: list[int], dtype: type = np.float32) -> Value:
     return value
 
 
-def finish(
-    name: str, outputs: Mapping[str, Value], inputs: list[Value], sinks: list[ov.Node] | None = None
-) -> ov.Model:
+def finish(name: str, outputs: Mapping[str, Value], inputs: list[Value]) -> ov.Model:
     """Return the model of what was drawn."""
     for key, value in outputs.items():
         value.set_names({key})
     parameters = [value.get_node() for value in inputs]
-    return ov.Model([ops.result(value) for value in outputs.values()], sinks or [], parameters, name)
+    return ov.Model([ops.result(value) for value in outputs.values()], parameters, name)
 
 
 def scalar(value: float) -> ov.Node:

@@ -21,8 +21,8 @@ from nvila_ros.errors import BackendError
 FLAVOURS = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 """Modules that each flavour is installed as; the wheels of RTX bring their bindings alone."""
 
-Progress = Callable[[str, int, int], None]
-"""Told the phase, the steps done and the steps in all; raising from it ends the build."""
+Progress = Callable[[str, float], None]
+"""Told the phase, and how much of the build is done, 0 to 1; raising from it ends the build."""
 
 
 def load_api(flavour: str) -> Any:
@@ -39,7 +39,11 @@ def load_api(flavour: str) -> Any:
             return importlib.import_module(name)
         except ImportError as error:
             missing.append(str(error))
-    hint = "it comes with JetPack" if flavour == "tensorrt" else "pip install tensorrt-rtx-cu12-libs and -bindings"
+    hint = (
+        "it comes with JetPack, elsewhere pip install tensorrt"
+        if flavour == "tensorrt"
+        else "pip install tensorrt-rtx-cu12-libs and -bindings"
+    )
     raise BackendError(f"{flavour} cannot be loaded ({'; '.join(missing)}); {hint}")
 
 
@@ -84,29 +88,60 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
+@dataclass(slots=True)
+class Phase:
+    """A phase of a build, which is one step of the phase that it lies in."""
+
+    parent: Phase | None
+    num_steps: int
+    num_done: int = 0
+
+    def reached(self, share: float = 0.0) -> float:
+        """Return how much of the outermost phase is done, `share` of a step of this one included."""
+        mine = min((self.num_done + share) / self.num_steps, 1.0)
+        return mine if self.parent is None else self.parent.reached(mine)
+
+
 def make_monitor(trt: Any, on_progress: Progress) -> Any:
     """Return a monitor for a config; the config does not keep it alive."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.steps: dict[str, int] = {}
+            self.phases: dict[str, Phase] = {}
+            self.share = 0.0
             self.error: BaseException | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.steps[phase_name] = num_steps
+            self.phases[phase_name] = Phase(self.phases.get(parent_phase or ""), max(num_steps, 1))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             try:
-                on_progress(phase_name, step + 1, self.steps.get(phase_name, 0))
+                if phase_name in self.phases:
+                    self.phases[phase_name].num_done = step + 1
+                    # Phases come again for every layer: what was told is never taken back.
+                    self.share = max(self.share, self.phases[phase_name].reached())
+                on_progress(phase_name, self.share)
             except BaseException as error:  # it must not cross the vendor's frames; `build_plan` raises it again
                 self.error = error
             return self.error is None
 
         def phase_finish(self, phase_name: str) -> None:
-            self.steps.pop(phase_name, None)
+            self.phases.pop(phase_name, None)
 
     return Monitor()
+
+
+def open_context(trt: Any, engine: Any, profile: int, stream: int) -> Any:
+    """Return a context that keeps to one profile and holds scratch memory for no other.
+
+    Raises:
+        BackendError: there is no memory for it.
+    """
+    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)
+    if context is None or not context.set_optimization_profile_async(profile, stream):
+        raise BackendError(f"TensorRT gave no context for profile {profile}; free memory of the device")
+    return context
 
 
 def has_cache_in_place(trt: Any) -> bool:
@@ -131,11 +166,20 @@ def set_target(trt: Any, config: Any, target: str) -> None:
         raise BackendError(
             f"TensorRT builds for the GPU it runs on, got target {target!r}; use tensorrt_rtx or leave it"
         )
+    check_target(trt, target)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
+
+
+def check_target(trt: Any, target: str) -> None:
+    """Check that TensorRT-RTX knows a GPU, such as `SM86`.
+
+    Raises:
+        BackendError: it does not.
+    """
     if not hasattr(trt.ComputeCapability, target):
         known = sorted(name for name in dir(trt.ComputeCapability) if name.startswith("SM"))
         raise BackendError(f"unknown target {target!r}; known are {known}")
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
 
 
 def limit_workspace(trt: Any, config: Any, limit_bytes: int) -> None:

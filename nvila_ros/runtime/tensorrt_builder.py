@@ -3,8 +3,8 @@
 Types are the graph's own (strong typing), so nothing is quantized or widened here. The plan's kernels are part of the
 result: `tensorrt_lint` reads from them whether the graph became what it was drawn for.
 
-Shapes: N tiles, P patches, E vision width, L tokens in this call, T past tokens, M tokens of the cache, D decoder
-width, K kv heads, S head size.
+Shapes: N tiles, P patches, E vision width, L tokens in this call, R of them whose logits are wanted, T past tokens, M
+tokens of the cache, D decoder width, K kv heads, S head size.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from nvila_ros.runtime import tensorrt_api as api
 
 PREFILL, DECODE = 0, 1
 """Numbers of the decoder's profiles."""
+DECODE_ROWS = 2
+"""Of one row alone TensorRT-RTX lays the head out anew beside how prompts read it: 0.47 GB more of a 2B model."""
 Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 """Least, usual and largest shape of each input whose shape varies."""
@@ -36,19 +38,21 @@ class Limits:
     Attributes:
         max_tiles: tiles in one call of the vision tower and the projector; more are split by the caller.
         max_chunk: tokens in one call of the decoder; longer prompts are split by the caller.
+        max_rows: tokens of a chunk whose logits are wanted; more are split by the caller.
         capacity: tokens of the cache.
     """
 
     max_tiles: int = 8
     max_chunk: int = 512
+    max_rows: int = 16
     capacity: int = 4096
 
     def __post_init__(self) -> None:
         """Check that a chunk fits the cache."""
-        if min(self.max_tiles, self.max_chunk) < 1 or self.max_chunk >= self.capacity:
+        if min(self.max_tiles, self.max_chunk, self.max_rows) < 1 or self.max_chunk >= self.capacity:
             raise ConfigError(
-                f"max_tiles and max_chunk must be >= 1 and a chunk shorter than the cache, got {self.max_tiles}, "
-                f"{self.max_chunk} and {self.capacity}"
+                "max_tiles, max_chunk and max_rows must be >= 1 and a chunk shorter than the cache, got "
+                f"{self.max_tiles}, {self.max_chunk}, {self.max_rows} and {self.capacity}"
             )
 
 
@@ -72,14 +76,14 @@ class Built:
     """A plan and how it came about.
 
     Attributes:
-        plan: what an engine loads; for this version of TensorRT and this kind of GPU alone.
+        plan: what an engine loads; for this version of TensorRT and this kind of GPU alone. Not copied: it is large.
         kernels: the builder's description of each kernel, one a line.
         warnings: what the builder warned of.
         timings: for the next build's options.
         build_s: how long parsing and compiling took.
     """
 
-    plan: bytes
+    plan: memoryview
     kernels: tuple[str, ...]
     warnings: tuple[str, ...]
     timings: bytes
@@ -94,14 +98,15 @@ def part_profiles(spec: ModelSpec, part: str, form: GraphForm, limits: Limits) -
             return [{"tile": _each(tiles, lambda n: (n, 3, vision.image_px, vision.image_px))}]
         return [{"feat": _each(tiles, lambda n: (n, vision.num_patches, spec.projector.in_width))}]
     last = limits.capacity - 1
-    chunk = (1, limits.max_chunk, limits.max_chunk)
+    chunk, one = (1, limits.max_chunk, limits.max_chunk), (1, 1, 1)
+    # A short chunk may come behind a long past; the longest of both never come together.
+    past_by_profile = [(0, 0, last), (1, limits.capacity // 2, last)]
+    wanted = [{"rows": _each((1, 1, most), lambda n: (n,))} for most in (limits.max_rows, DECODE_ROWS)]
     if form.decoder == "in_place":
-        return [_in_place_profile(spec.decoder, tokens, limits.capacity) for tokens in (chunk, (1, 1, 1))]
-    return [
-        # A short chunk may come behind a long past; the longest of both never come together.
-        _append_profile(spec.decoder, chunk, (0, 0, last)),
-        _append_profile(spec.decoder, (1, 1, 1), (1, limits.capacity // 2, last)),
-    ]
+        caches = [_in_place_profile(spec.decoder, tokens, limits.capacity) for tokens in (chunk, one)]
+    else:
+        caches = [_append_profile(spec.decoder, *both) for both in zip((chunk, one), past_by_profile, strict=True)]
+    return [{**cache, **rows} for cache, rows in zip(caches, wanted, strict=True)]
 
 
 def build_plan(
@@ -120,7 +125,7 @@ def build_plan(
         profiles: from `part_profiles`.
         capacity: tokens of a cache in place, whose size a plan fixes; of no effect on other graphs.
         options: how to build.
-        on_progress: told of every step; what it raises ends the build and is raised from here.
+        on_progress: told how far it is; what it raises ends the build and is raised from here.
 
     Raises:
         BackendError: TensorRT refuses the graph or fails to compile it; the message holds its own words.
@@ -149,7 +154,7 @@ def build_plan(
     if plan is None:
         raise BackendError(f"TensorRT {trt.__version__} cannot build {graph.name}: {_last(log.errors)}")
     return Built(
-        plan=bytes(plan),
+        plan=memoryview(plan),
         kernels=tuple(log.kernels),
         warnings=tuple(log.warnings),
         timings=api.read_timings(config),
@@ -157,8 +162,23 @@ def build_plan(
     )
 
 
+def load_graph(path: Path, how: str) -> onnx.ModelProto:
+    """Return a graph without its weights; `how` says what to do about one that is damaged.
+
+    Raises:
+        BackendError: it is not there or not ONNX.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own exceptions have no common kind
+        raise BackendError(f"{path} cannot be read as ONNX ({error}); {how}") from error
+    if not model.graph.node:  # what protobuf makes of some bytes that are no graph
+        raise BackendError(f"{path} cannot be read as ONNX (it holds no nodes); {how}")
+    return model
+
+
 def _parse(trt: Any, network: Any, logger: Any, log: api.Log, graph: Path, capacity: int) -> None:
-    model = onnx.load(graph, load_external_data=False)
+    model = load_graph(graph, "draw it again")
     if capacity:
         _fix_capacity(model, capacity)
     parser = trt.OnnxParser(network, logger)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,31 @@ class Buffer:
         weakref.finalize(self, cuda.free, self.pointer)
 
 
+class Graph:
+    """Work that was captured once and is launched again and again, on the same addresses each time."""
+
+    def __init__(self, cuda: Cuda, handle: Any) -> None:
+        self.handle = handle
+        weakref.finalize(self, cuda.destroy, handle)
+
+
 class Cuda:
     """One stream of one device."""
 
     def __init__(self, cudart: Any) -> None:
         self._cudart = cudart
         self.stream = int(self._call("cudaStreamCreate"))  # as TensorRT takes it
+
+    def describe(self) -> tuple[str, int]:
+        """Return the device's architecture, such as `sm_87`, and how many multiprocessors it has."""
+        device, names = self._call("cudaGetDevice"), self._cudart.cudaDeviceAttr
+        wanted = (
+            names.cudaDevAttrComputeCapabilityMajor,
+            names.cudaDevAttrComputeCapabilityMinor,
+            names.cudaDevAttrMultiProcessorCount,
+        )
+        major, minor, num_sms = (int(self._call("cudaDeviceGetAttribute", name, device)) for name in wanted)
+        return f"sm_{major}{minor}", num_sms
 
     def allocate(self, num_bytes: int) -> int:
         """Return memory of the device; `cudaMalloc` aligns to 256 bytes."""
@@ -59,9 +79,41 @@ class Cuda:
         self._call("cudaMemcpyAsync", array.ctypes.data, pointer, array.nbytes, kind, self.stream)
         self.wait()
 
+    def copy_rows(self, target: int, source: int, row_bytes: int, num_rows: int, pitch: int) -> None:
+        """Copy the first `row_bytes` of rows that begin `pitch` bytes apart, on the device."""
+        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpy2DAsync", target, pitch, source, pitch, row_bytes, num_rows, kind, self.stream)
+
     def wait(self) -> None:
         """Wait until all work is done."""
         self._call("cudaStreamSynchronize", self.stream)
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """Return what `work` would have put on the stream, of which nothing is done yet.
+
+        Raises:
+            BackendError: the work cannot be captured; the stream is as before.
+        """
+        mode = self._cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", self.stream, mode)
+        try:
+            work()
+        except BackendError:
+            self._cudart.cudaStreamEndCapture(self.stream)  # its status tells of the failure that is on its way
+            raise
+        drawn = self._call("cudaStreamEndCapture", self.stream)
+        try:
+            return Graph(self, self._call("cudaGraphInstantiate", drawn, 0))
+        finally:
+            self._call("cudaGraphDestroy", drawn)
+
+    def launch(self, graph: Graph) -> None:
+        """Start captured work."""
+        self._call("cudaGraphLaunch", graph.handle, self.stream)
+
+    def destroy(self, handle: Any) -> None:
+        """Give back what a `Graph` holds."""
+        self._call("cudaGraphExecDestroy", handle)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """Return what a call gives beside its status.

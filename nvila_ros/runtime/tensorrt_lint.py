@@ -8,9 +8,12 @@ describes each kernel, types and shapes included, in one line; no GPU is needed 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+
+from nvila_ros.export.graph import GraphForm
+from nvila_ros.models.spec import ModelSpec
 
 _KERNEL = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
@@ -19,6 +22,8 @@ _KERNEL = re.compile(
 _TENSOR = re.compile(r"\{ Name: (.*?)(?: \[profile \d+\])?, Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
 _LAYER = re.compile(r"\[ONNX Layer: ([^\]]*?)(?: \[profile \d+\])?\]")
 _GRAPH = re.compile(r"_myl(\d+)_\d+$")
+_TOWER_PROBE = "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"
+_DECODER_PROBE = "llm.model.layers.0.mlp.up_proj.weight"
 FLOATS = ("Half", "Float", "BFloat16")
 
 
@@ -118,6 +123,59 @@ def find(kernels: Iterable[Kernel], profile: int = 0, num_kv_heads: int = 0, hea
         expanded_kv=sum(prod(tensor.shape[:-2]) > num_kv_heads for tensor in kv),
         copied_kv=sum(not tensor.name.startswith(("past_", "present_")) for tensor in kv),
     )
+
+
+def judge_plan(
+    part: str, spec: ModelSpec, tensors: Collection[str], lines: Sequence[str], form: GraphForm
+) -> list[str]:
+    """Return in words what a plan's kernels are not, though its graph was drawn for it; nothing is well.
+
+    Args:
+        part: name of the part.
+        spec: of the model.
+        tensors: names in the build's files, which tell what is quantized.
+        lines: the builder's description of its kernels.
+        form: of the decoder's graph.
+    """
+    kernels = read_kernels(lines)
+    if not kernels:
+        return [f"of {len(lines)} kernels the builder described none in a way known here; they were not checked"]
+    if part == "vision":
+        is_quantized = f"{_TOWER_PROBE}.values" in tensors
+        return _judge("", find(kernels), spec.vision.num_live_layers, 0 if is_quantized else None)
+    if part == "decoder":
+        is_quantized, is_head = (f"{key}.values" in tensors for key in (_DECODER_PROBE, "llm.lm_head.weight"))
+        floats = None if not is_quantized else int(not is_head)
+        texts = []
+        for profile, name in enumerate(("prefill: ", "decode: ")):
+            found = find(kernels, profile, spec.decoder.num_kv_heads, spec.decoder.head_size)
+            texts += _judge(name, found, spec.decoder.num_layers, floats)
+            # Over a cache in place, prompts are attended to with keys repeated by every version seen so far.
+            if profile or form.decoder == "append":
+                texts += _judge_cache(name, found, form)
+        return texts
+    return []
+
+
+def _judge(profile: str, found: Findings, num_layers: int, num_floats: int | None) -> list[str]:
+    """Judge one profile; `num_floats` products are not quantized, None if all are not."""
+    texts = []
+    if found.attentions != num_layers:
+        texts.append(f"{profile}attention is fused in {found.attentions} of {num_layers} layers")
+    if num_floats is not None and found.float_gemms > num_floats:
+        texts.append(f"{profile}{found.float_gemms} products are not quantized, {num_floats} were drawn so")
+    if found.unpacked_int4:
+        texts.append(f"{profile}{found.unpacked_int4} four-bit weights are written out wide before they are multiplied")
+    return texts
+
+
+def _judge_cache(profile: str, found: Findings, form: GraphForm) -> list[str]:
+    texts = []
+    if found.expanded_kv:
+        texts.append(f"{profile}{found.expanded_kv} keys and values are repeated for each query head")
+    if found.copied_kv and form.decoder == "in_place":
+        texts.append(f"{profile}{found.copied_kv} keys and values are read from a copy of the cache")
+    return texts
 
 
 def _tensors(text: str) -> tuple[Tensor, ...]:

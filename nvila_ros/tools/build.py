@@ -1,44 +1,62 @@
-"""`nvila build`: a checkpoint, quantized by a recipe, in a folder that `--checkpoint` and the node's `model` take.
+"""`nvila build`: a checkpoint made ready for a device, in a folder that `--checkpoint` and the node's `model` take.
 
-Run again after it was killed, it goes on with the part it was at.
+    checkpoint -> quantized weights, on any machine with torch -> plans, on the device where TensorRT runs
+
+Run again after it was killed, it goes on with the part it was at. Weights that are there already are not made again,
+also those of another machine: the folder is copied, and the same command, or the folder's name in place of the
+recipe's, goes on with the plans. That half needs neither torch nor the checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nvila_ros.building import Estimate, build, check_room, estimate
-from nvila_ros.errors import ConfigError
-from nvila_ros.models.checkpoint import PARTS, Checkpoint, open_checkpoint
-from nvila_ros.models.variants import VARIANTS
+from nvila_ros.errors import BackendError, CheckpointError, ConfigError
+from nvila_ros.loading import find_checkpoint
+from nvila_ros.models.artefact import MANIFEST, fingerprint, is_artefact, open_artefact, rewrite_plans
+from nvila_ros.models.checkpoint import open_checkpoint, read_object
 from nvila_ros.paths import build_folder
-from nvila_ros.pipeline import find_checkpoint
-from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.quantization.calibration import Calibration, Sample, calibrate, read_samples
-from nvila_ros.recipes import Recipe, read_recipe
+from nvila_ros.recipes import ARCHITECTURES, Recipe, changed_weights, read_recipe, recipe_from_dict
+from nvila_ros.runtime.tensorrt_api import FLAVOURS
+from nvila_ros.runtime.tensorrt_compile import Job, best_form, compile_plans, limits_of
+from nvila_ros.runtime.tensorrt_machine import Machine, find_machine, name_machine
+from nvila_ros.runtime.tensorrt_plans import PARTS as PLANS
 from nvila_ros.tools.options import print_json
-from nvila_ros.training.questions import EVAL_KINDS, ask
-from nvila_ros.training.scenes import render, sample_scene, scene_rng
 
-WORLD = "tiny-world"
-CALIBRATION_SEED = 1 << 28  # of scenes that neither training nor evaluation draws
-WIDTH, HEIGHT = 640, 480
-STILL_KINDS = tuple(kind for kind in EVAL_KINDS if kind != "motion")
+WEIGHTS: tuple[str, ...] = ("llm", "vision_tower")  # parts whose layers are counted while they are quantized
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """TensorRT, and the machine that it is to compile for; `target` is the GPU's name if it is not at hand."""
+
+    trt: Any
+    machine: Machine
+    target: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or name, such as nvila-tiny.cpu")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or name, or the folder of a build to go on")
     parser.add_argument("--checkpoint", metavar="DIR", help="what to build from (default: the recipe's model)")
     parser.add_argument("--media", metavar="DIR", help="images and videos of what the robot sees, to calibrate on")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: the cache, by the recipe's name)")
+    parser.add_argument("--flavour", choices=FLAVOURS, help="compile with it for the GPU at hand, whichever that is")
+    parser.add_argument("--target", metavar="SM", help="compile with tensorrt_rtx for a GPU not at hand, as SM86")
+    parser.add_argument("--parts-only", action="store_true", help="stop at the quantized parts, which run anywhere")
+    parser.add_argument(
+        "--progress", choices=("bars", "json"), default="bars", help="show bars, or print a JSON line at each step"
+    )
     parser.add_argument("--dry-run", action="store_true", help="tell what it takes, and build nothing")
 
 
@@ -46,83 +64,188 @@ def run(args: argparse.Namespace) -> int:
     """Build, showing progress.
 
     Raises:
-        NvilaError: recipe, checkpoint or media are not acceptable, or there is no room.
+        NvilaError: recipe, checkpoint, media or options are not acceptable, or there is no room.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe = read_recipe(args.recipe)
-    checkpoint = open_checkpoint(find_checkpoint(_model(args, recipe)))
-    media = args.media or recipe.calibration.media
-    if not media:
-        raise ConfigError(f"{recipe.name} must be calibrated on what the robot sees: give a folder with --media")
-    out = args.out or build_folder(recipe.name)
-    needed = estimate(recipe, checkpoint)
-    Console(stderr=True).print(_describe(recipe, checkpoint, out, needed), markup=False, highlight=False)
+    recipe, out = find_target(args)
+    compiler, left = find_compiler(args, recipe, out)
+    source = find_source(args, recipe, out)
     if args.dry_run:
+        if source:
+            _make_weights(args, recipe, source, out, None)
+        _log.info("%s", left or (f"plans for {compiler.machine}" if compiler else "no plans"))
         return 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    check_room(needed, out.parent)
-    with _Bars(checkpoint) as bars:
-        build(recipe, checkpoint, lambda: _calibrate(recipe, checkpoint, media), out, bars.advance)
+    steps = (WEIGHTS if source else ()) + (PLANS if compiler else ())
+    with Bars(steps, is_told=args.progress == "json") as bars:
+        if source:
+            _make_weights(args, recipe, source, out, bars.advance)
+            for part in WEIGHTS:
+                bars.advance(part, 1, 1)  # one that was done before, or stays float, tells of no layers
+        if compiler:
+            _compile(recipe, out, compiler, bars)
+        elif not source:
+            _tell_recipe(recipe, out)
+    if left:
+        _log.warning("%s", left)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    print_json({"out": str(out), "bytes": size, "recipe": recipe.name})
+    print_json(
+        {"out": str(out), "bytes": size, "recipe": recipe.name, "plans": str(compiler.machine) if compiler else ""}
+    )
     return 0
 
 
-def _model(args: argparse.Namespace, recipe: Recipe) -> str:
-    if args.checkpoint is None and recipe.model in VARIANTS:
-        raise ConfigError(f"{recipe.model} is not embedded here; name the folder of its checkpoint with --checkpoint")
-    return args.checkpoint or recipe.model
+def find_target(args: argparse.Namespace) -> tuple[Recipe, Path]:
+    """Return the recipe and the folder to build into; a build's folder tells both.
+
+    Raises:
+        ConfigError: there is no such recipe, or it breaks a rule.
+        CheckpointError: the build does not tell its recipe.
+    """
+    folder = Path(args.recipe).expanduser()
+    if not is_artefact(folder):
+        recipe = read_recipe(args.recipe)
+        return recipe, args.out or build_folder(recipe.name)
+    if args.out and args.out.resolve() != folder.resolve():
+        raise ConfigError(f"a build goes on in its own folder, got {folder} and --out {args.out}")
+    told = read_object(folder / MANIFEST).get("recipe")
+    if not isinstance(told, dict):
+        raise CheckpointError(f"{folder / MANIFEST} does not tell its recipe; name the recipe and --out")
+    return recipe_from_dict(told), folder
 
 
-def _calibrate(recipe: Recipe, checkpoint: Checkpoint, media: str) -> Calibration:
-    told = recipe.calibration
-    samples = world_samples(told.clip_frames) if media == WORLD else read_samples(Path(media), told.clip_frames)
-    chosen = itertools.islice(samples, told.num_samples)
-    return calibrate(checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), chosen)
+def find_source(args: argparse.Namespace, recipe: Recipe, out: Path) -> Path | None:
+    """Return the checkpoint that weights are to be made of, or None where the folder holds them already.
+
+    Weights of another machine are taken as they are where their checkpoint is not here.
+
+    Raises:
+        NvilaError: they must be made, and there is no checkpoint.
+    """
+    checkpoint = _find_checkpoint(args, recipe)
+    why = _missing_weights(recipe, out, checkpoint)
+    if not why:
+        _log.info("%s holds the weights already", out)
+        return None
+    if checkpoint is None:
+        raise ConfigError(f"{why}; to make weights of {recipe.model}, name its folder with --checkpoint")
+    _log.info("quantizing: %s", why)
+    return checkpoint
 
 
-def world_samples(clip_frames: int) -> Iterator[Sample]:
-    """Yield samples of the synthetic world without end: three single frames with a question each, then a clip."""
-    for index in itertools.count():
-        rng = scene_rng(CALIBRATION_SEED + index)
-        is_clip = index % 4 == 3
-        scene = sample_scene(rng, aspect=WIDTH / HEIGHT, duration_s=2.0, is_moving=is_clip or None)
-        kind = "motion" if is_clip else STILL_KINDS[index % len(STILL_KINDS)]
-        question = ask(rng, scene, kind, t_s=None if is_clip else 1.0)
-        if question is None:
-            continue
-        times_s = [2.0 * k / max(clip_frames - 1, 1) for k in range(clip_frames)] if is_clip else [1.0]
-        yield Sample(tuple(render(scene, t_s, WIDTH, HEIGHT) for t_s in times_s), question.text)
+def _find_checkpoint(args: argparse.Namespace, recipe: Recipe) -> Path | None:
+    """Return what weights are made of, or None where the recipe's model is not on this machine."""
+    if args.checkpoint is not None:
+        return find_checkpoint(args.checkpoint)
+    try:
+        return find_checkpoint(recipe.model)
+    except CheckpointError:
+        return None
 
 
-def _describe(recipe: Recipe, checkpoint: Checkpoint, out: Path, needed: Estimate) -> str:
-    return (
-        f"{recipe.name}: {checkpoint.path.name} to {out}, tower {recipe.vision.precision}, language model "
-        f"{recipe.decoder.precision}; about {needed.memory_bytes / 1e9:.1f} GB of memory and "
-        f"{needed.disk_bytes / 1e9:.2f} GB on disk"
+def _missing_weights(recipe: Recipe, out: Path, checkpoint: Path | None) -> str:
+    """Return why the folder's weights are not those asked for, or nothing."""
+    if not is_artefact(out):
+        return f"{out} holds no finished weights"
+    try:
+        built = open_artefact(out)
+    except CheckpointError as error:
+        return str(error)
+    changed = changed_weights(built.recipe, recipe)
+    if changed:
+        return f"{out} was built by other values of {', '.join(changed)}"
+    if checkpoint and built.source and fingerprint(open_checkpoint(checkpoint)) != built.source:
+        return f"{out} was built of another checkpoint than {checkpoint}"
+    return ""
+
+
+def find_compiler(args: argparse.Namespace, recipe: Recipe, out: Path) -> tuple[Compiler | None, str]:
+    """Return what compiles plans here, or None; and what is left to do then, if anything is.
+
+    Raises:
+        ConfigError: options ask for plans of a recipe that has none.
+        BackendError: options ask for what is not here.
+    """
+    if recipe.device == "cpu" or args.parts_only:
+        if args.flavour or args.target:
+            raise ConfigError(
+                f"--flavour and --target compile plans, which {recipe.device} with these options has none of"
+            )
+        left = "" if recipe.device == "cpu" else "the parts run anywhere but on TensorRT"
+    elif args.target:
+        if args.flavour == "tensorrt":
+            raise ConfigError("tensorrt compiles for the GPU that it runs on; --target is for tensorrt_rtx")
+        return Compiler(*name_machine(args.target), args.target), ""
+    elif args.flavour:
+        trt, machine, _ = find_machine([args.flavour])
+        return Compiler(trt, machine), ""
+    else:
+        try:
+            trt, machine, _ = find_machine(FLAVOURS)
+            if machine.architecture in ARCHITECTURES[recipe.device]:
+                return Compiler(trt, machine), ""
+            left = f"{machine} is no {recipe.device}; name --flavour to compile for it all the same"
+        except BackendError as error:
+            left = f"nothing compiles plans here: {error}"
+    return None, left and f"{left}. Left to do: copy {out} to the {recipe.device} and run there: nvila build {out.name}"
+
+
+def _make_weights(
+    args: argparse.Namespace, recipe: Recipe, source: Path, out: Path, on_part: Callable[[str, int, int], None] | None
+) -> None:
+    # Here and not above: on a robot that only compiles there is no torch.
+    from nvila_ros.tools.weights import make_weights
+
+    make_weights(args, recipe, source, out, on_part)
+
+
+def _compile(recipe: Recipe, out: Path, compiler: Compiler, bars: Bars) -> None:
+    job = Job(
+        trt=compiler.trt,
+        machine=compiler.machine,
+        form=best_form(compiler.trt),
+        limits=limits_of(open_artefact(out).spec, recipe.limits),
+        target=compiler.target,
+        on_progress=lambda part, phase, share: bars.advance(part, int(100 * share), 100, phase),
     )
+    for part, record in compile_plans(out, job, dataclasses.asdict(recipe)).items():
+        bars.advance(part, 100, 100)
+        _log.info("%s: %s bytes in %s s", part, f"{record.seal['bytes']:,}", record.build_s)
 
 
-class _Bars:
-    """A bar for each part on a terminal; a line a part where nobody watches."""
+def _tell_recipe(recipe: Recipe, out: Path) -> None:
+    """Let the manifest tell the recipe that was asked for, which may differ in what no weight depends on."""
+    told, wanted = read_object(out / MANIFEST), dataclasses.asdict(recipe)
+    if told["recipe"] != wanted:
+        rewrite_plans(out, wanted, told.get("plans", ()))
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        spec = checkpoint.spec
-        totals = {"vision_tower": spec.vision.num_live_layers, "llm": spec.decoder.num_layers}
-        columns = [TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+
+class Bars:
+    """A bar for each step on a terminal; a line a step where nobody watches; a JSON line a change for a program."""
+
+    def __init__(self, steps: Sequence[str], is_told: bool) -> None:
+        columns = [TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.fields[text]:<24}")]
         console = Console(stderr=True)
-        self._bars = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-        self._tasks = {part: self._bars.add_task(part, total=totals[part]) for part in PARTS if part in totals}
-        self._is_quiet = not console.is_terminal
+        columns += [TimeElapsedColumn(), TimeRemainingColumn()]
+        self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._tasks = {step: self._bars.add_task(step, total=None, text="") for step in steps}
+        self._shares = dict.fromkeys(steps, 0.0)
+        self._is_quiet, self._is_told = not console.is_terminal, is_told
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> Bars:
         self._bars.start()
         return self
 
     def __exit__(self, *args: object) -> None:
         self._bars.stop()
 
-    def advance(self, part: str, done: int, total: int) -> None:
-        self._bars.update(self._tasks[part], completed=done)
+    def advance(self, step: str, done: int, total: int, text: str = "") -> None:
+        """Tell how far a step is; a count that was told before is not told again."""
+        if self._shares[step] >= done / total:
+            return
+        self._shares[step] = done / total
+        self._bars.update(self._tasks[step], completed=done, total=total, text=text or f"{done}/{total}")
         if self._is_quiet and done == total:
-            logging.getLogger(__name__).info("%s: %d layers quantized", part, total)
+            _log.info("%s: done", step)
+        if self._is_told:
+            progress = sum(self._shares.values()) / len(self._shares)
+            print_json({"part": step, "done": done, "total": total, "progress": progress})

@@ -26,7 +26,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "inspect": ("inspect_checkpoint", "tell what a checkpoint is, what it costs and what is wrong with it"),
     "parity": ("parity", "hold a checkpoint against golden cases of the reference, stage by stage"),
     "plan": ("plan", "foretell on paper whether an engine fits a device and how fast it is"),
+    "bench": ("bench", "measure how fast a model is on this machine, and how close to its memory's speed"),
     "build": ("build", "quantize a checkpoint by a recipe, for the node to load"),
+    "import-tinychat": ("import_tinychat", "make a build of AWQ weights that TinyChat packed"),
     "export": ("export", "write a checkpoint's parts as ONNX files"),
     "train-tiny": ("train", "train nvila-tiny from nothing, or nvila-tiny-scale from it"),
 }

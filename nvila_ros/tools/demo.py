@@ -21,7 +21,6 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rcl_interfaces.srv import GetParameters
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
@@ -32,10 +31,11 @@ from sensor_msgs.msg import Image
 
 from nvila_ros.action import AskVideo
 from nvila_ros.errors import ConfigError
-from nvila_ros.messages import stamp_to_ns
+from nvila_ros.loading import find_checkpoint
+from nvila_ros.messages import LATCHED, stamp_to_ns
 from nvila_ros.msg import Answer as AnswerMessage
+from nvila_ros.msg import Status
 from nvila_ros.paths import share_path
-from nvila_ros.pipeline import find_checkpoint
 from nvila_ros.srv import Ask
 from nvila_ros.tools.ask import tokens_per_s
 from nvila_ros.tools.camera import ros_args
@@ -203,7 +203,8 @@ class Client:
         self._executor.add_node(self._node)
         self._asks = self._node.create_client(Ask, f"{NODE}/ask")
         self._goals = ActionClient(self._node, AskVideo, f"{NODE}/ask_video")
-        self._parameters = self._node.create_client(GetParameters, f"{NODE}/get_parameters")
+        self._states: list[int] = []
+        self._node.create_subscription(Status, f"{NODE}/status", lambda told: self._states.append(told.state), LATCHED)
         self._counts: list[dict[str, int]] = []
         self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 1)
 
@@ -226,10 +227,10 @@ class Client:
             self._turn()
 
     def wait_for_node(self) -> None:
-        """Wait until the node has loaded its model: only then does it answer anything."""
-        doors = (self._asks.service_is_ready, self._goals.server_is_ready, self._parameters.service_is_ready)
+        """Wait until the node is there and its model is loaded."""
+        doors = (self._asks.service_is_ready, self._goals.server_is_ready)
         self._wait(lambda: all(is_ready() for is_ready in doors), START_S, "the node's start")
-        self._result(self._parameters.call_async(GetParameters.Request(names=["model"])), START_S, "loading the model")
+        self._wait(lambda: Status.READY in self._states, START_S, "loading the model")
 
     def wait_for_frame(self) -> int:
         """Wait for an image and return its stamp."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from nvila_ros.loading import BACKENDS
 from nvila_ros.models.spec import PIXEL_DTYPES, PUBLISHED, VIDEO_MODES, Overrides
-from nvila_ros.pipeline import BACKENDS
 
 MIN_WIDTH = 110  # characters
 

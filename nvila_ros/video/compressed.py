@@ -10,6 +10,9 @@ image_transport hands all files to OpenCV, which takes them for BGR. A Bayer cam
 its colours are interpolated here. Sixteen bits become eight as in `image_decoding`. An orientation in EXIF is not
 followed: calibration and tf know the picture as it lies in the file.
 
+A file that is cut off is refused. One that is damaged within a JPEG's pixels is shown with the damage, which nothing
+but eyes can tell.
+
 Source: ITU-T T.81 annex B (JPEG); W3C, PNG; image_transport_plugins, compressed_image_transport.
 """
 

@@ -115,9 +115,11 @@ def _nearest(positions: Sequence[float], target: float, low: int, high: int) -> 
 def _steps(stamps_ns: Sequence[int], changes: Sequence[float]) -> np.ndarray:
     """Mix change and time, each as shares of the whole: (len(stamps_ns) - 1,) float64, all positive."""
     times = np.diff(np.asarray(stamps_ns, np.int64)).astype(np.float64)
-    parts = TIME_WEIGHT * times / times.sum()
+    steps: np.ndarray = TIME_WEIGHT * times / times.sum()
     total = float(np.sum(changes))
-    return parts + (1 - TIME_WEIGHT) * np.asarray(changes, np.float64) / total if total > 0 else parts
+    if total > 0:
+        steps += (1 - TIME_WEIGHT) * np.asarray(changes, np.float64) / total
+    return steps
 
 
 def _cap(steps: np.ndarray, num_gaps: int) -> np.ndarray:
@@ -127,4 +129,4 @@ def _cap(steps: np.ndarray, num_gaps: int) -> np.ndarray:
         cap = descending[num_capped:].sum() / (num_gaps - num_capped)
         if descending[num_capped] <= cap:
             break
-    return np.minimum(steps, cap)
+    return np.asarray(np.minimum(steps, cap))

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from nvila_ros.errors import FrameError
 from nvila_ros.preprocess.tiles import normalize_tiles
 from nvila_ros.preprocess.views import View, clip_length, view_image, view_images
 from nvila_ros.runtime.contract import Engine
@@ -112,7 +113,7 @@ class Viewer:
         if encoded is not None:
             self.num_found += 1
             return encoded
-        small = thumbnail(frame.raw) if self._threshold else None
+        small = _thumbnail(frame) if self._threshold else None
         encoded = None if small is None else self.cache.find_like(key, small, self._threshold)
         if encoded is not None:
             self.num_shared += 1
@@ -137,6 +138,13 @@ class Viewer:
 
     def _clip_length(self, frames: Sequence[Sight]) -> int:
         return clip_length(self._spec, len(frames), len({frame.camera for frame in frames}))
+
+
+def _thumbnail(frame: Sight) -> np.ndarray | None:
+    try:
+        return thumbnail(frame.raw)
+    except FrameError:  # only the robot's own cv_bridge knows this encoding: the frame is encoded like any other
+        return None
 
 
 def _steps(array: np.ndarray, check: Callable[[], None]) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.export.graph import ORT, TRT_BASE, TRT_KV, WEIGHTS_FILE, GraphForm, pack
+from nvila_ros.export.graph import ORT, ORT_FUSED, TRT_BASE, TRT_KV, WEIGHTS_FILE, GraphForm, pack
 from nvila_ros.export.parts import export_parts, write_parts
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
@@ -121,6 +121,13 @@ def test_export_of_a_checkpoint_is_the_form_for_cpus(tmp_path: Path) -> None:
     assert {entry["type"] for entry in external(paths[2]).values()} == {"FLOAT"}
 
 
-@pytest.mark.parametrize(("part", "name"), [("vision", "vision.onnx"), ("decoder", "decoder.in_place.onnx")])
-def test_file_names_leave_out_what_is_usual(part: str, name: str) -> None:
-    assert GraphForm(decoder="in_place").file_of(part) == name
+@pytest.mark.parametrize(
+    ("form", "part", "name"),
+    [
+        (GraphForm(decoder="in_place"), "vision", "vision.onnx"),
+        (GraphForm(decoder="in_place"), "decoder", "decoder.in_place.onnx"),
+        (ORT_FUSED, "decoder", "decoder.fused.onnx"),
+    ],
+)
+def test_file_names_leave_out_what_is_usual(form: GraphForm, part: str, name: str) -> None:
+    assert form.file_of(part) == name

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nvila_ros.generation import branches
 from nvila_ros.generation.branches import Branch, Grove
-from nvila_ros.generation.decode import log_softmax, score_sequences
+from nvila_ros.generation.decode import log_total, score_sequences
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.runtime.torch_engine import TorchEngine
 from tests.golden_cases import CHECKPOINT, assert_near
@@ -71,5 +71,8 @@ def test_scores_are_the_probabilities_of_whole_answers() -> None:
 
     got = score_sequences(alone(prompt), iter(rows), choices)
 
-    each = [np.exp(sum(log_softmax(alone(prompt + ids[:k]))[token] for k, token in enumerate(ids))) for ids in choices]
+    each = [
+        np.exp(sum(alone(prompt + ids[:k])[token] - log_total(alone(prompt + ids[:k])) for k, token in enumerate(ids)))
+        for ids in choices
+    ]
     assert np.allclose(got, np.array(each) / sum(each), rtol=1e-6)

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.models.artefact import StoredWeights, open_artefact, spec_from_dict, to_tensors, write_manifest
+from nvila_ros.models.artefact import (
+    StoredWeights,
+    open_artefact,
+    rewrite_plans,
+    spec_from_dict,
+    to_tensors,
+    write_manifest,
+)
 from nvila_ros.models.checkpoint import open_checkpoint, read_header
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles, unpack_nibbles
 from tests.golden_cases import GOLDEN
@@ -46,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
     save_file(tensors, tmp_path / "llm-00001.safetensors")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "vocab.json").write_text("{}")
-    write_manifest(tmp_path, SPEC, "w8a8+w4a16", {"name": "mine"})
+    write_manifest(tmp_path, SPEC, "w8a8+w4a16", {"name": "mine"}, "of-mine")
     return tmp_path
 
 
@@ -123,6 +130,7 @@ def change_manifest(**values: object) -> Callable[[Path], None]:
         (flip, r"llm-00001.safetensors is not the file that was built"),
         (lose, r"vocab.json is missing; build it again"),
         (change_manifest(format=99), "is a build of format 99, this is 1"),
+        (change_manifest(files={"llm-00001.safetensors": {}}), "is not a build's manifest"),
         (change_manifest(files=7), "is not a build's manifest"),
         (change_manifest(spec={}), "is not a build's manifest"),
         (change_manifest(files={"../x": {}}), "names a file outside of its folder"),
@@ -134,6 +142,40 @@ def test_damage_is_refused_by_name(folder: Path, damage: Callable[[Path], None],
 
     with pytest.raises(CheckpointError, match=rule):
         open_artefact(folder)
+
+
+def test_rows_of_a_plain_tensor_are_read_where_they_lie(folder: Path) -> None:
+    artefact = open_artefact(folder)
+
+    mapped = artefact.map_tensor("llm.float.weight")
+
+    assert isinstance(mapped, np.memmap)
+    assert np.array_equal(mapped[[2, 0]], WEIGHTS["llm.float.weight"][[2, 0]])
+    assert np.array_equal(artefact.map_tensor("llm.norm.weight"), WEIGHTS["llm.norm.weight"])
+    with pytest.raises(ValueError, match="read-only"):
+        mapped[0] = 1
+    with pytest.raises(CheckpointError, match=r"holds no plain llm.four.weight; build it again"):
+        artefact.map_tensor("llm.four.weight")
+
+
+def test_plans_are_told_beside_what_was_sealed_before(folder: Path) -> None:
+    before = open_artefact(folder)
+    assert (before.plans, before.source) == ((), "of-mine")
+
+    rewrite_plans(folder, {"name": "mine", "limits": 1}, [{"part": "decoder"}])
+
+    after = open_artefact(folder)
+    assert after == dataclasses.replace(before, recipe={"name": "mine", "limits": 1}, plans=({"part": "decoder"},))
+
+
+def test_digest_of_the_weights_tells_each_of_them(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    save_file({"llm.norm.weight": np.ones(4, np.float32)}, other / "llm-00001.safetensors")
+    write_manifest(other, SPEC, "fp32", {"name": "mine"}, "of-mine")
+
+    digests = {open_artefact(path).weights_sha256 for path in (folder, folder, other)}
+
+    assert len(digests) == 2
 
 
 def test_weights_are_read_only_when_asked_for(folder: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.quantized import INT4_RANGE
-from nvila_ros.quantization.int4 import dequantize_uint4, quantize_int4, quantize_uint4
+from nvila_ros.quantization.int4 import quantize_int4
 
 SLACK = 1 + 1e-5  # float32 rounding of the dequantized product
 
@@ -75,19 +75,3 @@ def test_zeros_stay_zeros() -> None:
 def test_a_group_that_does_not_fill_the_inputs_is_refused_with_the_one_that_would() -> None:
     with pytest.raises(ConfigError, match=r"must divide the inputs.* 128 and 320 inputs; the largest .* is 80"):
         quantize_int4(np.zeros((320, 2), np.float32))
-
-
-@given(st.integers(0, 2**32), st.floats(0, 3))
-def test_zero_points_keep_zero_and_err_by_half_a_scale_at_most_one(seed: int, spread: float) -> None:
-    weight_KN = random_weight(seed, 32, 4, spread)
-    weight_KN[:, 0] = np.abs(weight_KN[:, 0])  # a range on one side
-    weight_KN[3] = 0
-
-    values_KN, scale_GN, zero_GN = quantize_uint4(weight_KN, 16)
-
-    back_KN = dequantize_uint4(values_KN, scale_GN, zero_GN)
-    assert values_KN.dtype == zero_GN.dtype == np.uint8
-    assert values_KN.max() <= 15
-    assert not back_KN[3].any()
-    # Zero points are rounded as well, so a weight at an end of the range may miss by a whole scale.
-    assert (np.abs(back_KN - weight_KN) <= each_scale(scale_GN, weight_KN) * SLACK).all()

@@ -6,40 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.quantization.int4 import dequantize_uint4, quantize_uint4
 from nvila_ros.quantization.tinychat import dequantize_words, requantize_words, unpack_words
-
-
-def pack_words(values_NK: np.ndarray) -> np.ndarray:
-    """Pack word by word, told as llm-awq does it: two shuffles of 32 inputs, then four rows by blocks of 64."""
-    num_outputs, num_inputs = values_NK.shape
-    shuffled = np.empty_like(values_NK)
-    for first in range(0, num_inputs, 32):
-        block = values_NK[:, first : first + 32]
-        pairs = [8 * a + 2 * b + c for b in range(4) for a in range(4) for c in range(2)]  # 0 1 8 9 16 17 24 25 2 3 ..
-        even_first = [8 * a + k for a in range(4) for k in (0, 2, 4, 6, 1, 3, 5, 7)]
-        shuffled[:, first : first + 32] = block[:, pairs][:, even_first]
-    words = np.zeros((num_outputs // 4, num_inputs), np.uint16)
-    for row in range(num_outputs // 4):
-        for block in range(num_inputs // 64):
-            run = shuffled[4 * row : 4 * row + 4, 64 * block : 64 * block + 64].ravel()
-            for k in range(64):
-                four = run[4 * k : 4 * k + 4].astype(np.uint16)
-                words[row, 64 * block + k] = four[0] | four[1] << 4 | four[2] << 8 | four[3] << 12
-    return words.view(np.int16)
+from tests.quantization.packing import pack_linear, pack_words
 
 
 def packed_linear(seed: int, num_inputs: int = 256, num_outputs: int = 8) -> tuple[np.ndarray, ...]:
-    """Return a weight quantized with zero points, inputs first, and the three tensors of its file."""
+    """Return a random weight with zero points, inputs first, and the three tensors of its file."""
     weight_KN = np.random.default_rng(seed).standard_normal((num_inputs, num_outputs)).astype(np.float32)
-    values_KN, scale_GN, zero_GN = quantize_uint4(weight_KN, 128)
-    scale_GN = scale_GN.astype(np.float16)
-    rows = -(-len(scale_GN) // 8) * 8
-    scales, scaled_zeros = (np.zeros((rows, num_outputs), np.float16) for _ in range(2))
-    scales[: len(scale_GN)] = scale_GN
-    scaled_zeros[: len(scale_GN)] = -scale_GN * zero_GN
-    wanted = dequantize_uint4(values_KN, scale_GN.astype(np.float32), zero_GN)
-    return wanted, pack_words(values_KN.T), scales, scaled_zeros
+    wanted_KN, tensors = pack_linear(weight_KN)
+    return wanted_KN, *tensors.values()
 
 
 @settings(max_examples=20)
@@ -78,6 +53,27 @@ def test_symmetric_form_tells_its_loss() -> None:
     assert symmetric.group_size == 128
     assert loss == pytest.approx(error, rel=0.02)
     assert 0 < loss < 0.02
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32), st.floats(-3, 3))
+def test_symmetric_form_is_off_by_half_of_its_scale_at_most(seed: int, shift: float) -> None:
+    weight_KN = np.random.default_rng(seed).standard_normal((256, 4)).astype(np.float32) + np.float32(shift)
+    _, tensors = pack_linear(weight_KN)
+
+    symmetric, _ = requantize_words(*tensors.values())
+
+    scale_KN = np.repeat(symmetric.scale_GN, 128, axis=0)
+    error = np.abs(symmetric.dequantize() - dequantize_words(*tensors.values()))
+    assert (error <= scale_KN / 2 * (1 + 1e-5)).all()
+
+
+def test_tables_that_hold_no_numbers_are_refused() -> None:
+    _, qweight, scales, scaled_zeros = packed_linear(3)
+    scales[0, 0] = np.inf
+
+    with pytest.raises(CheckpointError, match="must be finite"):
+        requantize_words(qweight, scales, scaled_zeros)
 
 
 def test_tables_of_another_group_size_are_refused() -> None:

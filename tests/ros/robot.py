@@ -23,11 +23,13 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from nvila_ros.action import AskVideo
-from nvila_ros.msg import Answer, AnswerToken
+from nvila_ros.messages import LATCHED
+from nvila_ros.msg import Answer, AnswerToken, Status
 from nvila_ros.srv import Ask
 
 ROOT = Path(__file__).parents[2]
 FAKE_NODE = (sys.executable, str(Path(__file__).with_name("fake_node.py")))
+SLOW_NODE = (sys.executable, str(Path(__file__).with_name("slow_node.py")))
 REAL_NODE = (sys.executable, "-m", "nvila_ros.node")
 WAIT_S = 45.0  # generous: it is only waited out where something is broken
 PACE_S = 0.05  # between frames: a burst would overrun the five that wait for the node
@@ -54,6 +56,10 @@ class NodeProcess:
     def log(self) -> str:
         """What the node has logged so far."""
         return "".join(self._lines)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def is_running(self) -> bool:
@@ -83,9 +89,15 @@ class NodeProcess:
 
 
 class Robot:
-    """A camera and a client beside a running node; use it in a `with`."""
+    """A camera and a client beside a running node; use it in a `with`.
 
-    def __init__(self, *arguments: str, command: tuple[str, ...] = FAKE_NODE) -> None:
+    Args:
+        arguments: of the node, after --ros-args.
+        command: that starts it.
+        state: of the node's status in which it is to be before work begins.
+    """
+
+    def __init__(self, *arguments: str, command: tuple[str, ...] = FAKE_NODE, state: int = Status.READY) -> None:
         self._context = rclpy.Context()
         rclpy.init(context=self._context)
         self.node = rclpy.create_node("robot", context=self._context)
@@ -95,8 +107,11 @@ class Robot:
         self.answers: list[Answer] = []
         self.tokens: list[AnswerToken] = []
         self.diagnostics: list[dict[str, str]] = []
+        self.statuses: list[Status] = []
+        self._state = state
         self.node.create_subscription(Answer, "nvila/answer", self.answers.append, 100)
         self.node.create_subscription(AnswerToken, "nvila/answer_stream", self.tokens.append, 1000)
+        self.node.create_subscription(Status, "nvila/status", self.statuses.append, LATCHED)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self.question = self.node.create_publisher(String, "nvila/question", 10)
         self._ask = self.node.create_client(Ask, "nvila/ask")
@@ -105,7 +120,7 @@ class Robot:
 
     def __enter__(self) -> Robot:
         self._thread.start()
-        self.process.wait_for_log("ready model=")
+        self.wait_for_state(self._state)
         assert self._ask.wait_for_service(WAIT_S)
         assert self._goals.wait_for_server(WAIT_S)
         wait_until(lambda: self.question.get_subscription_count() == 1, "the node subscribes to questions")
@@ -123,6 +138,16 @@ class Robot:
             if self.process.is_running:
                 code = self.process.stop()
                 assert kind is not None or code == 0, self.process.log
+
+    def wait_for_state(self, state: int, within_s: float = WAIT_S) -> Status:
+        """Wait until the node says that its model is in a state."""
+        wait_until(
+            lambda: not self.process.is_running or bool(self.statuses and self.statuses[-1].state == state),
+            f"state {state}, the last of {self.statuses}; the log:\n{self.process.log}",
+            within_s,
+        )
+        assert self.process.is_running, self.process.log
+        return self.statuses[-1]
 
     def camera(self, topic: str = "image", *, reliable: bool = True) -> Camera:
         """Return a camera that the node listens to."""
@@ -199,20 +224,22 @@ def result_of(future: rclpy.Future) -> Any:
     return future.result()
 
 
-def wait_until(is_true: Callable[[], bool], what: str) -> None:
+def wait_until(is_true: Callable[[], bool], what: str, within_s: float = WAIT_S) -> None:
     """Wait for a condition.
 
     Raises:
         AssertionError: it did not come true in time.
     """
-    end = time.monotonic() + WAIT_S
+    end = time.monotonic() + within_s
     while not is_true():
-        assert time.monotonic() < end, f"waited {WAIT_S} s for: {what}"
+        assert time.monotonic() < end, f"waited {within_s} s for: {what}"
         time.sleep(0.01)
 
 
 @contextlib.contextmanager
-def running(*arguments: str, command: tuple[str, ...] = FAKE_NODE) -> Iterator[tuple[Robot, Camera]]:
+def running(
+    *arguments: str, command: tuple[str, ...] = FAKE_NODE, state: int = Status.READY
+) -> Iterator[tuple[Robot, Camera]]:
     """A robot with one camera, of which no frame is lost."""
-    with Robot("-p", "image_reliability:=reliable", *arguments, command=command) as robot:
+    with Robot("-p", "image_reliability:=reliable", *arguments, command=command, state=state) as robot:
         yield robot, robot.camera()

@@ -117,7 +117,7 @@ def test_best_effort_camera_and_reliable_node_are_reported_as_a_mismatch() -> No
 
 
 def test_every_drop_is_counted() -> None:
-    with running("-p", "buffer_s:=2.0", "-p", "buffer_bytes:=500") as (robot, camera):
+    with running("-p", "buffer_s:=2.0", "-p", "past_s:=0.0", "-p", "buffer_bytes:=500") as (robot, camera):
         for stamp in (10.0, 10.1, 10.2, 10.3, 10.3, 12.25):
             camera.show(stamp)
             time.sleep(PACE_S)
@@ -131,7 +131,7 @@ def test_every_drop_is_counted() -> None:
 
 
 def test_a_thousand_frames_with_questions_between() -> None:
-    with running("-p", "buffer_s:=1.0", "-p", "num_frames:=8") as (robot, camera):
+    with running("-p", "buffer_s:=1.0", "-p", "past_s:=0.0", "-p", "num_frames:=8") as (robot, camera):
         newest = []
         for i in range(1000):
             camera.show(100 + i / 30)

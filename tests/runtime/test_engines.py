@@ -141,6 +141,20 @@ def assert_copied_prefix_goes_on(engine: Engine) -> None:
     assert (copied.length, source.length) == (15, 20)
 
 
+def assert_appends_without_logits(engine: Engine) -> None:
+    """Hold rows that were appended for their keys and values alone against a run that told logits."""
+    ids_L = np.random.default_rng(3).integers(0, engine.spec.decoder.vocab_size, 12)
+    tree = Tree(np.arange(11), np.tri(11, dtype=bool), np.array([], np.int64))
+    cache, plain = engine.new_cache(12), engine.new_cache(12)
+
+    logits_RV = engine.forward_tree(engine.embed(ids_L[:11]), cache, tree)
+
+    assert logits_RV.shape == (0, engine.spec.decoder.vocab_size)
+    engine.forward(engine.embed(ids_L[:11]), plain)
+    got, want = (engine.forward(engine.embed(ids_L[11:]), each) for each in (cache, plain))
+    assert_near("logits", got, want, 1e-4)
+
+
 @pytest.fixture(scope="module")
 def engine() -> OnnxRuntimeEngine:
     return OnnxRuntimeEngine(open_checkpoint(CHECKPOINT), threads=1)
@@ -240,18 +254,26 @@ def test_onnxruntime_is_told_not_to_report_before_it_loads() -> None:
     assert told.stdout == "1\n"
 
 
+@functools.cache
+def open_engine(kind: type[Engine]) -> Engine:
+    return kind(open_checkpoint(CHECKPOINT))
+
+
+@pytest.mark.parametrize("kind", [TorchEngine, OnnxRuntimeEngine])
 @settings(max_examples=10, deadline=None)
 @given(prefix=st.integers(1, 20), lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
-def test_branches_of_a_tree_get_what_each_gets_alone(prefix: int, lengths: list[int], seed: int) -> None:
-    for got in (reference(), OnnxRuntimeEngine(open_checkpoint(CHECKPOINT), threads=1)):
-        assert_tree_matches_runs(got, reference(), prefix, lengths, seed, ATOL_BY_PRECISION[got.precision])
+def test_branches_of_a_tree_get_what_each_gets_alone(
+    kind: type[Engine], prefix: int, lengths: list[int], seed: int
+) -> None:
+    got, want = open_engine(kind), open_engine(TorchEngine)
+    assert_tree_matches_runs(got, want, prefix, lengths, seed, ATOL_BY_PRECISION[got.precision])
 
 
-def test_copied_prefix_goes_on_as_its_source(engine: OnnxRuntimeEngine) -> None:
-    for each in (reference(), engine):
-        assert_copied_prefix_goes_on(each)
+@pytest.mark.parametrize("kind", [TorchEngine, OnnxRuntimeEngine])
+def test_copied_prefix_goes_on_as_its_source(kind: type[Engine]) -> None:
+    assert_copied_prefix_goes_on(open_engine(kind))
 
 
-@functools.cache
-def reference() -> TorchEngine:
-    return TorchEngine(open_checkpoint(CHECKPOINT))
+@pytest.mark.parametrize("kind", [TorchEngine, OnnxRuntimeEngine])
+def test_tree_of_which_nothing_is_wanted_is_appended(kind: type[Engine]) -> None:
+    assert_appends_without_logits(open_engine(kind))

@@ -17,7 +17,7 @@ pytest.importorskip("rclpy")
 pytest.importorskip("nvila_ros.msg")
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.pipeline import find_checkpoint
+from nvila_ros.loading import find_checkpoint
 from nvila_ros.tools.quiz import QUIZ
 
 try:

@@ -73,11 +73,15 @@ def test_file_filled_with_rgb_has_them_too(suffix: str, text: str) -> None:
     np.testing.assert_allclose(image[:, 4::8].astype(int), picture()[:, 4::8].astype(int), atol=6)
 
 
-@pytest.mark.parametrize("text", ["mono8; jpeg compressed ", "mono8; jpeg compressed mono8", "jpeg"])
+@pytest.mark.parametrize(
+    "text", ["mono8; jpeg compressed ", "mono8; jpeg compressed mono8", "bayer_rggb8; jpeg compressed mono8", "jpeg"]
+)
 def test_mono_is_grey(text: str) -> None:
-    gray = np.full((16, 16), 77, np.uint8)
+    gray = np.repeat(np.arange(20, 180, 10, dtype=np.uint8), 16).reshape(16, 16)
 
-    assert (decode_compressed(encoded(compress(gray, ".jpg"), text)) == 77).all()
+    image = decode_compressed(encoded(compress(gray, ".jpg"), text))
+
+    np.testing.assert_allclose(image, np.repeat(gray[..., None], 3, axis=2), atol=4)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,13 @@ def test_raw_thumbnail_is_that_of_the_decoded_frame_made_small(encoding: str, bi
     assert np.corrcoef(small.ravel(), expected.ravel())[0, 1] > 0.9
 
 
+def test_all_pixels_of_a_bayer_block_count() -> None:
+    mosaic = np.tile(np.array([[0, 40], [80, 200]], np.uint8), (50, 60))
+    image = RawImage(data=mosaic.reshape(-1), encoding="bayer_rggb8", width=120, height=100, step=120)
+
+    assert (thumbnail(RawFrame(image=image, stamp_ns=1)) == 80).all()
+
+
 @pytest.mark.parametrize(("suffix", "text"), [(".jpg", "jpeg"), (".png", "png")])
 @pytest.mark.parametrize("size", [(1280, 720), (320, 180), (40, 30)])
 def test_compressed_thumbnail_is_that_of_the_decoded_frame_made_small(

@@ -1,37 +1,47 @@
-"""OpenVINO against torch eager: float models to rounding, quantized ones to what their weights stand for."""
+"""The CPU engine against torch eager: float models to rounding, quantized ones to what their weights stand for."""
 
 import functools
 import itertools
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip(
     "openvino", reason="openvino is not installed; pip install nvila_ros[openvino]", exc_type=ImportError
 )
 
-from nvila_ros.generation.decode import decode_greedy, log_softmax, prefill, score_choices
+from nvila_ros.generation.decode import decode_greedy
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.runtime import openvino_engine
+from nvila_ros.runtime import cpu_engine, openvino_models
 from nvila_ros.runtime.contract import Engine
+from nvila_ros.runtime.cpu_engine import HEAD, CpuEngine, load, load_quantized
+from nvila_ros.runtime.onnxruntime_engine import EMBEDDING
 from nvila_ros.runtime.openvino_api import ov
-from nvila_ros.runtime.openvino_engine import EMBEDDING, HEAD, OpenvinoEngine, load, load_quantized
 from nvila_ros.runtime.openvino_weights import quantize_rows
 from nvila_ros.runtime.torch_engine import TorchEngine
 from nvila_ros.types import Query
-from tests.golden_cases import CASES, CHECKPOINT, GOLDEN, assert_near, load_case, load_told
-from tests.runtime.test_engines import assert_same_at_every_stage, make_checkpoint, make_spec
+from tests.golden_cases import CASES, GOLDEN, assert_near, load_case, load_told
+from tests.runtime.test_engines import (
+    assert_appends_without_logits,
+    assert_copied_prefix_goes_on,
+    assert_same_at_every_stage,
+    assert_tree_matches_runs,
+    make_checkpoint,
+    make_spec,
+)
 
 ATOL = 1e-4
 STOP = 286
@@ -39,9 +49,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRON = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
 
 
-@pytest.fixture(scope="module")
-def engine() -> OpenvinoEngine:
-    return load(open_checkpoint(CHECKPOINT), threads=1)
+FEW, MANY = 1000, 1  # from how many tokens on OpenVINO decodes, so that one of the runtimes takes every call
 
 
 def round_to_int4(weight_NK: np.ndarray, group: int) -> Int4Weight:
@@ -87,7 +95,7 @@ class FakeCheckpoint:
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     seed=st.integers(0, 99),
 )
-def test_openvino_matches_torch_at_every_stage(
+def test_float_model_matches_torch_at_every_stage(
     tmp_path_factory: pytest.TempPathFactory,
     projector: str,
     is_tied: bool,
@@ -102,48 +110,59 @@ def test_openvino_matches_torch_at_every_stage(
     assert_same_at_every_stage(load(checkpoint, threads=1), TorchEngine(checkpoint), lengths, seed)
 
 
-@settings(max_examples=10, deadline=None)
-@given(
-    prefix=st.integers(1, 30),
-    cuts=st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), min_size=1, max_size=4),
-    sweep_rows=st.sampled_from([0, 8, 1000]),
-)
-def test_prefix_cut_back_to_gives_what_a_fresh_one_gives(
-    engine: OpenvinoEngine, prefix: int, cuts: list[tuple[int, int]], sweep_rows: int
+@functools.cache
+def exact() -> tuple[CpuEngine, TorchEngine]:
+    """Return a quantized engine that rounds no activation, since no matrix has groups that its runtimes know."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(openvino_models, "attention_type", lambda weight: ov.Type.f32)
+        spec = make_spec("mlp_downsample", True, 2, 3)
+        weights = quantize(make_checkpoint(Path(folder), spec, 7).load(), 8, None)
+        weights[HEAD] = round_to_int4(weights[EMBEDDING], 8)
+        return load_quantized(spec, weights, threads=1), stand_in(spec, weights)
+
+
+@pytest.fixture(params=[FEW, MANY, 4], ids=["onnxruntime", "openvino", "both"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> CpuEngine:
+    """The exact engine, each of whose calls is decoded by one runtime, or by both in turns."""
+    monkeypatch.setattr(cpu_engine, "MANY_TOKENS", request.param)
+    return exact()[0]
+
+
+same_engine = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@same_engine
+@given(calls=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_calls_and_cuts_of_any_length_give_what_torch_gives(
+    engine: CpuEngine, calls: list[tuple[int, int]], seed: int
 ) -> None:
-    rng = np.random.default_rng(prefix)
-    kept = engine.embed(rng.integers(0, 289, prefix))
-    cache = engine.new_cache(400)
-    engine.forward(kept, cache)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openvino_engine, "MIN_SWEEP_ROWS", sweep_rows)
-        for num_new, num_cut in cuts:
-            new = engine.embed(rng.integers(0, 289, num_new))
-            logits_V = engine.forward(new, cache)
-            kept = np.concatenate([kept, new])
-            assert_near("logits", logits_V, engine.forward(kept, engine.new_cache(400)), ATOL)
-            kept = kept[: max(len(kept) - num_cut, 0)]
-            cache.truncate(len(kept))
+    want, rng = exact()[1], np.random.default_rng(seed)
+    cache, want_cache = engine.new_cache(64), want.new_cache(64)
+    for num_new, num_cut in calls:
+        embeds_LD = want.embed(rng.integers(0, 289, num_new))
+        logits_V = want.forward(embeds_LD, want_cache)
+        assert_near("logits", engine.forward(embeds_LD, cache), logits_V, ATOL)
+        for each in (cache, want_cache):
+            each.truncate(max(each.length - num_cut, 0))
 
 
-def test_rows_swept_out_of_a_quantized_cache_are_the_hidden_ones(tmp_path: Path) -> None:
-    spec = make_spec("mlp_downsample", True, 2, 3)
-    engine = load_quantized(spec, quantize(make_checkpoint(tmp_path, spec, 7).load(), 8, None), threads=1)
-    rng = np.random.default_rng(4)
-    kept, cut, last = (engine.embed(rng.integers(0, 289, n)) for n in (20, 60, 3))
-    cache, fresh = engine.new_cache(100), engine.new_cache(100)
-
-    engine.forward(kept, cache)
-    engine.forward(cut, cache)
-    cache.truncate(20)
-    got = engine.forward(last, cache)
-
-    engine.forward(kept, fresh)
-    assert_near("logits", got, engine.forward(last, fresh), 1e-5)
+@same_engine
+@given(prefix=st.integers(1, 20), lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_branches_of_a_tree_get_what_each_gets_alone(
+    engine: CpuEngine, prefix: int, lengths: list[int], seed: int
+) -> None:
+    assert_tree_matches_runs(engine, engine, prefix, lengths, seed, ATOL)
 
 
-def test_two_caches_do_not_disturb_each_other(engine: OpenvinoEngine) -> None:
+def test_copied_prefix_goes_on_as_its_source(engine: CpuEngine) -> None:
+    assert_copied_prefix_goes_on(engine)
+
+
+def test_tree_of_which_nothing_is_wanted_is_appended(engine: CpuEngine) -> None:
+    assert_appends_without_logits(engine)
+
+
+def test_two_caches_do_not_disturb_each_other(engine: CpuEngine) -> None:
     rng = np.random.default_rng(3)
     prompts = [engine.embed(rng.integers(0, 289, 20)) for _ in range(2)]
     alone = []
@@ -157,50 +176,49 @@ def test_two_caches_do_not_disturb_each_other(engine: OpenvinoEngine) -> None:
             assert np.array_equal(engine.forward(np.split(prompt, 4)[i], cache), want[i])
 
 
-def test_logits_outlive_the_next_call(engine: OpenvinoEngine) -> None:
-    cache = engine.new_cache(8)
-    first_V = engine.forward(engine.embed(np.array([1, 2])), cache)
-    copy_V = first_V.copy()
+def test_threads_sleep_once_a_call_has_ended(tmp_path: Path) -> None:
+    spec = make_spec("mlp_downsample", True, 2, 8)
+    spec = replace(spec, decoder=replace(spec.decoder, mlp_width=4096))
+    weights = quantize(make_checkpoint(tmp_path, spec, 7).load(), 128, None)
+    engine = load_quantized(spec, weights, threads=2)
+    cache, busy_s = engine.new_cache(64), []
 
-    engine.forward(engine.embed(np.array([3])), cache)
+    for num_new in (1, 20, 1):
+        engine.forward(engine.embed(np.arange(num_new)), cache)
+        before_s = time.process_time()
+        time.sleep(0.1)
+        busy_s.append(time.process_time() - before_s)
 
-    assert np.array_equal(first_V, copy_V)
-
-
-def test_prefill_in_chunks_gives_what_one_call_gives(engine: OpenvinoEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    embeds_LD = engine.embed(np.random.default_rng(0).integers(0, 289, 40))
-    whole = engine.forward(embeds_LD, engine.new_cache(40))
-
-    monkeypatch.setattr("nvila_ros.generation.decode.PREFILL_CHUNK", 7)
-    chunked = prefill(engine, embeds_LD, engine.new_cache(40), lambda: None)
-
-    assert_near("logits", chunked, whole, ATOL)
+    assert max(busy_s) < 0.01
 
 
-def test_choice_scores_are_the_probabilities_of_whole_answers(engine: OpenvinoEngine) -> None:
-    prompt = np.random.default_rng(1).integers(0, 289, 20)
-    choices = [[5, 6, STOP], [5, STOP], [7, 8, 9, STOP]]
-    cache = engine.new_cache(64)
-    logits_V = engine.forward(engine.embed(prompt), cache)
+def test_arrays_that_may_not_be_written_are_read(engine: CpuEngine) -> None:
+    tile_NCHW = np.zeros((1, 3, 56, 56), np.float32)
+    arrays = (tile_NCHW, engine.vision(tile_NCHW), engine.embed(np.arange(5)))
+    for array in arrays:
+        array.flags.writeable = False
 
-    got = score_choices(engine, logits_V, cache, choices, lambda: None)
+    assert np.array_equal(engine.vision(arrays[0]), arrays[1])
+    assert len(engine.project(arrays[1])) == 1
+    assert len(engine.forward(arrays[2], engine.new_cache(5))) == 289
 
-    naive = []
-    for choice in choices:
-        score = 0.0
-        for k, token in enumerate(choice):
-            ids = np.concatenate([prompt, np.array(choice[:k], np.int64)])
-            score += log_softmax(engine.forward(engine.embed(ids), engine.new_cache(64)))[token]
-        naive.append(np.exp(score))
-    assert np.allclose(got, np.array(naive) / sum(naive), rtol=1e-3)
-    assert cache.length == len(prompt)
+
+def test_results_outlive_the_next_call_and_the_cache(engine: CpuEngine) -> None:
+    first_V = engine.forward(engine.embed(np.array([1, 2, 3, 4])), engine.new_cache(4))
+    feat_NPE = engine.vision(np.zeros((1, 3, 56, 56), np.float32))
+    kept = [array.copy() for array in (first_V, feat_NPE)]
+
+    engine.forward(engine.embed(np.arange(8)), engine.new_cache(8))
+    engine.vision(np.ones((1, 3, 56, 56), np.float32))
+
+    assert all(np.array_equal(*pair) for pair in zip(kept, (first_V, feat_NPE), strict=True))
 
 
 @functools.cache
 def load_golden(name: str) -> Perceiver:
     checkpoint = open_checkpoint(GOLDEN / name / "ckpt")
     tokenizer = ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
-    return Perceiver(load(checkpoint, threads=1), tokenizer, backend="openvino")
+    return Perceiver(load(checkpoint, threads=1), tokenizer, backend="cpu")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -233,43 +251,37 @@ def test_int4_values_are_packed_low_half_first() -> None:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
-@pytest.mark.parametrize("is_tied", [True, False])
-def test_int4_decoder_computes_what_its_weights_stand_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv_heads: int, is_tied: bool
+@pytest.mark.parametrize("many", [FEW, MANY], ids=["onnxruntime", "openvino"])
+@pytest.mark.parametrize("is_head_float", [True, False])
+def test_activations_in_eight_bits_stay_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv_heads: int, many: int, is_head_float: bool
 ) -> None:
-    # With attention in float too: no matrix has whole groups of 128 inputs here, so no activation is rounded.
-    monkeypatch.setattr(openvino_engine, "_attention_type", lambda weight: ov.Type.f32)
-    spec = make_spec("mlp_downsample", is_tied, kv_heads, 3)
-    weights = quantize(make_checkpoint(tmp_path, spec, 7).load(), 8, None)
-
-    assert_decodes_alike(spec, weights, ATOL)
-
-
-def test_activations_in_eight_bits_stay_near(tmp_path: Path) -> None:
     # A rounded activation is off by at most 1/254 of the largest in its group: over a sum of hundreds of terms with
     # errors of either sign that is some thousandths of a logit's spread, and a wrong group or scale would be tenths.
-    spec = make_spec("mlp_downsample", True, 2, 8)
+    monkeypatch.setattr(cpu_engine, "MANY_TOKENS", many)
+    spec = make_spec("mlp_downsample", is_head_float, kv_heads, 8)
     spec = replace(spec, decoder=replace(spec.decoder, mlp_width=512))
     weights = quantize(make_checkpoint(tmp_path, spec, 7).load(), 128, None)
-
-    assert_decodes_alike(spec, weights, 0.03)
-
-
-def assert_decodes_alike(spec: ModelSpec, weights: dict[str, Weight], atol_of_spread: float) -> None:
-    """Hold prefill and decode steps to the same weights in float; the tolerance is a share of the logits' spread."""
-    plain = stand_for(weights)
-    head = plain.get(HEAD, plain[EMBEDDING])
-    rounded = np.ascontiguousarray(quantize_rows(head).dequantize().T)
-    untied = replace(spec, decoder=replace(spec.decoder, is_tied=False))
-    want = TorchEngine(FakeCheckpoint(untied, plain | {HEAD: rounded}))
-    got = load_quantized(spec, weights, threads=1)
+    if not is_head_float:
+        weights[HEAD] = round_to_int4(np.asarray(weights[HEAD]), 128)
+    want, got = stand_in(spec, weights), load_quantized(spec, weights, threads=1)
     rng = np.random.default_rng(11)
     got_cache, want_cache = got.new_cache(64), want.new_cache(64)
+
     for length in (9, 1, 1, 5):
         embeds_LD = want.embed(rng.integers(0, spec.decoder.vocab_size, length))
         logits_V = want.forward(embeds_LD, want_cache)
-        assert_near("logits", got.forward(embeds_LD, got_cache), logits_V, atol_of_spread * logits_V.std())
+        assert_near("logits", got.forward(embeds_LD, got_cache), logits_V, 0.03 * logits_V.std())
     assert got.precision == "w8a8+w4a8"
+
+
+def stand_in(spec: ModelSpec, weights: dict[str, Weight]) -> TorchEngine:
+    """Return torch on what quantized weights stand for, a float head in eight bits by row."""
+    plain = stand_for(weights)
+    head = weights.get(HEAD, weights[EMBEDDING])
+    rounded = quantize_rows(head) if isinstance(head, np.ndarray) else head
+    untied = replace(spec, decoder=replace(spec.decoder, is_tied=False))
+    return TorchEngine(FakeCheckpoint(untied, plain | {HEAD: np.ascontiguousarray(rounded.dequantize().T)}))
 
 
 @pytest.mark.parametrize("input_scale", [None, 0.05])
@@ -297,7 +309,7 @@ def test_weights_without_integers_are_computed_in_float(tmp_path: Path) -> None:
 
 def test_nothing_is_reported_by_importing_it(tmp_path: Path) -> None:
     (tmp_path / "openvino_telemetry.py").write_text("print('reported')\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import nvila_ros.runtime.openvino_engine"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import nvila_ros.runtime.cpu_engine"
 
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRON)
 

@@ -1,0 +1,281 @@
+"""The CPU engine beside what else could run the same model here: one run, the same shapes, all cores, batch 1.
+
+Three parts, of which `--only` chooses:
+
+- decoder: prefill and greedy decode of the language model, with head and attention, over random weights: ours,
+  llama.cpp, onnxruntime-genai, openvino-genai, and transformers in float;
+- tower: one tile through the vision tower in eight bits, against float32 and against OpenVINO's own eight bits;
+- answers: what quantization costs nvila-tiny in answers, as the engine itself gives them.
+
+Each runtime has a process of its own, loaded once; then they take turns round by round, and whoever is not measured is
+stopped. Of a round the median step counts, of the rounds the best; the table shows the worst as well. Runtimes that are
+not installed, or fail, are shown with the reason. Prints tables and, last, one JSON line, in which `X_vs_Y` and `ratio`
+above 1 mean that ours is that many times as fast; what was not measured is null.
+
+    make bench-engines
+    .venv/bin/python -m benchmarks.engines --layers 2 --tower-layers 2 --questions 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from benchmarks.peers.job import Job
+from benchmarks.peers.rounds import Entry, Heard, run_rounds
+from benchmarks.peers.weights import RandomWeights
+from nvila_ros.models.variants import VARIANTS
+from nvila_ros.tools.options import positive, print_json, whole, wide_console
+
+PARTS = ("decoder", "tower", "answers")
+GB = 1e9
+OURS, MEMORY = "ours", "memory"
+Q4_0, OPENVINO_INT8 = "llama.cpp Q4_0", "openvino int8"
+DECODERS = (
+    Entry(OURS, "ours", "decoder", "int4 g128"),
+    Entry(Q4_0, "llamacpp", "Q4_0", "4 bits"),
+    Entry("llama.cpp Q4_K_M", "llamacpp", "Q4_K_M", "4 and 6 bits"),
+    Entry("onnxruntime-genai b32", "ort_genai", "32", "int4 g32"),
+    Entry("onnxruntime-genai b128", "ort_genai", "128", "int4 g128"),
+    Entry("openvino-genai", "ov_genai", "int4", "int4 g128, head int8"),
+)
+FLOATS = (
+    Entry(OURS, "ours", "decoder", "int4 g128"),
+    Entry("transformers fp32", "transformers_torch", "float32", "float32"),
+    Entry("transformers bf16", "transformers_torch", "bfloat16", "bfloat16"),
+)
+"""Apart from `DECODERS`, since all together would not fit a small machine."""
+TOWERS = (
+    Entry(OURS, "ours", "tower w8a8", "w8a8"),
+    Entry("ours fp32 openvino", "ours", "tower fp32 openvino", "float32"),
+    Entry("ours fp32 onnxruntime", "ours", "tower fp32 onnxruntime", "float32"),
+    Entry(OPENVINO_INT8, "ov_tower", "int8", "int8, by NNCF"),
+)
+READER = Entry(MEMORY, "memory", "read", "")
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit code."""
+    args = parse_args()
+    job = Job(
+        variant=args.variant,
+        layers=args.layers,
+        tower_layers=args.tower_layers,
+        prompt=args.prompt,
+        tokens=args.tokens,
+        threads=args.threads,
+        head_bits=args.head_bits,
+        folder=str(args.folder.resolve()),
+    )
+    begun = time.monotonic()
+
+    def tell(text: str) -> None:
+        print(f"[{time.monotonic() - begun:4.0f} s] {text}", file=sys.stderr, flush=True)
+
+    groups: list[dict[str, Heard]] = []
+    tower: dict[str, Heard] = {}
+    answers: dict[str, Any] = {}
+    if "decoder" in args.only:
+        groups = [run_rounds((READER, *entries), job, args.rounds, tell) for entries in (DECODERS, FLOATS)]
+    if "tower" in args.only:
+        tower = run_rounds(TOWERS, job, args.rounds, tell)
+    if "answers" in args.only:
+        tell("answers: nvila-tiny is calibrated, quantized and asked")
+        answers = ask_tiny(args)
+    print_tables(job, args, groups, tower, answers)
+    print_json(as_dict(job, groups, tower, answers))
+    return 0
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some of the parts")
+    parser.add_argument("--variant", choices=VARIANTS, default="NVILA-Lite-2B")
+    parser.add_argument("--layers", type=whole, default=0, help="of the language model (default: all)")
+    parser.add_argument("--tower-layers", type=whole, default=0, help="of the vision tower (default: all)")
+    parser.add_argument("--prompt", type=positive, default=512, help="tokens of the prefill")
+    parser.add_argument("--tokens", type=positive, default=48, help="decode steps of a round")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--head-bits", type=int, choices=(4, 8), default=4, help="of our map to the vocabulary")
+    parser.add_argument("--questions", type=positive, default=167, help="to nvila-tiny, of each of six kinds")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1)
+    parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="keeps the runtimes' files")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    return parser.parse_args()
+
+
+def ask_tiny(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `benchmarks.answers` says, in a process of its own; only the reason where it fails."""
+    options = {"--questions": args.questions, "--head-bits": args.head_bits, "--threads": args.threads}
+    words = [str(word) for option in options.items() for word in option]
+    command = [sys.executable, "-m", "benchmarks.answers", *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        return {"fault": (done.stderr.strip() or "said nothing").splitlines()[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def as_dict(
+    job: Job, groups: Sequence[Mapping[str, Heard]], tower: Mapping[str, Heard], answers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the JSON line."""
+    decode, prefill = (all_ratios(groups, step) for step in ("decode", "prefill"))
+    towers = ratios(tower, "tile")
+    floats = [ratio for name, ratio in towers.items() if "fp32" in name]
+    read_s = read_bytes_s(groups)
+    own = groups[0][OURS].best("decode") if groups else None
+    roofline = step_bytes(job) / own / read_s if own and read_s else None
+    return {
+        "decode_ratio": rounded(min(decode.values(), default=None)),
+        "prefill_ratio": rounded(min(prefill.values(), default=None)),
+        "decode_vs_llamacpp": rounded(decode.get(Q4_0)),
+        "prefill_vs_llamacpp": rounded(prefill.get(Q4_0)),
+        "tower_vs_fp32": rounded(min(floats, default=None)),
+        "tower_vs_openvino": rounded(towers.get(OPENVINO_INT8)),
+        "roofline": rounded(roofline),
+        "accuracy_fp32": answers.get("accuracy_fp32"),
+        "accuracy_quant": answers.get("accuracy_quant"),
+        "equal_answers": answers.get("equal_answers"),
+        "asked": answers.get("asked"),
+        "read_gb_s": rounded(read_s and read_s / GB),
+        "decode_vs": {name: rounded(ratio) for name, ratio in decode.items()},
+        "prefill_vs": {name: rounded(ratio) for name, ratio in prefill.items()},
+        "layers": job.decoder_spec.decoder.num_layers,
+        "head_bits": job.head_bits,
+        "threads": job.threads,
+    }
+
+
+def ratios(heard: Mapping[str, Heard], step: str) -> dict[str, float]:
+    """Return how many times as fast ours is at a step as each other runtime of its rounds."""
+    ours = heard[OURS].best(step) if OURS in heard else None
+    if ours is None:
+        return {}
+    return {name: theirs / ours for name, each in heard.items() if name != OURS and (theirs := each.best(step))}
+
+
+def all_ratios(groups: Sequence[Mapping[str, Heard]], step: str) -> dict[str, float]:
+    """Return the ratios of all groups, each against ours in the same rounds."""
+    return {name: ratio for heard in groups for name, ratio in ratios(heard, step).items()}
+
+
+def read_bytes_s(groups: Sequence[Mapping[str, Heard]]) -> float | None:
+    """Return the fastest that memory was read in any round, or None."""
+    seconds = [each for heard in groups if (each := heard[MEMORY].best("read"))]
+    return GB / min(seconds) if seconds else None
+
+
+def step_bytes(job: Job) -> float:
+    """Return what a decode step of ours must read, amid the answer."""
+    spec = job.decoder_spec
+    return RandomWeights(spec, job.head_bits).bytes_per_step(spec.decoder, job.prompt + job.tokens // 2)
+
+
+def rounded(number: float | None) -> float | None:
+    """Return it with three decimals."""
+    return None if number is None else round(number, 3)
+
+
+def print_tables(
+    job: Job,
+    args: argparse.Namespace,
+    groups: Sequence[Mapping[str, Heard]],
+    tower: Mapping[str, Heard],
+    answers: Mapping[str, Any],
+) -> None:
+    """Print what was measured."""
+    print(f"{machine()}, {job.threads} threads, {args.rounds} rounds")
+    if groups:
+        title = f"{job.variant}, {job.decoder_spec.decoder.num_layers} layers, prompt {job.prompt}, {job.tokens} tokens"
+        heads = (
+            "runtime",
+            "weights",
+            "prefill\ntokens/s",
+            "worst",
+            "decode\ntokens/s",
+            "worst",
+            "ours is",
+            "memory\nGB",
+        )
+        print_table(title, heads, [row for heard in groups for row in decoder_rows(heard, job)], args)
+        if read_s := read_bytes_s(groups):
+            print(f"memory is read at {read_s / GB:.1f} GB/s; a step of ours reads {step_bytes(job) / GB:.3f} GB")
+    if tower:
+        title = f"vision tower, {job.tower_spec.vision.num_live_layers} layers, one tile"
+        heads = ("runtime", "weights", "ms", "worst", "ours is", "memory\nGB")
+        print_table(title, heads, tower_rows(tower), args)
+    if answers:
+        print("answers of nvila-tiny:", ", ".join(f"{key} {value}" for key, value in answers.items()))
+
+
+def decoder_rows(heard: Mapping[str, Heard], job: Job) -> list[Sequence[str]]:
+    """Return a row for each runtime."""
+    rows: list[Sequence[str]] = []
+    decode, prefill = ratios(heard, "decode"), ratios(heard, "prefill")
+    for name, each in heard.items():
+        if name == MEMORY:
+            continue
+        holds = f"{each.entry.holds}, head int{job.head_bits}" if name == OURS else each.entry.holds
+        prefill_s, step_s = each.best("prefill"), each.best("decode")
+        if not prefill_s or not step_s:
+            rows.append((name, holds, f"skipped: {each.fault}"))
+            continue
+        speeds = (job.prompt / prefill_s, job.prompt / each.worst("prefill"), 1 / step_s, 1 / each.worst("decode"))
+        ratio = f"{prefill[name]:.2f}x, {decode[name]:.2f}x" if name in decode else ""
+        rows.append((name, holds, *(f"{speed:.1f}" for speed in speeds), ratio, f"{each.rss_bytes / GB:.1f}"))
+    return rows
+
+
+def tower_rows(heard: Mapping[str, Heard]) -> list[Sequence[str]]:
+    """Return a row for each runtime."""
+    rows: list[Sequence[str]] = []
+    times = ratios(heard, "tile")
+    for name, each in heard.items():
+        if (tile_s := each.best("tile")) is None:
+            rows.append((name, each.entry.holds, f"skipped: {each.fault}"))
+            continue
+        ratio = f"{times[name]:.2f}x" if name in times else ""
+        ms = (f"{1e3 * tile_s:,.0f}", f"{1e3 * each.worst('tile'):,.0f}")
+        rows.append((name, each.entry.holds, *ms, ratio, f"{each.rss_bytes / GB:.1f}"))
+    return rows
+
+
+def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], args: argparse.Namespace) -> None:
+    """Print a table, on a terminal or as Markdown."""
+    if args.markdown:
+        lines = [[head.replace("\n", " ") for head in heads], ["---"] * len(heads)]
+        lines += [[*row, *[""] * (len(heads) - len(row))] for row in rows]
+        print(f"\n**{title}**\n", *(f"| {' | '.join(line)} |" for line in lines), "", sep="\n")
+        return
+    table = Table(*heads, box=SIMPLE_HEAD, title=title, title_justify="left")
+    table.columns[0].no_wrap = True
+    for column in table.columns[2:]:
+        column.justify, column.no_wrap = "right", True
+    for row in rows:
+        table.add_row(*row)
+    wide_console().print(table)
+
+
+def machine() -> str:
+    """Return the processor's name as the kernel has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Runtimes side by side: each in its own process, in alternating rounds, and only the one whose turn it is may run.
+
+The others are stopped meanwhile (SIGSTOP), so that no pool of threads spins beside the one that is measured. What else
+the machine does meets all alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.peers.job import QUIET, Job
+
+PREPARE_S, LOAD_S, ROUND_S = 900.0, 300.0, 300.0
+NUM_LOG_LINES = 4
+
+
+class RuntimeFaultError(Exception):
+    """A runtime's process did not do what it was told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A runtime to measure.
+
+    Attributes:
+        name: in the table.
+        module: of this folder.
+        kind: which of what the module knows.
+        holds: what its weights are held in.
+    """
+
+    name: str
+    module: str
+    kind: str
+    holds: str
+
+
+@dataclass(slots=True)
+class Heard:
+    """What a runtime told.
+
+    Attributes:
+        steps: seconds, by the step's name and then by round.
+        fault: why there is nothing, or no more.
+    """
+
+    entry: Entry
+    steps: dict[str, list[list[float]]] = field(default_factory=dict)
+    load_s: float = 0.0
+    rss_bytes: int = 0
+    fault: str = ""
+
+    def best(self, name: str) -> float | None:
+        """Return the seconds of a step: the best round's median; None if it was never measured."""
+        return min(map(statistics.median, self.steps[name])) if name in self.steps else None
+
+    def worst(self, name: str) -> float:
+        """Return the worst round's median."""
+        return max(map(statistics.median, self.steps[name]))
+
+
+class Runtime:
+    """One runtime's process."""
+
+    def __init__(self, entry: Entry, job: Job, log_path: Path) -> None:
+        self.heard = Heard(entry)
+        self._log_path = log_path
+        self._command = [
+            sys.executable,
+            "-m",
+            "benchmarks.peers.child",
+            "serve",
+            entry.module,
+            entry.kind,
+            job.to_json(),
+        ]
+        self._process: subprocess.Popen[str] | None = None
+
+    def prepare(self) -> None:
+        """Let it write its files.
+
+        Raises:
+            RuntimeFaultError: it is not installed, or it did not write them.
+        """
+        needs = importlib.import_module(f"benchmarks.peers.{self.heard.entry.module}").NEEDS
+        missing = [name for name in needs if not is_installed(name)]
+        if missing:
+            raise RuntimeFaultError(f"{' and '.join(missing)} not installed; see make bench-engines")
+        command = ["prepare" if word == "serve" else word for word in self._command]
+        with self._log_path.open("w") as log:
+            try:
+                done = subprocess.run(command, stdout=log, stderr=log, env=os.environ | QUIET, timeout=PREPARE_S)
+            except subprocess.TimeoutExpired:
+                raise RuntimeFaultError(
+                    f"its files were not written in {PREPARE_S:.0f} s; see {self._log_path}"
+                ) from None
+        if done.returncode != 0:
+            raise RuntimeFaultError(self._last_words())
+
+    def start(self) -> None:
+        """Load it, and do a first round that is not counted.
+
+        Raises:
+            RuntimeFaultError: it did not.
+        """
+        with self._log_path.open("a") as log:
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+            self._process = subprocess.Popen(self._command, text=True, env=os.environ | QUIET, **pipes)
+        self.heard.load_s = self._read(LOAD_S)["load_s"]
+        self._ask()
+        self._signal(signal.SIGSTOP)
+
+    def run_round(self) -> None:
+        """Do a round.
+
+        Raises:
+            RuntimeFaultError: it did not.
+        """
+        self._signal(signal.SIGCONT)
+        told = self._ask()
+        self._signal(signal.SIGSTOP)
+        for name, seconds in told["steps"].items():
+            self.heard.steps.setdefault(name, []).append(seconds)
+        self.heard.rss_bytes = told["rss_bytes"]
+
+    def stop(self) -> None:
+        """End its process, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                _close(pipe)
+            self._process = None
+
+    def _ask(self) -> Mapping[str, Any]:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._read(ROUND_S)
+
+    def _read(self, limit_s: float) -> Mapping[str, Any]:
+        """Return the next line that it tells; killed at the limit, it tells an empty one."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        watchdog = threading.Timer(limit_s, self._process.kill)
+        watchdog.start()
+        line = self._process.stdout.readline()
+        watchdog.cancel()
+        if not line:
+            raise RuntimeFaultError(self._last_words())
+        return json.loads(line)
+
+    def _signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def _last_words(self) -> str:
+        lines = self._log_path.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = " / ".join([line.strip() for line in lines if line.strip()][-NUM_LOG_LINES:])
+        return f"failed: {said[-300:] or 'said nothing'}; see {self._log_path}"
+
+
+def run_rounds(entries: Sequence[Entry], job: Job, num_rounds: int, tell: Callable[[str], None]) -> dict[str, Heard]:
+    """Measure runtimes in alternating rounds; one that fails is left out with its reason."""
+    runtimes = [Runtime(entry, job, _log_path(entry, job)) for entry in entries]
+    live: list[Runtime] = []
+    try:
+        # All write first and then all load: what a writer holds should not lie beside loaded models.
+        for act in (Runtime.prepare, Runtime.start):
+            for runtime in runtimes:
+                if not runtime.heard.fault:
+                    tell(f"{runtime.heard.entry.name}: {act.__name__}")
+                    _try(runtime, act)
+        for i in range(num_rounds):
+            live = [runtime for runtime in runtimes if not runtime.heard.fault]
+            tell(f"round {i + 1} of {num_rounds}: {', '.join(runtime.heard.entry.name for runtime in live)}")
+            for runtime in live if i % 2 == 0 else reversed(live):
+                _try(runtime, Runtime.run_round)
+    finally:
+        for runtime in runtimes:
+            runtime.stop()
+    return {runtime.heard.entry.name: runtime.heard for runtime in runtimes}
+
+
+def is_installed(name: str) -> bool:
+    """Whether a module could be imported; nothing is."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # its package is missing
+        return False
+
+
+def _try(runtime: Runtime, act: Callable[[Runtime], None]) -> None:
+    try:
+        act(runtime)
+    except (RuntimeFaultError, BrokenPipeError) as error:
+        runtime.heard.fault = str(error)
+        runtime.stop()
+
+
+def _close(pipe: IO[str] | None) -> None:
+    assert pipe is not None
+    with contextlib.suppress(BrokenPipeError):
+        pipe.close()
+
+
+def _log_path(entry: Entry, job: Job) -> Path:
+    folder = job.files("logs")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{entry.name.replace(' ', '_').replace('/', '_')}.log"

@@ -1,0 +1,57 @@
+"""N of M: a state is believed once enough of the last answers agree on it."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from nvila_ros.standing.reading import Reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """The believed state became another.
+
+    Attributes:
+        state: now.
+        previous: before, or None where none was believed yet.
+        first: the oldest of the answers that agree.
+        num_agreed: how many do.
+        num_counted: how many were looked at.
+    """
+
+    state: str
+    previous: str | None
+    first: Reading
+    num_agreed: int
+    num_counted: int
+
+
+class Debounce:
+    """Believes a state once the newest answer and in all `n` of the last `m` say it.
+
+    Answers that made one state believed do not count towards the next, so that what begins has never begun before
+    what came before it ended.
+    """
+
+    def __init__(self, n: int, m: int) -> None:
+        self._n = n
+        self._votes: deque[tuple[str, Reading]] = deque(maxlen=m)
+        self._state: str | None = None
+
+    def push(self, state: str, reading: Reading) -> Change | None:
+        """Count one answer; returns the change that it makes, if any."""
+        self._votes.append((state, reading))
+        agreeing = [vote for said, vote in self._votes if said == state]
+        if state == self._state or len(agreeing) < self._n:
+            return None
+        change = Change(
+            state=state,
+            previous=self._state,
+            first=agreeing[0],
+            num_agreed=len(agreeing),
+            num_counted=len(self._votes),
+        )
+        self._state = state
+        self._votes.clear()
+        return change

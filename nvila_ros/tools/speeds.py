@@ -1,0 +1,231 @@
+"""How fast one model is in this process: tower, prefill, decode, first token, loading, memory.
+
+Every figure is measured a few times after one run that is not counted; pictures are noise and new each time, so that no
+cache knows them. A process that measures one model and nothing else has true figures of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nvila_ros.errors import NvilaError
+from nvila_ros.loading import find_checkpoint, load_engine, open_model
+from nvila_ros.models.artefact import Artefact
+from nvila_ros.models.checkpoint import Checkpoint, TensorInfo
+from nvila_ros.models.spec import DecoderSpec
+from nvila_ros.pipeline import Perceiver
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.runtime.contract import Engine
+from nvila_ros.types import Answer, Frame, Query
+
+HEAD, EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
+ROUNDS_HEAD = ("cpu", "openvino")
+"""Backends that keep a float head beside a quantized decoder in eight bits."""
+MAX_S = 20.0  # of one figure; a slow model is measured less often, but twice at least
+QUESTION = "What is there to see?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        image: width and height of a picture, px.
+        frames: of a clip.
+        prompt: tokens of the prefill; fewer where the model has not as many positions.
+        tokens: decode steps behind it.
+    """
+
+    model: str
+    backend: str
+    threads: int
+    image: tuple[int, int]
+    frames: int
+    prompt: int
+    tokens: int
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A median and its spread."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Figure:
+        """Return what some measurements say."""
+        return Figure(statistics.median(values), min(values), max(values))
+
+    def per(self, number: float) -> Figure:
+        """Return `number` divided by it: seconds become a rate, and the slowest is now the lowest."""
+        return Figure(number / self.median, number / self.high, number / self.low)
+
+
+def measure(plan: Plan, tell: Callable[[str], object]) -> dict[str, Any]:
+    """Load the model and return all figures: times in seconds, memory in bytes.
+
+    Raises:
+        NvilaError: there is no such model or backend, or the model does not load.
+    """
+    source = open_model(find_checkpoint(plan.model))
+    tell("loading")
+    start = time.perf_counter()
+    engine = load_engine(source, plan.backend, plan.threads)
+    perceiver = Perceiver(engine, ChatTokenizer.from_folder(source.tokenizer_folder), backend=plan.backend)
+    load_s = time.perf_counter() - start
+    perceiver.warm_up()
+    kept_bytes = memory_bytes("VmRSS")
+    prompt = min(plan.prompt, engine.spec.decoder.max_positions - plan.tokens)
+    figures: dict[str, Any] = {"model": perceiver.model, "precision": perceiver.precision, "load_s": load_s}
+    for name, act in (
+        ("vision_s", lambda: _tile_s(engine, plan)),
+        ("prefill_tok_s", lambda: _prefill_s(engine, prompt, plan).per(prompt)),
+        ("decode_tok_s", lambda: _step_s(engine, prompt, plan).per(1)),
+    ):
+        tell(name)
+        figures[name] = asdict(act())
+    for name, num_frames in (("image", 1), ("clip", plan.frames)):
+        tell(f"{name}_ttft_s")
+        figures |= {f"{name}_{key}": value for key, value in _ask(perceiver, num_frames, plan).items()}
+    context = prompt + plan.tokens // 2
+    figures |= {"prompt_tokens": prompt, "step_bytes": step_bytes(source, plan.backend, context)}
+    return figures | {"kept_bytes": kept_bytes, "peak_bytes": memory_bytes("VmHWM")}
+
+
+def step_bytes(source: Checkpoint | Artefact, backend: str, context: int) -> int:
+    """Return the bytes that a decode step must read at least, behind `context` tokens.
+
+    Matrices as their files hold them where they are quantized, else in float32; the cache in two bytes a value.
+    """
+    tensors = source.tensors
+    head = HEAD if f"{HEAD}.values" in tensors or HEAD in tensors else EMBEDDING
+    is_quantized = "llm.model.layers.0.mlp.up_proj.weight.values" in tensors
+    total = 0
+    for key, info in tensors.items():
+        if not key.startswith(("llm.model.layers.", head)):
+            continue
+        is_rounded = key == head and is_quantized and backend in ROUNDS_HEAD
+        total += math.prod(info.shape) if is_rounded else _held_bytes(key, info)
+    return total + cache_bytes(source.spec.decoder, context)
+
+
+def cache_bytes(spec: DecoderSpec, context: int) -> int:
+    """Return the bytes of keys and values of so many tokens, two a value."""
+    return 2 * 2 * spec.num_layers * spec.num_kv_heads * spec.head_size * context
+
+
+def _held_bytes(key: str, info: TensorInfo) -> int:
+    return math.prod(info.shape) * (1 if key.endswith(".values") else 4)
+
+
+def _tile_s(engine: Engine, plan: Plan) -> Figure:
+    size = engine.spec.vision.image_px
+    tile = np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32)
+    return Figure.of(_repeat(lambda: _seconds(lambda: engine.vision(tile)), plan))
+
+
+def _prefill_s(engine: Engine, prompt: int, plan: Plan) -> Figure:
+    embeds, cache = _random_embeds(engine, prompt), engine.new_cache(prompt)
+
+    def once() -> float:
+        cache.truncate(0)
+        return _seconds(lambda: engine.forward(embeds, cache))
+
+    return Figure.of(_repeat(once, plan))
+
+
+def _step_s(engine: Engine, prompt: int, plan: Plan) -> Figure:
+    """Seconds of a decode step: of each repeat the median, since a rare long step is the machine's."""
+    cache = engine.new_cache(prompt + plan.tokens)
+    engine.forward(_random_embeds(engine, prompt), cache)
+
+    def once() -> float:
+        cache.truncate(prompt)
+        ids = np.arange(1)
+        steps = [_seconds(lambda: engine.forward(engine.embed(ids), cache).argmax()) for _ in range(plan.tokens)]
+        return statistics.median(steps)
+
+    return Figure.of(_repeat(once, plan))
+
+
+def _ask(perceiver: Perceiver, num_frames: int, plan: Plan) -> dict[str, Any]:
+    """Return the time to the first token of a question about noise, and what it was about."""
+    stamps, answers = iter(range(1 << 30)), []
+
+    def once() -> float:
+        frames = [_noise(next(stamps), plan.image) for _ in range(num_frames)]
+        answers.append(perceiver.answer(replace(_query(), num_frames=num_frames), frames))
+        return answers[-1].timings.ttft_s
+
+    figure = Figure.of(_repeat(once, plan))
+    last: Answer = answers[-1]
+    return {"ttft_s": asdict(figure), "frames": len(last.frames), "tokens": last.counts.num_prompt_tokens}
+
+
+def _query() -> Query:
+    return Query(query_id="bench", question=QUESTION, max_tokens=1)
+
+
+def _noise(seed: int, image: tuple[int, int]) -> Frame:
+    pixels = np.random.default_rng(seed).integers(0, 256, (image[1], image[0], 3), dtype=np.uint8)
+    return Frame(image=pixels, stamp_ns=seed * 10**8)
+
+
+def _random_embeds(engine: Engine, num_tokens: int) -> np.ndarray:
+    """Return embeddings of ids that any vocabulary has, (L, D)."""
+    return engine.embed(np.random.default_rng(0).integers(0, 64, num_tokens))
+
+
+def _repeat(once: Callable[[], float], plan: Plan) -> list[float]:
+    """Return seconds of each repeat; the first run is not counted."""
+    once()
+    start, seconds = time.monotonic(), []
+    for i in range(plan.repeats):
+        if i >= 2 and time.monotonic() - start > MAX_S:
+            break
+        seconds.append(once())
+    return seconds
+
+
+def _seconds(act: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    act()
+    return time.perf_counter() - start
+
+
+def memory_bytes(key: str) -> int:
+    """Return this process's memory: `VmRSS`, what is resident now, or `VmHWM`, the most that ever was."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def main() -> int:
+    """Measure the plan that is given as JSON; tell progress on stderr and the figures, or why not, as a JSON line."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a runtime prints by itself must not stand between
+    try:
+        told = json.loads(sys.argv[1])
+        plan = Plan(**told | {"image": tuple(told["image"])})
+        figures: Mapping[str, Any] = measure(plan, lambda text: print(text, file=sys.stderr, flush=True))
+    except NvilaError as error:
+        figures = {"error": str(error)}
+    print(json.dumps(figures), file=out, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

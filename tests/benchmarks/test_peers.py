@@ -1,0 +1,170 @@
+"""The side-by-side benchmark: processes take turns, faults are told, ratios are those of the same rounds."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.engines import GB, MEMORY, OPENVINO_INT8, OURS, Q4_0, as_dict, decoder_rows
+from benchmarks.peers.job import Job, random_ids
+from benchmarks.peers.rounds import Entry, Heard, Runtime, run_rounds
+from benchmarks.peers.weights import HEAD, RandomWeights, write_hf_folder
+from nvila_ros.models.quantized import Int4Weight, Int8Weight
+from nvila_ros.models.spec import ModelSpec, ProjectorSpec
+from nvila_ros.models.variants import VARIANTS
+
+READ = Entry(MEMORY, "memory", "read", "")
+
+
+def job(folder: Path, **changed: object) -> Job:
+    fields = {"variant": "NVILA-Lite-2B", "layers": 1, "tower_layers": 1, "prompt": 8, "tokens": 4}
+    return Job(**fields | {"threads": 1, "head_bits": 4, "folder": str(folder)} | changed)
+
+
+def small_spec() -> ModelSpec:
+    spec = VARIANTS["NVILA-Lite-2B"].spec
+    tiny = {"width": 256, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "mlp_width": 384, "vocab_size": 640}
+    projector = ProjectorSpec(kind="mlp_downsample", in_width=spec.vision.width, out_width=tiny["width"])
+    return replace(spec, projector=projector, decoder=replace(spec.decoder, **tiny))
+
+
+def heard(name: str, **seconds: list[list[float]]) -> Heard:
+    return Heard(Entry(name, "", "", ""), steps=seconds)
+
+
+def is_stopped(runtime: Runtime) -> bool:
+    """Whether the kernel holds its process, or does so within two seconds."""
+    assert runtime._process is not None
+    stat = Path(f"/proc/{runtime._process.pid}/stat")
+    for _ in range(200):
+        if stat.read_text().rsplit(")", 1)[1].split()[0] == "T":
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_runtime_is_stopped_whenever_it_is_not_measured(tmp_path: Path) -> None:
+    runtime = Runtime(READ, job(tmp_path), tmp_path / "log")
+    try:
+        runtime.start()
+        assert is_stopped(runtime)
+        runtime.run_round()
+        assert is_stopped(runtime)
+    finally:
+        runtime.stop()
+
+    assert len(runtime.heard.steps["read"]) == 1  # the one while it started is not counted
+
+
+def test_one_that_fails_leaves_the_others_in_the_race(tmp_path: Path) -> None:
+    unknown = Entry("unknown", "ours", "decoder", "")
+
+    told = run_rounds((unknown, READ), job(tmp_path, variant="NVILA-None"), 2, lambda text: None)
+
+    assert "NVILA-None" in told["unknown"].fault
+    assert told["unknown"].steps == {}
+    assert len(told[MEMORY].steps["read"]) == 2
+    assert not told[MEMORY].fault
+
+
+def test_ratios_are_of_the_best_rounds_and_of_the_same_group(tmp_path: Path) -> None:
+    first = {
+        OURS: heard(OURS, prefill=[[2.0], [1.0]], decode=[[0.1, 0.2, 0.3], [0.4]]),
+        Q4_0: heard(Q4_0, prefill=[[3.0]], decode=[[0.3]]),
+        "other": heard("other", prefill=[[0.5]], decode=[[0.8]]),
+        "absent": heard("absent"),
+        MEMORY: heard(MEMORY, read=[[0.1], [0.05]]),
+    }
+    second = {
+        OURS: heard(OURS, prefill=[[9.0]], decode=[[0.9]]),
+        "slow": heard("slow", prefill=[[18.0]], decode=[[9.0]]),
+    }
+    second[MEMORY] = heard(MEMORY, read=[[0.2]])
+    tower = {
+        OURS: heard(OURS, tile=[[1.0]]),
+        "a fp32": heard("a fp32", tile=[[3.0]]),
+        "b fp32": heard("b fp32", tile=[[2.0]]),
+        OPENVINO_INT8: heard(OPENVINO_INT8, tile=[[0.5]]),
+    }
+    weights = RandomWeights(job(tmp_path).decoder_spec)
+
+    told = as_dict(job(tmp_path), [first, second], tower, {"accuracy_fp32": 0.9})
+
+    assert told["decode_vs"] == {Q4_0: 1.5, "other": 4.0, "slow": 10.0}
+    assert told["prefill_vs"] == {Q4_0: 3.0, "other": 0.5, "slow": 2.0}
+    assert (told["decode_ratio"], told["prefill_ratio"]) == (1.5, 0.5)
+    assert (told["decode_vs_llamacpp"], told["prefill_vs_llamacpp"]) == (1.5, 3.0)
+    assert (told["tower_vs_fp32"], told["tower_vs_openvino"]) == (2.0, 0.5)
+    read_s = GB / 0.05
+    step_bytes = weights.bytes_per_step(job(tmp_path).decoder_spec.decoder, 8 + 4 // 2)
+    assert told["roofline"] == round(step_bytes / 0.2 / read_s, 3)
+    assert told["accuracy_fp32"] == 0.9
+    assert told["equal_answers"] is None
+
+
+def test_nothing_measured_is_null_and_no_division(tmp_path: Path) -> None:
+    absent = {name: heard(name) for name in (OURS, Q4_0, MEMORY)}
+
+    told = as_dict(job(tmp_path), [absent], {}, {})
+
+    assert {told[key] for key in list(told)[:11]} == {None}
+
+
+def test_a_runtime_that_is_missing_is_shown_with_the_reason(tmp_path: Path) -> None:
+    row = decoder_rows({Q4_0: Heard(Entry(Q4_0, "", "", "4 bits"), fault="gguf not installed")}, job(tmp_path))
+
+    assert row == [(Q4_0, "4 bits", "skipped: gguf not installed")]
+
+
+@pytest.mark.parametrize("head_bits", [4, 8])
+def test_a_step_reads_what_the_quantized_weights_weigh(head_bits: int) -> None:
+    spec = small_spec()
+    weights = RandomWeights(spec, head_bits)
+    total = 0
+    for key in weights:
+        weight = weights[key]
+        if key.startswith("llm.") and isinstance(weight, Int4Weight):
+            total += weight.values_KN.size // 2 + weight.scale_GN.nbytes
+        elif key.startswith("llm.") and isinstance(weight, Int8Weight):
+            total += weight.values_KN.nbytes + weight.scale_N.nbytes
+    decoder = spec.decoder
+    cache = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_size * 10 * 2
+
+    assert isinstance(weights[HEAD], Int4Weight if head_bits == 4 else Int8Weight)
+    assert weights.bytes_per_step(decoder, 10) == total + cache
+
+
+def test_quantized_weights_are_as_large_as_the_float_ones() -> None:
+    spec = small_spec()
+    whole, quantized = RandomWeights(spec, is_float=True), RandomWeights(spec)
+    key = "llm.model.layers.1.mlp.down_proj.weight"
+
+    ratio = quantized[key].dequantize().std() / whole[key].std()  # type: ignore[union-attr]
+
+    assert math.isclose(ratio, 1, rel_tol=0.02)
+
+
+def test_transformers_reads_the_weights_that_ours_are_made_of(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    spec = small_spec()
+    write_hf_folder(spec, tmp_path)
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+    state = model.state_dict()
+    for key, array in RandomWeights(spec, is_float=True).items():
+        if key.startswith("llm."):
+            theirs = state[key.removeprefix("llm.")].float().numpy()
+            np.testing.assert_allclose(theirs, array, rtol=2**-8, atol=1e-9, err_msg=key)
+
+
+def test_prompts_differ_from_round_to_round_and_agree_between_runtimes(tmp_path: Path) -> None:
+    prompts = [random_ids(job(tmp_path, prompt=64), i) for i in range(3)]
+
+    assert len({tuple(ids) for ids in prompts}) == 3
+    np.testing.assert_array_equal(prompts[1], random_ids(job(tmp_path, prompt=64), 1))
