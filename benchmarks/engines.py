@@ -48,7 +48,7 @@ DECODERS = (
     Entry("llama.cpp Q4_K_M", "llamacpp", "Q4_K_M", "4 and 6 bits"),
     Entry("onnxruntime-genai b32", "ort_genai", "32", "int4 g32"),
     Entry("onnxruntime-genai b128", "ort_genai", "128", "int4 g128"),
-    Entry("openvino-genai", "ov_genai", "int4", "int4 g128, head int8"),
+    Entry("openvino-genai", "ov_genai", "int4", "int4 g128, head 8"),
 )
 FLOATS = (
     Entry(OURS, "ours", "decoder", "int4 g128"),
@@ -227,7 +227,7 @@ def decoder_rows(heard: Mapping[str, Heard], job: Job) -> list[Sequence[str]]:
     for name, each in heard.items():
         if name == MEMORY:
             continue
-        holds = f"{each.entry.holds}, head int{job.head_bits}" if name == OURS else each.entry.holds
+        holds = f"{each.entry.holds}, head {job.head_bits}" if name == OURS else each.entry.holds
         prefill_s, step_s = each.best("prefill"), each.best("decode")
         if not prefill_s or not step_s:
             rows.append((name, holds, f"skipped: {each.fault}"))
@@ -259,7 +259,7 @@ def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]],
         lines += [[*row, *[""] * (len(heads) - len(row))] for row in rows]
         print(f"\n**{title}**\n", *(f"| {' | '.join(line)} |" for line in lines), "", sep="\n")
         return
-    table = Table(*heads, box=SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table(*heads, box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     table.columns[0].no_wrap = True
     for column in table.columns[2:]:
         column.justify, column.no_wrap = "right", True

@@ -6,13 +6,11 @@ The real node and the real camera run as processes of their own over Fast DDS, a
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rclpy
@@ -20,6 +18,7 @@ from rclpy.executors import SingleThreadedExecutor
 from std_msgs.msg import String
 
 from benchmarks.live import cpu_s
+from nvila_ros import node
 from nvila_ros.ledger import Ask, Author, Ledger
 from nvila_ros.msg import Answer
 from nvila_ros.tools.camera import ros_args
@@ -74,9 +73,9 @@ class Clockwatcher:
             ledger.end(FinishReason.STOP)
 
 
-def load(*args: Any, **kwargs: Any) -> Clockwatcher:
-    """Stand in for the loading of a model."""
-    return Clockwatcher()
+def main() -> int:
+    """Run the real node with this model; returns the exit code."""
+    return node.main(load=lambda *args, **options: Clockwatcher())  # type: ignore[arg-type, return-value]
 
 
 def measure_node(num_seconds: int) -> NodeCost:
@@ -84,16 +83,16 @@ def measure_node(num_seconds: int) -> NodeCost:
     environ = ros_environment()
     os.environ.update(environ)
     with tempfile.TemporaryDirectory() as folder, Children(Path(folder), environ) as children:
-        node = children.start("node", "benchmarks.stream_node", ros_args({}))
+        child = children.start("node", "benchmarks.stream_node", ros_args({}))
         with Client(children) as client:
             client.wait_for_node()
             camera = {"world": 0, "width": WIDTH, "height": HEIGHT, "rate_hz": RATE_HZ}
             children.start("camera", "nvila_ros.tools.camera", ros_args(camera))
             client.wait_for_frame()
             client.rest(2.0)
-            start_s, start_cpu_s = time.monotonic(), cpu_s(node.process.pid)
+            start_s, start_cpu_s = time.monotonic(), cpu_s(child.process.pid)
             time.sleep(num_seconds)
-            core_share = (cpu_s(node.process.pid) - start_cpu_s) / (time.monotonic() - start_s)
+            core_share = (cpu_s(child.process.pid) - start_cpu_s) / (time.monotonic() - start_s)
             return NodeCost(float(np.percentile(measure_overhead(), 95)), core_share)
 
 
@@ -117,9 +116,3 @@ def measure_overhead() -> list[float]:
     asker.destroy_node()
     assert len(seconds) >= NUM_ANSWERS, f"only {len(seconds)} answers came"
     return seconds
-
-
-if __name__ == "__main__":
-    from nvila_ros.node import main
-
-    sys.exit(main(load=load))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nvila_ros.conversations import Conversations, Turn, all_visual
-from nvila_ros.errors import QueryError
+from nvila_ros.errors import BackendError, QueryError
 from nvila_ros.ledger import Ask, Author, Ledger, Ledgers, StopWork
 from nvila_ros.loading import find_checkpoint, load_engine, open_model
 from nvila_ros.models.spec import PUBLISHED, Overrides
@@ -144,6 +144,8 @@ class Perceiver:
                 plans.append(self._plan(ledger, seen))
             except QueryError as error:
                 ledger.end(FinishReason.INVALID, str(error))
+            except BackendError as error:  # what this one needs is not installed; the others do not need it
+                ledger.end(FinishReason.FAILED, str(error))
         try:
             self._speaker.say(plans, work)
         finally:
