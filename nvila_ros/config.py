@@ -36,7 +36,11 @@ class NodeConfig:
     model: str = setting(
         "nvila-tiny", "checkpoint or build: a folder, or the name of an embedded one or of a recipe that was built"
     )
-    backend: str = setting("onnxruntime", "runtime of the model", choices=("onnxruntime", "cpu", "tensorrt", "torch"))
+    backend: str = setting(
+        "auto",
+        "runtime of the model; auto: of a build that of its device, else onnxruntime",
+        choices=("auto", "cpu", "onnxruntime", "tensorrt", "torch"),
+    )
     recipe: str = setting(
         "", "recipe, by name or file, whose build is loaded in place of `model`; empty: `model` is loaded"
     )
@@ -109,7 +113,7 @@ class NodeConfig:
     )
     repeat_threshold: float = setting(
         0.0,
-        "a frame that differs nowhere by more than this share of full scale from a known one takes its tokens; 0: never",
+        "a frame that differs nowhere by more than this share of full scale from one known takes its tokens; 0: never",
         low=0.0,
         high=1.0,
     )

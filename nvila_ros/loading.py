@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
 
 from nvila_ros.errors import BackendError, CheckpointError
@@ -19,6 +20,8 @@ MODULES = {
 }
 """Where the engine of each backend lives; imported only when it is asked for."""
 BACKENDS = tuple(MODULES)
+AUTO = "auto"
+"""In place of a backend: the one that the model is meant for, see `choose_backend`."""
 SIMULATOR = "nvila_ros.quantization.simulate"  # torch with quantized weights
 
 
@@ -29,6 +32,18 @@ def open_model(path: Path) -> Checkpoint | Artefact:
         CheckpointError: it is neither, or not whole.
     """
     return open_artefact(path) if is_artefact(path) else open_checkpoint(path)
+
+
+def choose_backend(source: Checkpoint | Artefact) -> str:
+    """Return the backend that a model is meant for: of a build that of its device, else ONNX Runtime."""
+    return backend_for(source.recipe["device"]) if isinstance(source, Artefact) else "onnxruntime"
+
+
+def backend_for(device: str) -> str:
+    """Return the backend of a recipe's device; on a CPU the fast one where OpenVINO is installed."""
+    if device != "cpu":
+        return "tensorrt"
+    return "cpu" if importlib.util.find_spec("openvino") else "onnxruntime"
 
 
 def load_engine(source: Checkpoint | Artefact, backend: str, threads: int = 0) -> Engine:

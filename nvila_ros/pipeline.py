@@ -17,7 +17,7 @@ import numpy as np
 from nvila_ros.conversations import Conversations, Turn, all_visual
 from nvila_ros.errors import BackendError, QueryError
 from nvila_ros.ledger import Ask, Author, Ledger, Ledgers, StopWork
-from nvila_ros.loading import find_checkpoint, load_engine, open_model
+from nvila_ros.loading import AUTO, choose_backend, find_checkpoint, load_engine, open_model
 from nvila_ros.models.spec import PUBLISHED, Overrides
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
@@ -182,18 +182,19 @@ class Perceiver:
 def load_perceiver(
     model: str,
     *,
-    backend: str = "onnxruntime",
+    backend: str = AUTO,
     threads: int = 0,
     overrides: Overrides = PUBLISHED,
     limits: CacheLimits = CacheLimits(),
 ) -> Perceiver:
-    """Load a checkpoint folder, or an embedded checkpoint by its name, for a backend.
+    """Load a checkpoint or a build, by its folder or its name, for a backend.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is not whole.
         BackendError: the backend is unknown or not installed.
     """
     source = open_model(find_checkpoint(model))
+    backend = choose_backend(source) if backend == AUTO else backend
     source = replace(source, spec=overrides.apply(source.spec))
     tokenizer = ChatTokenizer.from_folder(source.tokenizer_folder)
     return Perceiver(load_engine(source, backend, threads), tokenizer, backend=backend, limits=limits)

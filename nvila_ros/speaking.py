@@ -18,12 +18,12 @@ from nvila_ros.generation.branches import Branch, Grove
 from nvila_ros.generation.decode import most_likely, score_sequences
 from nvila_ros.generation.grammar import Constraint, Grammars
 from nvila_ros.generation.pieces import TextStream
-from nvila_ros.generation.prefix import PrefixCache, identify, shared_length
+from nvila_ros.generation.prefix import PrefixCache, Trunk, identify, shared_length
 from nvila_ros.generation.typed import AnswerKind, Constrained, Scored, parse_kind
 from nvila_ros.ledger import Ledger, Ledgers
 from nvila_ros.prompt.chat import PLACEHOLDER
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.runtime.contract import Engine
+from nvila_ros.runtime.contract import Engine, TopEngine
 from nvila_ros.types import FinishReason
 
 
@@ -62,6 +62,7 @@ class Speaker:
         vocab_size = engine.spec.decoder.vocab_size
         self._never_sampled = tokenizer.never_sampled(vocab_size)
         self._grammars = Grammars(tokenizer, vocab_size, tokenizer.im_end)
+        self._top = engine if isinstance(engine, TopEngine) else None
         self.prefixes = PrefixCache(engine, num_prefixes)
 
     def plan(self, ledger: Ledger, ids_L: np.ndarray, visual_GD: np.ndarray) -> Plan:
@@ -98,9 +99,10 @@ class Speaker:
             plan.ledger.count(num_reused_tokens=trunk.length)
             logits_V = trunk.prefill(embeds_LD, keys_L2, work.check)
             plan.ledger.mark("prefill_s")
-            while (token := self._next_token(plan, logits_V)) is not None:
+            token = self._choose_token(plan, logits_V)
+            while token is not None and self._tell_token(plan, token):
                 work.check()
-                logits_V = trunk.append_token(token)
+                token = self._following(trunk, plan, token)
 
     def _branch(self, plans: Sequence[Plan], work: Ledgers) -> None:
         """Read what the prompts share, then score choices and decode texts side by side."""
@@ -148,38 +150,45 @@ class Speaker:
         """Tell the next token of each text that has not ended; return those that go on, with their next logits."""
         going = []
         for plan, logits_V in texts:
-            token = None if plan.ledger.answer else self._next_token(plan, logits_V)
-            if token is not None:
+            token = None if plan.ledger.answer else self._choose_token(plan, logits_V)
+            if token is not None and self._tell_token(plan, token):
                 grove.add(plan.branch, [token], num_wanted=1)
                 going.append(plan)
         return list(zip(going, grove.grow(), strict=True)) if going else []
 
-    def _next_token(self, plan: Plan, logits_V: np.ndarray) -> int | None:
-        """Tell the likeliest token and return it; None where the answer ends with it, or before."""
+    def _following(self, trunk: Trunk, plan: Plan, token: int) -> int | None:
+        """Append a token and return the one after it."""
+        if plan.constraint is not None or self._top is None:
+            return self._choose_token(plan, trunk.append_token(token))
+        allowed = [best for best in trunk.append_top(self._top, token) if best not in self._never_sampled]
+        return allowed[0] if allowed else self._choose_token(plan, self._top.fetch_logits())
+
+    def _choose_token(self, plan: Plan, logits_V: np.ndarray) -> int | None:
+        """Return the likeliest token that may come next; None where the answer ends, since nothing may."""
+        if plan.constraint is None:
+            return most_likely(logits_V, self._never_sampled)
+        try:
+            token = int(np.where(plan.constraint.allowed(), logits_V, -np.inf).argmax())
+            if token != self._tokenizer.im_end:
+                plan.constraint.push(token)
+        except QueryError as error:  # a schema may turn out too complex only as it is followed
+            plan.ledger.end(FinishReason.INVALID, str(error))
+            return None
+        return token
+
+    def _tell_token(self, plan: Plan, token: int) -> bool:
+        """Tell a token and return whether the answer goes on behind it."""
         ledger = plan.ledger
         ledger.stream = ledger.stream or TextStream(self._tokenizer.decode)
-        try:
-            token = self._choose_token(plan.constraint, logits_V)
-        except QueryError as error:  # a schema may turn out too complex only as it is followed
-            ledger.end(FinishReason.INVALID, str(error))
-            return None
         if token == self._tokenizer.im_end:
             ledger.end(FinishReason.STOP)
-            return None
+            return False
         ledger.count_token()
         ledger.tell(ledger.stream.push(token))
         if ledger.counts.num_answer_tokens == ledger.query.max_tokens:
             ledger.end(FinishReason.LENGTH)
-            return None
-        return token
-
-    def _choose_token(self, constraint: Constraint | None, logits_V: np.ndarray) -> int:
-        if constraint is None:
-            return most_likely(logits_V, self._never_sampled)
-        token = int(np.where(constraint.allowed(), logits_V, -np.inf).argmax())
-        if token != self._tokenizer.im_end:
-            constraint.push(token)
-        return token
+            return False
+        return True
 
 
 def _choose(plan: Plan, logits_V: np.ndarray, rows: Iterator[np.ndarray]) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from nvila_ros.build_process import BuildProcess, Progress
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import BackendError, CheckpointError, ConfigError
-from nvila_ros.loading import find_checkpoint
+from nvila_ros.loading import AUTO, backend_for, find_checkpoint
 from nvila_ros.models.artefact import MANIFEST, is_artefact
 from nvila_ros.models.checkpoint import read_object
 from nvila_ros.models.spec import Overrides
@@ -93,12 +93,14 @@ class PlannedBuild:
 
     Attributes:
         recipe: what it is made by.
+        backend: what it is to run on.
         folder: where it is to lie.
         arguments: of `nvila build`.
         has_weights: only plans for this machine are missing, for which neither checkpoint nor media are needed.
     """
 
     recipe: Recipe
+    backend: str
     folder: Path
     arguments: tuple[str, ...]
     has_weights: bool = False
@@ -175,10 +177,10 @@ class Supply:
         planned = plan_build(config)
         try:
             check_build(planned)
-            self._put(str(planned.folder), config.backend, ModelState.READY)
+            self._put(str(planned.folder), planned.backend, ModelState.READY)
         except (CheckpointError, BackendError) as error:
             if isinstance(error, BackendError):
-                if config.backend != COMPILED_BACKEND:
+                if planned.backend != COMPILED_BACKEND:
                     raise
                 planned = plan_build(config, has_weights=True)
             if not config.build_missing_engines:
@@ -199,7 +201,7 @@ class Supply:
             self._process = BuildProcess(planned.arguments)
         for step in self._process:
             self._tell(ModelState.BUILDING, progress=step.share, part=step.part, text=_describe(step))
-        self._put(str(planned.folder), config.backend, ModelState.READY)
+        self._put(str(planned.folder), planned.backend, ModelState.READY)
 
     def _put(self, model: str, backend: str, state: ModelState) -> None:
         """Load a model and offer it to the worker; what answers until then goes on.
@@ -242,7 +244,8 @@ def plan_build(config: NodeConfig, *, has_weights: bool = False) -> PlannedBuild
         arguments += ["--checkpoint", config.checkpoint or "FOLDER"]
     if config.media or not (recipe.calibration.media or has_weights):
         arguments += ["--media", config.media or "FOLDER"]
-    return PlannedBuild(recipe, build_folder(recipe.name), tuple(arguments), has_weights)
+    backend = backend_for(recipe.device) if config.backend == AUTO else config.backend
+    return PlannedBuild(recipe, backend, build_folder(recipe.name), tuple(arguments), has_weights)
 
 
 def check_build(planned: PlannedBuild) -> None:

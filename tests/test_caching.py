@@ -238,3 +238,42 @@ def test_near_repeats_share_tokens_only_where_a_threshold_allows_it() -> None:
     ]
 
     assert encoded == [[1, 1, 1], [1, 0, 0]]
+
+
+class TopOnly:
+    """The engine, as one on a device is: the likeliest tokens come first, all logits where they are fetched."""
+
+    def __init__(self, engine: Any, num_top: int) -> None:
+        self._engine, self._num_top = engine, num_top
+        self._logits_V = np.empty(0, np.float32)
+        self.num_fetched = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def embed(self, ids_L: np.ndarray) -> np.ndarray:
+        return self._engine.embed(ids_L)
+
+    def forward_top(self, embeds_LD: np.ndarray, cache: Any) -> tuple[np.ndarray, np.ndarray]:
+        self._logits_V = self._engine.forward(embeds_LD, cache)
+        ids = np.argsort(-self._logits_V, kind="stable")[: self._num_top]
+        return ids, self._logits_V[ids]
+
+    def fetch_logits(self) -> np.ndarray:
+        self.num_fetched += 1
+        return self._logits_V
+
+
+@pytest.mark.parametrize(("num_top", "never", "is_fetched"), [(64, False, False), (1, True, True), (400, True, False)])
+def test_likeliest_tokens_of_a_device_tell_the_same_text(num_top: int, never: bool, is_fetched: bool) -> None:
+    tokenizer = ChatTokenizer.from_folder(GOLDEN / "lite" / "ckpt" / "llm")
+    top = TopOnly(engine("lite"), num_top)
+    perceivers = [Perceiver(each, tokenizer, backend="any") for each in (engine("lite"), top)]
+    if never:  # most of what the model would say
+        for perceiver in perceivers:
+            perceiver._speaker._never_sampled = np.arange(250)
+
+    want, got = (perceiver.answer(query("What is it?"), [frame(1)]) for perceiver in perceivers)
+
+    assert (got.text, got.finish_reason) == (want.text, want.finish_reason)
+    assert (top.num_fetched > 0) == is_fetched

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.peers.clock import seconds
 from benchmarks.peers.job import Job, Round, random_ids
-from benchmarks.peers.weights import NOISE_STD, noise
+from benchmarks.peers.weights import NOISE_STD, noise, start_of
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.spec import ModelSpec
 
@@ -98,7 +98,8 @@ def write_gguf(spec: ModelSpec, path: Path) -> None:
             writer.add_tensor(name, np.ones(shape, np.float32))
             continue
         row_bytes = shape[1] // block_size * block_bytes
-        packed = np.resize(blocks(shape[1]), (shape[0], row_bytes))
+        begun = np.roll(blocks(shape[1]), -start_of(key) // block_size * block_bytes)
+        packed = np.resize(begun, (shape[0], row_bytes))
         writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

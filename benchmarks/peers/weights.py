@@ -1,7 +1,8 @@
 """Random weights of a published variant's shapes: for our engines as arrays, for others as a Hugging Face folder.
 
-All runtimes get the same values, as far as their formats go: one block of noise, repeated over every matrix and scaled
-by its inputs. Speed does not depend on them.
+All runtimes get the same values, as far as their formats go: one block of noise, repeated over every matrix from a
+place of its own and scaled by its inputs. Speed does not depend on them, but no two matrices may be equal: OpenVINO
+stores equal ones once, and a model of equal layers would fit into the processor's caches.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +28,19 @@ from nvila_ros.paths import share_path
 
 EMBEDDING, HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 SHARD_BYTES = 1 << 30
+NUM_NOISE = 1 << 24
+ALIGNMENT = 256  # values: of the blocks of all formats the longest
 NOISE_STD = 74.0  # of int8 noise that is uniform
 
 
 def noise() -> np.ndarray:
     """Return the block that every matrix repeats, int8."""
-    return np.random.default_rng(0).integers(-127, 128, 1 << 24, dtype=np.int8)
+    return np.random.default_rng(0).integers(-127, 128, NUM_NOISE, dtype=np.int8)
+
+
+def start_of(key: str) -> int:
+    """Return where in the noise a tensor begins, a whole number of any format's blocks."""
+    return zlib.crc32(key.encode()) % (NUM_NOISE // ALIGNMENT) * ALIGNMENT
 
 
 class RandomWeights(Mapping[str, Weight]):
@@ -53,13 +62,13 @@ class RandomWeights(Mapping[str, Weight]):
     def __getitem__(self, key: str) -> Weight:
         shape = self._shapes[key]
         if self._is_float or not self._is_quantized(key):
-            return self._float(shape)
+            return self._float(key, shape)
         num_out, num_in = shape
         scale = np.float32(num_in**-0.5)
         if key.startswith("vision_tower.") or (key == HEAD and self._head_bits == 8):
-            return Int8Weight(self._values(num_in, num_out), np.full(num_out, scale / NOISE_STD, np.float32), None)
+            return Int8Weight(self._values(key, num_in, num_out), np.full(num_out, scale / NOISE_STD, np.float32), None)
         scales = np.full((num_in // GROUP_SIZE, num_out), 16 * scale / NOISE_STD, np.float32)
-        return Int4Weight(self._values(num_in, num_out) >> 4, scales)
+        return Int4Weight(self._values(key, num_in, num_out) >> 4, scales)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
@@ -81,13 +90,13 @@ class RandomWeights(Mapping[str, Weight]):
         is_matrix = len(self._shapes[key]) == 2 and ".layers." in key and not key.startswith("mm_projector.")
         return is_matrix or key == HEAD
 
-    def _values(self, *shape: int) -> np.ndarray:
-        return np.resize(self._noise, shape)
+    def _values(self, key: str, *shape: int) -> np.ndarray:
+        return np.resize(np.roll(self._noise, -start_of(key)), shape)
 
-    def _float(self, shape: tuple[int, ...]) -> np.ndarray:
+    def _float(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
         if len(shape) == 1:
             return np.ones(shape, np.float32)
-        return self._values(*shape) * np.float32(math.prod(shape[1:]) ** -0.5 / NOISE_STD)
+        return self._values(key, *shape) * np.float32(math.prod(shape[1:]) ** -0.5 / NOISE_STD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from nvila_ros.prompt.chat import PLACEHOLDER
-from nvila_ros.runtime.contract import Cache, Engine
+from nvila_ros.runtime.contract import Cache, Engine, TopEngine
 
 PREFILL_CHUNK = 512  # tokens between two looks at whether to stop; long enough not to slow the matrix products
 ROUND_ROWS = 256  # caches grow in steps, so that a prompt that is a little longer finds room
@@ -69,6 +69,12 @@ class Trunk:
     def append_token(self, token: int) -> np.ndarray:
         """Append one token of text and return the logits after it, (V,)."""
         return self.append(self._engine.embed(np.array([token])), np.array([[token, 0]]))
+
+    def append_top(self, engine: TopEngine, token: int) -> list[int]:
+        """Append one token of text and return the likeliest ones after it, best first; `engine` is this trunk's own."""
+        ids, _ = engine.forward_top(engine.embed(np.array([token])), self.cache)
+        self.keys_L2 = np.concatenate([self.keys_L2, np.array([[token, 0]])])
+        return ids.tolist()
 
     def prefill(self, embeds_LD: np.ndarray, keys_L2: np.ndarray, check: Callable[[], None]) -> np.ndarray:
         """Append what it lacks of a prompt that begins with what it holds, calling `check` before each chunk.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -107,4 +107,21 @@ class Engine(Protocol):
 
     def forward_tree(self, embeds_LD: np.ndarray, cache: Any, tree: Tree) -> np.ndarray:
         """Append L tokens of several branches and return the logits after those wanted, (R, V)."""
+        ...
+
+
+@runtime_checkable
+class TopEngine(Protocol):
+    """An engine on a device, which finds the likeliest tokens there: of all logits a thousandth crosses to the host."""
+
+    def embed(self, ids_L: np.ndarray) -> np.ndarray:
+        """Return the embeddings of token ids, (L, D)."""
+        ...
+
+    def forward_top(self, embeds_LD: np.ndarray, cache: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Append L tokens as `Engine.forward` and return ids and logits of the likeliest next ones, best first."""
+        ...
+
+    def fetch_logits(self) -> np.ndarray:
+        """Return all logits after the token appended last, (V,)."""
         ...

@@ -30,10 +30,17 @@ VERBS: dict[str, tuple[str, str]] = {
     "build": ("build", "quantize a checkpoint by a recipe, for the node to load"),
     "import-tinychat": ("import_tinychat", "make a build of AWQ weights that TinyChat packed"),
     "export": ("export", "write a checkpoint's parts as ONNX files"),
+    "prune": ("prune", "keep the samples of a data set that are worth learning from"),
     "train-tiny": ("train", "train nvila-tiny from nothing, or nvila-tiny-scale from it"),
 }
 """Module and help line of each verb."""
-_EXTRA_BY_MODULE = {"torch": "torch", "rclpy": "ros", "sensor_msgs": "ros", "diagnostic_msgs": "ros"}
+_EXTRA_BY_MODULE = {
+    "torch": "torch",
+    "pyarrow": "train",
+    "rclpy": "ros",
+    "sensor_msgs": "ros",
+    "diagnostic_msgs": "ros",
+}
 _INTERFACES = ("nvila_ros.msg", "nvila_ros.srv", "nvila_ros.action")
 
 

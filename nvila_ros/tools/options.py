@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from nvila_ros.loading import BACKENDS
+from nvila_ros.loading import AUTO, BACKENDS
 from nvila_ros.models.spec import PIXEL_DTYPES, PUBLISHED, VIDEO_MODES, Overrides
 
 MIN_WIDTH = 110  # characters
@@ -18,7 +18,12 @@ MIN_WIDTH = 110  # characters
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add `--backend` and `--threads`."""
-    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="runtime (default: %(default)s)")
+    parser.add_argument(
+        "--backend",
+        choices=(AUTO, *BACKENDS),
+        default=AUTO,
+        help="runtime (default: that of a build's device, else onnxruntime)",
+    )
     parser.add_argument("--threads", type=whole, default=0, metavar="N", help="threads; 0 takes every core (default)")
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from benchmarks.engines import GB, MEMORY, OPENVINO_INT8, OURS, Q4_0, as_dict, decoder_rows
 from benchmarks.peers.job import Job, random_ids
+from benchmarks.peers.llamacpp import write_gguf
 from benchmarks.peers.rounds import Entry, Heard, Runtime, run_rounds
-from benchmarks.peers.weights import HEAD, RandomWeights, write_hf_folder
+from benchmarks.peers.weights import EMBEDDING, HEAD, RandomWeights, write_hf_folder
 from nvila_ros.models.quantized import Int4Weight, Int8Weight
 from nvila_ros.models.spec import ModelSpec, ProjectorSpec
 from nvila_ros.models.variants import VARIANTS
@@ -168,3 +169,25 @@ def test_prompts_differ_from_round_to_round_and_agree_between_runtimes(tmp_path:
 
     assert len({tuple(ids) for ids in prompts}) == 3
     np.testing.assert_array_equal(prompts[1], random_ids(job(tmp_path, prompt=64), 1))
+
+
+def test_no_two_matrices_are_equal() -> None:
+    weights = RandomWeights(small_spec(), is_float=True)
+    matrices = [weights[key] for key in weights if ".layers." in key and key.endswith("_proj.weight")]
+
+    assert len(matrices) > 10
+    assert len({array.tobytes() for array in matrices}) == len(matrices)  # type: ignore[union-attr]
+
+
+def test_llama_cpp_reads_the_weights_that_ours_are_made_of(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    spec = small_spec()
+    write_gguf(spec, tmp_path / "random.gguf")
+
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "random.gguf").tensors}
+    weights = RandomWeights(spec, is_float=True)
+    for name, key in (("token_embd", EMBEDDING), ("blk.1.ffn_down", "llm.model.layers.1.mlp.down_proj.weight")):
+        tensor = tensors[f"{name}.weight"]
+        theirs = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        step = np.abs(weights[key]).max() / 8  # type: ignore[arg-type]
+        np.testing.assert_allclose(theirs, weights[key], atol=1.01 * step, err_msg=key)

@@ -28,8 +28,8 @@ TENSORRT_10_1 = {
 """Operators that the graphs need and that onnx-tensorrt's importer had in its release for TensorRT 10.1."""
 # Of the error against the values, root mean square. An input that lies between two steps may be rounded either way, one
 # step of 127 in one of some tens of inputs; float16 rounds many across, the more in older runtimes, which divide in it.
-FUSED_TOLERANCE = 2e-2  # inputs are rounded to 127 steps, by groups of at least sixteen
 TOLERANCE = {("float32", False): 1e-5, ("float32", True): 5e-3, ("float16", False): 3e-3, ("float16", True): 8e-2}
+FEW_ROWS = 2e-2  # of rounded inputs; in a chunk of a single token, one rounded the other way is up to a hundredth
 
 kinds = st.sampled_from(["float", "int8", "int8_by_token"])
 specs = st.builds(
@@ -189,7 +189,8 @@ def test_decoder_matches_torch_over_chunks(
     results = RUN[form.decoder](session, spec.decoder, form.dtype, np.split(embeds_LD, ends[:-1]))
 
     is_fused = form == ORT_FUSED and kind in ("int4", "int8_by_token")
-    tolerance = FUSED_TOLERANCE if is_fused else TOLERANCE[form.dtype, "int8" in kind]
+    is_rounded = is_fused or "int8" in kind
+    tolerance = max(TOLERANCE[form.dtype, is_rounded], FEW_ROWS if is_rounded else 0)
     kinds_of_maps = {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
     assert ("MatMulNBits" in kinds_of_maps) == is_fused
     for result, want_RV in zip(results, np.split(want_LV, ends[:-1]), strict=True):
