@@ -11,7 +11,9 @@ only who loads them checks: one that is damaged or stale makes the rest of the b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from nvila_ros.errors import CheckpointError
+from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo, read_header, read_object
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles, unpack_nibbles
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec, Wrap
@@ -118,6 +120,22 @@ def to_tensors(key: str, weight: Weight) -> dict[str, np.ndarray]:
     if weight.input_scale is not None:
         tensors[f"{key}.input_scale"] = np.array([weight.input_scale], np.float32)
     return tensors
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other builds out of a folder as long as this lasts, however it ends.
+
+    Raises:
+        ConfigError: another build is at work there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:  # beside it: every file within is accounted for
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another build is at work in {folder}; wait for it, or choose another folder") from error
+        yield
 
 
 def is_artefact(folder: Path) -> bool:

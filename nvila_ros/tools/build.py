@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from nvila_ros.errors import BackendError, CheckpointError, ConfigError
 from nvila_ros.loading import find_checkpoint
-from nvila_ros.models.artefact import MANIFEST, fingerprint, is_artefact, open_artefact, rewrite_plans
+from nvila_ros.models.artefact import MANIFEST, alone_in, fingerprint, is_artefact, open_artefact, rewrite_plans
 from nvila_ros.models.checkpoint import open_checkpoint, read_object
 from nvila_ros.paths import build_folder
 from nvila_ros.recipes import ARCHITECTURES, Recipe, changed_weights, read_recipe, recipe_from_dict
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         _log.info("%s", left or (f"plans for {compiler.machine}" if compiler else "no plans"))
         return 0
     steps = (WEIGHTS if source else ()) + (PLANS if compiler else ())
-    with Bars(steps, is_told=args.progress == "json") as bars:
+    with alone_in(out), Bars(steps, is_told=args.progress == "json") as bars:
         if source:
             _make_weights(args, recipe, source, out, bars.advance)
             for part in WEIGHTS:

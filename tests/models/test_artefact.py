@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from nvila_ros.errors import CheckpointError
+from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models.artefact import (
     StoredWeights,
+    alone_in,
     open_artefact,
     rewrite_plans,
     spec_from_dict,
@@ -186,3 +187,14 @@ def test_weights_are_read_only_when_asked_for(folder: Path) -> None:
     assert "llm.four.weight" in weights
     with pytest.raises(CheckpointError, match="llm-00001"):
         weights["llm.four.weight"]
+
+
+def test_two_builds_never_work_in_one_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "build"):
+        with pytest.raises(ConfigError, match="another build is at work"), alone_in(tmp_path / "build"):
+            pass
+        with alone_in(tmp_path / "other"):
+            pass
+
+    with alone_in(tmp_path / "build"):
+        pass

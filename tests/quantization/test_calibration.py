@@ -8,7 +8,7 @@ import pytest
 
 from nvila_ros.errors import FrameError
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
-from nvila_ros.pipeline import Perceiver
+from nvila_ros.pipeline import CacheLimits, Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import QUESTIONS, Calibration, Sample, calibrate, read_samples
 from nvila_ros.runtime.torch_engine import TorchEngine
@@ -42,7 +42,7 @@ def test_tiles_and_prompts_are_those_of_the_production_flow(name: str, samples: 
     calibration = calibrate(checkpoint, tokenizer, samples)
 
     engine = Recorder(checkpoint)
-    perceiver = Perceiver(engine, tokenizer, backend="torch")
+    perceiver = Perceiver(engine, tokenizer, backend="torch", limits=CacheLimits(frame_bytes=0, num_prefixes=0))
     for sample in samples:
         frames = [Frame(image=image, stamp_ns=i) for i, image in enumerate(sample.images)]
         perceiver.answer(Query(query_id="1", question=sample.question, max_tokens=1), frames)
