@@ -87,17 +87,20 @@ def main() -> int:
     groups: list[dict[str, Heard]] = []
     tower: dict[str, Heard] = {}
     answers: dict[str, Any] = {}
+    print(f"{machine()}, {job.threads} threads, {args.rounds} rounds", flush=True)
     if "decoder" in args.only:
         groups = [
             run_rounds((READER, *DECODERS), job, args.rounds, tell),
             run_rounds((READER, *FLOATS), job, min(args.rounds, FLOAT_ROUNDS), tell),
         ]
+        print_decoders(job, groups, args)
     if "tower" in args.only:
         tower = run_rounds(TOWERS, job, args.rounds, tell)
+        print_tower(job, tower, args)
     if "answers" in args.only:
         tell("answers: nvila-tiny is calibrated, quantized and asked")
         answers = ask_tiny(args)
-    print_tables(job, args, groups, tower, answers)
+        print("answers of nvila-tiny:", ", ".join(f"{key} {value}" for key, value in answers.items()))
     print_json(as_dict(job, groups, tower, answers))
     return 0
 
@@ -192,36 +195,19 @@ def rounded(number: float | None) -> float | None:
     return None if number is None else round(number, 3)
 
 
-def print_tables(
-    job: Job,
-    args: argparse.Namespace,
-    groups: Sequence[Mapping[str, Heard]],
-    tower: Mapping[str, Heard],
-    answers: Mapping[str, Any],
-) -> None:
-    """Print what was measured."""
-    print(f"{machine()}, {job.threads} threads, {args.rounds} rounds")
-    if groups:
-        title = f"{job.variant}, {job.decoder_spec.decoder.num_layers} layers, prompt {job.prompt}, {job.tokens} tokens"
-        heads = (
-            "runtime",
-            "weights",
-            "prefill\ntokens/s",
-            "worst",
-            "decode\ntokens/s",
-            "worst",
-            "ours is",
-            "memory\nGB",
-        )
-        print_table(title, heads, [row for heard in groups for row in decoder_rows(heard, job)], args)
-        if read_s := read_bytes_s(groups):
-            print(f"memory is read at {read_s / GB:.1f} GB/s; a step of ours reads {step_bytes(job) / GB:.3f} GB")
-    if tower:
-        title = f"vision tower, {job.tower_spec.vision.num_live_layers} layers, one tile"
-        heads = ("runtime", "weights", "ms", "worst", "ours is", "memory\nGB")
-        print_table(title, heads, tower_rows(tower), args)
-    if answers:
-        print("answers of nvila-tiny:", ", ".join(f"{key} {value}" for key, value in answers.items()))
+def print_decoders(job: Job, groups: Sequence[Mapping[str, Heard]], args: argparse.Namespace) -> None:
+    """Print how fast the language model was on each runtime, and how fast memory."""
+    title = f"{job.variant}, {job.decoder_spec.decoder.num_layers} layers, prompt {job.prompt}, {job.tokens} tokens"
+    heads = ("runtime", "weights", "prefill\ntokens/s", "worst", "decode\ntokens/s", "worst", "ours is", "memory\nGB")
+    print_table(title, heads, [row for heard in groups for row in decoder_rows(heard, job)], args)
+    if read_s := read_bytes_s(groups):
+        print(f"memory is read at {read_s / GB:.1f} GB/s; a step of ours reads {step_bytes(job) / GB:.3f} GB")
+
+
+def print_tower(job: Job, tower: Mapping[str, Heard], args: argparse.Namespace) -> None:
+    """Print how fast the tower was on each runtime."""
+    title = f"vision tower, {job.tower_spec.vision.num_live_layers} layers, one tile"
+    print_table(title, ("runtime", "weights", "ms", "worst", "ours is", "memory\nGB"), tower_rows(tower), args)
 
 
 def decoder_rows(heard: Mapping[str, Heard], job: Job) -> list[Sequence[str]]:

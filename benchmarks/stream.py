@@ -1,9 +1,9 @@
 """A stream that is asked many questions: what encoding once saves, and what the node itself costs.
 
 Three parts. nvila-tiny and a model of half a billion parameters (so400m tower, Qwen2-0.5B's shapes, random W8A8 and
-W4A16 weights) are each asked about one clip: cold, a second time, ten standing queries at once, and again after one
+W4A16 weights) are each asked about one clip: cold, a second time, ten standing queries at once, and again after a new
 frame. A rival that reads everything anew for every question, transformers on the same shapes, answers the same kind of
-question. And the real node with a model that does nothing takes a live camera, and its answers are timed from the end of
+question. The real node with a model that does nothing takes a live camera, and its answers are timed from the end of
 the model's work to a subscriber. Prints a table and, last, one JSON line.
 
     make bench-stream

@@ -34,8 +34,10 @@ def open_model(path: Path) -> Checkpoint | Artefact:
     return open_artefact(path) if is_artefact(path) else open_checkpoint(path)
 
 
-def choose_backend(source: Checkpoint | Artefact) -> str:
-    """Return the backend that a model is meant for: of a build that of its device, else ONNX Runtime."""
+def choose_backend(source: Checkpoint | Artefact, backend: str = AUTO) -> str:
+    """Return a backend, in place of `AUTO` what the model is meant for: of a build its device's, else ONNX Runtime."""
+    if backend != AUTO:
+        return backend
     return backend_for(source.recipe["device"]) if isinstance(source, Artefact) else "onnxruntime"
 
 

@@ -194,7 +194,7 @@ def load_perceiver(
         BackendError: the backend is unknown or not installed.
     """
     source = open_model(find_checkpoint(model))
-    backend = choose_backend(source) if backend == AUTO else backend
+    backend = choose_backend(source, backend)
     source = replace(source, spec=overrides.apply(source.spec))
     tokenizer = ChatTokenizer.from_folder(source.tokenizer_folder)
     return Perceiver(load_engine(source, backend, threads), tokenizer, backend=backend, limits=limits)

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     roofline = told["step_bytes"] * told["decode_tok_s"]["median"] / read_s
     told = {
         "model": told.pop("model"),
-        "backend": args.backend,
+        "backend": told.pop("backend"),
         "precision": told.pop("precision"),
         "threads": threads,
         **told,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,14 +16,10 @@ from nvila_ros.models.spec import PIXEL_DTYPES, PUBLISHED, VIDEO_MODES, Override
 MIN_WIDTH = 110  # characters
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--backend` and `--threads`."""
-    parser.add_argument(
-        "--backend",
-        choices=(AUTO, *BACKENDS),
-        default=AUTO,
-        help="runtime (default: that of a build's device, else onnxruntime)",
-    )
+def add_model_options(parser: argparse.ArgumentParser, backends: Sequence[str] = (AUTO, *BACKENDS)) -> None:
+    """Add `--backend`, the first of those given as its default, and `--threads`."""
+    told = "that of a build's device, else onnxruntime" if backends[0] == AUTO else backends[0]
+    parser.add_argument("--backend", choices=backends, default=backends[0], help=f"runtime (default: {told})")
     parser.add_argument("--threads", type=whole, default=0, metavar="N", help="threads; 0 takes every core (default)")
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nvila_ros.errors import ConfigError, NvilaError
-from nvila_ros.loading import load_engine
+from nvila_ros.loading import BACKENDS, load_engine
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.preprocess.tiling import choose_grid, scale_grids
 from nvila_ros.prompt.tokenizer import ChatTokenizer
@@ -68,7 +68,7 @@ class Outcome:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with golden cases, searched below")
-    add_model_options(parser)
+    add_model_options(parser, BACKENDS)
     parser.add_argument("--atol", type=float, default=ATOL, metavar="E", help="largest error (default: %(default)g)")
     parser.add_argument("--json", action="store_true", help="print the JSON object alone")
 

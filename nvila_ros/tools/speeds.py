@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from nvila_ros.errors import NvilaError
-from nvila_ros.loading import find_checkpoint, load_engine, open_model
+from nvila_ros.loading import choose_backend, find_checkpoint, load_engine, open_model
 from nvila_ros.models.artefact import Artefact
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo
 from nvila_ros.models.spec import DecoderSpec
@@ -30,7 +30,7 @@ from nvila_ros.runtime.contract import Engine
 from nvila_ros.types import Answer, Frame, Query
 
 HEAD, EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
-ROUNDS_HEAD = ("cpu", "openvino")
+ROUNDS_HEAD = ("cpu",)
 """Backends that keep a float head beside a quantized decoder in eight bits."""
 MAX_S = 20.0  # of one figure; a slow model is measured less often, but twice at least
 QUESTION = "What is there to see?"
@@ -84,13 +84,19 @@ def measure(plan: Plan, tell: Callable[[str], object]) -> dict[str, Any]:
     source = open_model(find_checkpoint(plan.model))
     tell("loading")
     start = time.perf_counter()
-    engine = load_engine(source, plan.backend, plan.threads)
-    perceiver = Perceiver(engine, ChatTokenizer.from_folder(source.tokenizer_folder), backend=plan.backend)
+    backend = choose_backend(source, plan.backend)
+    engine = load_engine(source, backend, plan.threads)
+    perceiver = Perceiver(engine, ChatTokenizer.from_folder(source.tokenizer_folder), backend=backend)
     load_s = time.perf_counter() - start
     perceiver.warm_up()
     kept_bytes = memory_bytes("VmRSS")
     prompt = min(plan.prompt, engine.spec.decoder.max_positions - plan.tokens)
-    figures: dict[str, Any] = {"model": perceiver.model, "precision": perceiver.precision, "load_s": load_s}
+    figures: dict[str, Any] = {
+        "model": perceiver.model,
+        "backend": backend,
+        "precision": perceiver.precision,
+        "load_s": load_s,
+    }
     for name, act in (
         ("vision_s", lambda: _tile_s(engine, plan)),
         ("prefill_tok_s", lambda: _prefill_s(engine, prompt, plan).per(prompt)),
@@ -102,7 +108,7 @@ def measure(plan: Plan, tell: Callable[[str], object]) -> dict[str, Any]:
         tell(f"{name}_ttft_s")
         figures |= {f"{name}_{key}": value for key, value in _ask(perceiver, num_frames, plan).items()}
     context = prompt + plan.tokens // 2
-    figures |= {"prompt_tokens": prompt, "step_bytes": step_bytes(source, plan.backend, context)}
+    figures |= {"prompt_tokens": prompt, "step_bytes": step_bytes(source, backend, context)}
     return figures | {"kept_bytes": kept_bytes, "peak_bytes": memory_bytes("VmHWM")}
 
 

@@ -91,7 +91,7 @@ def test_missing_build_is_built_and_then_answers(recipe: Path) -> None:
         assert "the model is being built" in refused.error
         assert answer.finish_reason == Answer.STOP, answer.error
         assert (ready.model, ready.backend, ready.precision) == (answer.model, answer.backend, answer.precision)
-        assert (answer.backend, answer.precision, ready.progress) == ("onnxruntime", "w8a8+w4a16", 1.0)
+        assert (answer.backend, answer.precision, ready.progress) == ("cpu", "w8a8+w4a8", 1.0)
         building = [status for status in robot.statuses if status.state == Status.BUILDING]
         assert [status.progress for status in building] == sorted(status.progress for status in building)
         assert {"llm", "vision_tower"} <= {status.part for status in building}
@@ -102,7 +102,7 @@ def test_missing_build_is_built_and_then_answers(recipe: Path) -> None:
 
     with Robot("-p", f"recipe:={recipe}", command=REAL_NODE) as robot:
         assert Status.BUILDING not in {status.state for status in robot.statuses}
-        assert robot.statuses[-1].precision == "w8a8+w4a16"
+        assert robot.statuses[-1].precision == "w8a8+w4a8"
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_unquantized_checkpoint_answers_while_the_build_runs(recipe: Path) -> No
             before = robot.ask("What color is the circle?")
             assert robot.statuses[-1].model == "nvila-tiny"
         robot.wait_for_state(Status.READY, BUILT_S)
-        wait_until(lambda: robot.ask("What color is the circle?").precision == "w8a8+w4a16", "the build answers")
+        wait_until(lambda: robot.ask("What color is the circle?").precision == "w8a8+w4a8", "the build answers")
 
         assert (before.finish_reason, before.precision) == (Answer.STOP, "fp32")
         assert {answer.finish_reason for answer in robot.answers} == {Answer.STOP}

@@ -74,7 +74,7 @@ def test_a_float_step_reads_every_matrix_of_the_decoder() -> None:
     assert step_bytes(TINY, "onnxruntime", CONTEXT) == expected + cache_bytes(TINY.spec.decoder, CONTEXT)
 
 
-@pytest.mark.parametrize(("backend", "head_bytes"), [("onnxruntime", 4), ("openvino", 1)])
+@pytest.mark.parametrize(("backend", "head_bytes"), [("onnxruntime", 4), ("cpu", 1)])
 def test_a_quantized_step_reads_packed_values_and_their_scales(backend: str, head_bytes: int) -> None:
     quantized = Int4Weight(np.zeros((256, 64), np.int8), np.ones((2, 64), np.float32))
     norm, embedding = np.ones(8, np.float32), np.ones((32, 8), np.float32)
