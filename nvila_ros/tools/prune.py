@@ -1,0 +1,196 @@
+"""`nvila prune`: keep the samples of data sets that are worth learning from, by DeltaLoss.
+
+In: conversations and two checkpoints of one tokenizer. Out: a folder with the scores, the kept samples, a histogram.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import distributed
+
+from nvila_ros.loading import find_checkpoint
+from nvila_ros.models.artefact import fingerprint
+from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.tools.options import positive, print_json, wide_console
+from nvila_ros.tools.picture import save_picture
+from nvila_ros.tools.prune_report import as_dict, draw_histograms, example_table, group_table
+from nvila_ros.training.conversations.files import RecordFile
+from nvila_ros.training.conversations.samples import DataError
+from nvila_ros.training.pruning import SCORES, Scorer, check_tokenizers
+from nvila_ros.training.score_files import ScoreFolder, staged
+from nvila_ros.training.score_run import Job, choose, gather, score_blocks, write_kept
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SUFFIXES = (".json", ".jsonl")
+_LONGEST_WAIT = timedelta(days=7)  # a rank may have far less to do than another
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the verb takes."""
+    parser.add_argument(
+        "data", nargs="+", type=Path, metavar="DATA", help="conversations in JSON or JSON lines, or folders of such"
+    )
+    parser.add_argument("--large", required=True, metavar="CKPT", help="the model that knows more")
+    parser.add_argument("--small", required=True, metavar="CKPT", help="the model that knows less")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="run again to go on, or to keep another share"
+    )
+    parser.add_argument("--keep", type=share, default=0.5, metavar="S", help="share of each sub-dataset (default: 0.5)")
+    parser.add_argument(
+        "--by", default="", metavar="FIELD", help="field that names a sub-dataset; else each file is one"
+    )
+    parser.add_argument(
+        "--score", choices=SCORES, default=SCORES[0], help="over an answer's tokens (default: %(default)s)"
+    )
+    parser.add_argument("--media", type=Path, metavar="DIR", help="folder of the media; else that of each file")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out and count samples that cannot be read")
+    parser.add_argument(
+        "--block", type=positive, default=256, metavar="N", help="samples of a score file (default: 256)"
+    )
+    parser.add_argument("--row-tokens", type=positive, default=4096, metavar="N", help="read at once (default: 4096)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and work (default: %(default)s)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=device, help="default here: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score what is not scored yet, then keep the best of each sub-dataset.
+
+    Raises:
+        NvilaError: a sample, a checkpoint or the folder is not acceptable.
+    """
+    sources = open_sources(args.data, args.media, args.by)
+    with _ranks() as (rank, world_size):
+        job = _prepare(args, sources)
+        folder = ScoreFolder(args.out)
+        if rank == 0:
+            folder.begin(_note(args, job))
+        _wait(world_size)
+        with _bar(job, rank, world_size) as on_block:
+            score_blocks(job, folder, rank=rank, world_size=world_size, on_block=on_block)
+        _wait(world_size)
+        if rank == 0:
+            _finish(args, job, folder)
+    return 0
+
+
+def open_sources(paths: list[Path], media: Path | None, field: str) -> tuple[RecordFile, ...]:
+    """Return the files of conversations, folders opened up.
+
+    Raises:
+        DataError: one is missing or empty, or two have one name.
+    """
+    files = [file for path in paths for file in ([path] if not path.is_dir() else _conversations_in(path))]
+    sources = tuple(RecordFile(file, media or file.parent, field) for file in files)
+    for source in sources:
+        if not len(source):
+            raise DataError(f"{source.path} holds no sample, and a sub-dataset must not be empty; leave it out")
+    names = [source.name for source in sources]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"files must have names of their own, since the kept samples do; got {twice} more than once")
+    return sources
+
+
+def _conversations_in(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if not files:
+        raise DataError(f"{folder} holds no conversations; looked for {list(SUFFIXES)}")
+    return files
+
+
+def _prepare(args: argparse.Namespace, sources: tuple[RecordFile, ...]) -> Job:
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if args.device == "cuda" else "cpu"
+    large, small = (
+        Scorer(open_checkpoint(find_checkpoint(name)), dtype=DTYPES[args.dtype], device=device)
+        for name in (args.large, args.small)
+    )
+    check_tokenizers(large, small)
+    return Job(
+        sources=sources,
+        large=large,
+        small=small,
+        block_size=args.block,
+        row_tokens=args.row_tokens,
+        is_strict=not args.skip_bad,
+    )
+
+
+def _note(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+    """Return what decides the scores of a run, for its folder."""
+    return {
+        "data": {source.name: source.digest() for source in job.sources},
+        "large": fingerprint(open_checkpoint(find_checkpoint(args.large))),
+        "small": fingerprint(open_checkpoint(find_checkpoint(args.small))),
+        "by": args.by,
+        "block": args.block,
+        "row_tokens": args.row_tokens,
+        "dtype": args.dtype,
+    }
+
+
+def _finish(args: argparse.Namespace, job: Job, folder: ScoreFolder) -> None:
+    scores = gather(job, folder)
+    delta = scores.delta(args.score)
+    is_kept = choose(scores, args.score, args.keep)
+    paths = write_kept(job, scores, is_kept, args.out / "kept")
+    with staged(args.out / "histogram.png") as part:
+        save_picture(part, draw_histograms(scores, delta, is_kept))
+    told = as_dict(scores, delta, is_kept)
+    if not args.json:
+        console = wide_console()
+        console.print(group_table(told), example_table(job, scores, delta))
+    print_json({**told, "score": args.score, "keep": args.keep, "files": {name: str(p) for name, p in paths.items()}})
+
+
+@contextmanager
+def _ranks() -> Iterator[tuple[int, int]]:
+    """Give this process's rank and how many there are, as torchrun says."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield 0, 1
+        return
+    distributed.init_process_group("gloo", timeout=_LONGEST_WAIT)
+    try:
+        yield distributed.get_rank(), world_size
+    finally:
+        distributed.destroy_process_group()
+
+
+def _wait(world_size: int) -> None:
+    """Go on when all ranks have come this far; one that fails ends the others through torchrun."""
+    if world_size > 1:
+        distributed.barrier()
+
+
+@contextmanager
+def _bar(job: Job, rank: int, world_size: int) -> Iterator[Any]:
+    """Give what to call after each block: a bar on stderr, and nothing where nobody watches."""
+    console = Console(stderr=True)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=rank > 0 or not console.is_terminal)
+    task = bar.add_task("blocks", total=len(range(rank, job.num_blocks, world_size)))
+    with bar:
+        yield lambda: bar.advance(task)
+
+
+def share(text: str) -> float:
+    """Read a number in (0, 1]."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share in (0, 1], got {text!r}")
+    return number

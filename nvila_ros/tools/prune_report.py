@@ -1,0 +1,124 @@
+"""What a pruned data set is told by: counts of each sub-dataset, samples of the paper's three kinds, a histogram.
+
+Source: NVILA (arXiv 2412.04468), figure 5: about 0 is too easy, far below a wrong answer, far above helpful.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from nvila_ros.training.conversations.samples import Sample
+from nvila_ros.training.score_run import Job, Scores
+
+NUM_SHOWN_GROUPS = 8
+_PAPER, _FAINT, _KEPT, _DROPPED = (22, 24, 28), (150, 156, 166), (118, 222, 148), (92, 98, 110)
+_SIZE, _MARGIN, _NUM_BINS = (960, 220), 28, 80
+_FONT = cv2.FONT_HERSHEY_DUPLEX
+
+
+def as_dict(scores: Scores, delta: np.ndarray, is_kept: np.ndarray) -> dict[str, Any]:
+    """Return the run's numbers: of each sub-dataset, and of the samples that were left out."""
+    groups = {}
+    for number, name in enumerate(scores.groups):
+        is_mine = scores.group_N == number
+        kept = delta[is_mine & is_kept]
+        groups[name] = {
+            "scored": int(is_mine.sum()),
+            "kept": len(kept),
+            "mean": float(delta[is_mine].mean()),
+            "lowest_kept": float(kept.min()),
+        }
+    reasons = Counter(scores.faults[code] for code in scores.fault_N[scores.fault_N >= 0].tolist())
+    return {"groups": groups, "left_out": dict(reasons), "kept": int(is_kept.sum())}
+
+
+def group_table(told: dict[str, Any]) -> Table:
+    """Return the sub-datasets as a table."""
+    table = Table("sub-dataset", "scored", "kept", "mean score", "lowest kept")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in told["groups"].items():
+        numbers = (f"{row[key]:.4f}" for key in ("mean", "lowest_kept"))
+        table.add_row(escape(name), str(row["scored"]), str(row["kept"]), *numbers)
+    return table
+
+
+def example_table(job: Job, scores: Scores, delta: np.ndarray) -> Table:
+    """Return samples of the three kinds of each sub-dataset, read once more."""
+    table = Table("kind", "sub-dataset", "score", "question", "answer")
+    for group in range(min(len(scores.groups), NUM_SHOWN_GROUPS)):
+        for kind, n in find_examples(scores, delta, group):
+            sample = job.sources[scores.source_N[n]].read(int(scores.index_N[n]))
+            table.add_row(kind, escape(scores.groups[group]), f"{delta[n]:.4f}", *map(escape, _texts(sample)))
+    return table
+
+
+def find_examples(scores: Scores, delta: np.ndarray, group: int, num_each: int = 2) -> Iterator[tuple[str, int]]:
+    """Yield the kind and number of samples of a sub-dataset that stand for the three kinds.
+
+    Too easy are, of the half that the small model finds likelier, those with the score nearest to 0.
+    """
+    members = np.flatnonzero(scores.group_N == group)
+    small = scores.log_small_N[members] / scores.num_tokens_N[members]
+    known = members[small >= np.median(small)]
+    ascending = members[np.argsort(delta[members], kind="stable")]
+    for kind, numbers in (
+        ("too easy", known[np.argsort(np.abs(delta[known]), kind="stable")]),
+        ("wrong", ascending),
+        ("helpful", ascending[::-1]),
+    ):
+        yield from ((kind, n) for n in numbers[:num_each].tolist())
+
+
+def _texts(sample: Sample) -> tuple[str, str]:
+    said = [
+        " ".join(part if isinstance(part, str) else f"<{part.kind}>" for part in turn.parts) for turn in sample.turns
+    ]
+    return _short(" / ".join(said)), _short(" / ".join(turn.answer for turn in sample.turns))
+
+
+def _short(text: str, length: int = 72) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def draw_histograms(scores: Scores, delta: np.ndarray, is_kept: np.ndarray) -> np.ndarray:
+    """Return a picture, (H, W, 3) uint8 RGB: samples of each sub-dataset by score, kept ones bright."""
+    bands = [
+        _draw_band(scores.groups[group], delta[scores.group_N == group], is_kept[scores.group_N == group])
+        for group in range(min(len(scores.groups), NUM_SHOWN_GROUPS))
+    ]
+    return np.concatenate(bands)
+
+
+def _draw_band(name: str, delta: np.ndarray, is_kept: np.ndarray) -> np.ndarray:
+    width, height = _SIZE
+    band = np.full((height, width, 3), _PAPER, np.uint8)
+    low, high = np.percentile(delta, (0.5, 99.5)).tolist()
+    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    clipped = np.clip(delta, low, high)  # a few far ones would squeeze all others together
+    all_bins, kept_bins = (np.histogram(part, _NUM_BINS, (low, high))[0] for part in (clipped, clipped[is_kept]))
+    floor, room = height - _MARGIN, height - 3 * _MARGIN
+    cell = (width - 2 * _MARGIN) // _NUM_BINS
+    for k, (num_all, num_kept) in enumerate(zip(all_bins.tolist(), kept_bins.tolist(), strict=True)):
+        left = _MARGIN + k * cell
+        for count, color in ((num_all, _DROPPED), (num_kept, _KEPT)):
+            if count:
+                top = floor - max(round(room * count / all_bins.max()), 1)
+                cv2.rectangle(band, (left, top), (left + cell - 2, floor), color, cv2.FILLED)
+    _put(band, f"{name}: {is_kept.sum()} of {len(delta)} kept", (_MARGIN, _MARGIN))
+    for value, left in ((low, _MARGIN), (high, width - _MARGIN - 60)):
+        _put(band, f"{value:.3f}", (left, height - 8))
+    return band
+
+
+def _put(image: np.ndarray, text: str, at: Sequence[int]) -> None:
+    ascii_text = text.encode("ascii", "replace").decode()
+    cv2.putText(image, ascii_text, tuple(at), _FONT, 0.5, _FAINT, 1, cv2.LINE_AA)

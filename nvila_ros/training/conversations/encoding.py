@@ -1,0 +1,97 @@
+"""A sample to token ids, labels and tiles: the very ids that the node's prompts have, answers behind them.
+
+What the tower is shown and how the prompt shows it come from the functions that answer queries. Answers and the stop
+token behind each are learned; the system's text, questions and media are not.
+
+Shapes: B blocks that the projector reads, G visual tokens of a block, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvila_ros.models.spec import ModelSpec
+from nvila_ros.preprocess.views import View, clip_length, view_clip, view_image, view_images
+from nvila_ros.prompt.chat import Part, answer_frame, next_turn, open_chat
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.training.batches import IGNORE
+from nvila_ros.training.conversations.samples import Medium, Sample, SampleError, read_medium
+from nvila_ros.visual.encode import arrange
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSample:
+    """What the model reads of a sample.
+
+    Attributes:
+        ids_L: int64, with `PLACEHOLDER` for visual tokens; the last token is not read, only told.
+        labels_L: int64, the id that should follow each token, `IGNORE` where none is learned.
+        views: of the media, in prompt order.
+    """
+
+    ids_L: np.ndarray
+    labels_L: np.ndarray
+    views: tuple[View, ...]
+
+    @property
+    def told_ids(self) -> np.ndarray:
+        """The tokens that are learned, in order, (T,) int64."""
+        return self.labels_L[self.labels_L != IGNORE]
+
+
+def encode_sample(spec: ModelSpec, tokenizer: ChatTokenizer, sample: Sample) -> EncodedSample:
+    """Return what a model of this spec reads of a sample; its media are opened for it.
+
+    Raises:
+        SampleError: a medium is missing or unreadable, or the sample is longer than the model's positions.
+    """
+    ids: list[int] = []
+    is_told: list[bool] = []
+    views: list[View] = []
+    for turn in sample.turns:
+        shown, parts = _show(spec, turn.parts, sample.name)
+        views += shown
+        asked = (next_turn if ids else open_chat)(tokenizer, parts) + answer_frame(tokenizer)
+        told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        ids += asked + told
+        is_told += [False] * len(asked) + [True] * len(told)
+    if len(ids) - 1 > spec.decoder.max_positions:
+        text = f"must fit the {spec.decoder.max_positions} positions of {spec.name}, got {len(ids) - 1}"
+        raise SampleError("too_long", sample.name, text)
+    ids_L = np.array(ids, np.int64)
+    labels_L = np.where(is_told, ids_L, IGNORE)
+    return EncodedSample(ids_L[:-1], labels_L[1:], tuple(views))
+
+
+def _show(spec: ModelSpec, parts: Sequence[str | Medium], name: str) -> tuple[list[View], list[Part]]:
+    """Return the views of a turn's media, and the turn as the prompt shows it."""
+    is_alone = sum(not isinstance(part, str) for part in parts) == 1
+    views: list[View] = []
+    shown: list[Part] = []
+    for part in parts:
+        if isinstance(part, str):
+            shown.append(part)
+            continue
+        views.append(view_medium(spec, read_medium(part, spec.num_video_frames, name), is_alone=is_alone))
+        shown += layout(spec, views[-1])
+    return views, shown
+
+
+def view_medium(spec: ModelSpec, images: Sequence[np.ndarray], *, is_alone: bool) -> View:
+    """Return the view of an image or of a video's frames; only what is alone in its turn is cut into tiles."""
+    if len(images) == 1:
+        return view_image(spec, images[0]) if is_alone else view_images(spec, images)
+    length = clip_length(spec, len(images))
+    return view_clip(spec, images[-length:]) if length else view_images(spec, images)
+
+
+def layout(spec: ModelSpec, view: View) -> tuple[Part, ...]:
+    """Return how the prompt shows a view, before its visual tokens are known."""
+    num_blocks = len(view.tiles)
+    if view.mode == "scaled":
+        rows, columns = view.grids[spec.merge_scale]
+        num_blocks = rows * columns
+    return arrange(spec, view, np.empty((num_blocks, spec.tokens_per_tile, 1), np.float32)).parts

@@ -1,0 +1,70 @@
+"""Several samples in one row, none of which sees another: positions begin anew, attention is a triangle for each.
+
+Padding would cost as much as samples do; a row holds none.
+
+Shapes: L tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvila_ros.preprocess.views import View
+from nvila_ros.training.batches import IGNORE
+from nvila_ros.training.conversations.encoding import EncodedSample
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the decoder reads at once.
+
+    Attributes:
+        ids_L: as in `EncodedSample`, one sample behind the other.
+        labels_L: likewise.
+        positions_L: int64, from 0 in each sample.
+        owner_L: int64, which sample of the row each token is of.
+        views: of the media of all samples, in order.
+    """
+
+    ids_L: np.ndarray
+    labels_L: np.ndarray
+    positions_L: np.ndarray
+    owner_L: np.ndarray
+    views: tuple[View, ...]
+
+    @property
+    def told_owners(self) -> np.ndarray:
+        """Which sample each learned token is of, in order, (T,) int64."""
+        return self.owner_L[self.labels_L != IGNORE]
+
+
+def join(samples: Sequence[EncodedSample]) -> Row:
+    """Return the row of samples, at least one."""
+    lengths = [len(sample.ids_L) for sample in samples]
+    return Row(
+        ids_L=np.concatenate([sample.ids_L for sample in samples]),
+        labels_L=np.concatenate([sample.labels_L for sample in samples]),
+        positions_L=np.concatenate([np.arange(length) for length in lengths]),
+        owner_L=np.repeat(np.arange(len(samples)), lengths),
+        views=tuple(view for sample in samples for view in sample.views),
+    )
+
+
+def pack(samples: Iterable[tuple[int, EncodedSample]], max_tokens: int) -> Iterator[list[tuple[int, EncodedSample]]]:
+    """Yield groups of samples, in order, that fit a row of `max_tokens` each; a longer sample has a row to itself.
+
+    Each sample comes with its position, so that whoever keeps the last one of a group can go on behind it.
+    """
+    group: list[tuple[int, EncodedSample]] = []
+    taken = 0
+    for position, sample in samples:
+        if group and taken + len(sample.ids_L) > max_tokens:
+            yield group
+            group, taken = [], 0
+        group.append((position, sample))
+        taken += len(sample.ids_L)
+    if group:
+        yield group

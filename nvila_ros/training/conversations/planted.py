@@ -1,0 +1,142 @@
+"""The synthetic world as a data set whose good and bad samples are known, to judge what chooses among them.
+
+Three kinds of sample, as the paper tells them apart: *easy* asks what any model knows; *wrong* asks the same questions
+as the other two, but its answers are false; *helpful* asks what is still to be learned. Sample i of a seed is always
+the same, and no scene of it is drawn by the recipes, the calibration or the evaluation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from nvila_ros.errors import FrameError
+from nvila_ros.training.batches import DRAWN_ROWS, draw_moment
+from nvila_ros.training.conversations.samples import IMAGE, Sample, Turn
+from nvila_ros.training.questions import ANSWERS, Question, conversation
+from nvila_ros.training.scenes import Scene, render, scene_rng
+
+SEED_BASE = 1 << 29  # of scenes that nothing else draws
+SEED_STEP = 1 << 20  # scenes of one seed
+PLANTS = ("easy", "wrong", "helpful")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a planted data set holds.
+
+    Attributes:
+        num_samples: at most `SEED_STEP`.
+        seed: below 1024; each has scenes of its own.
+        shares: of each of `PLANTS`.
+        easy_kinds: kinds of question that are easy.
+        helpful_kinds: kinds that are still to be learned.
+        num_turns: questions of a sample, fewer where its scene has no more.
+    """
+
+    num_samples: int
+    seed: int = 0
+    shares: tuple[float, float, float] = (0.4, 0.2, 0.4)
+    easy_kinds: tuple[str, ...] = ("color", "shape", "count", "exist")
+    helpful_kinds: tuple[str, ...] = ("where",)
+    num_turns: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SceneMedium:
+    """A frame that the world's camera takes when it is asked for."""
+
+    scene: Scene
+    t_s: float
+    name: str
+    kind: str = IMAGE
+
+    def read(self, num_frames: int) -> list[np.ndarray]:
+        """Return the one frame, (`DRAWN_ROWS`, width, 3) uint8 RGB."""
+        return [render(self.scene, self.t_s, round(DRAWN_ROWS * self.scene.aspect), DRAWN_ROWS)]
+
+
+class PlantedWorld:
+    """A `Source` of planted samples; nothing is drawn before it is asked for."""
+
+    def __init__(self, plan: Plan) -> None:
+        assert plan.num_samples <= SEED_STEP, plan
+        self.plan, self.name = plan, f"world-{plan.seed}"
+
+    def __len__(self) -> int:
+        return self.plan.num_samples
+
+    def plant(self, index: int) -> str:
+        """Return which of `PLANTS` a sample is."""
+        return self._draw(index)[0]
+
+    def read(self, index: int) -> Sample:
+        """Return a sample, as `Source.read`."""
+        _, medium, turns = self._draw(index)
+        parts = [(medium, turns[0].text), *((turn.text,) for turn in turns[1:])]
+        told = tuple(Turn(part, turn.answer) for part, turn in zip(parts, turns, strict=True))
+        return Sample(f"{self.name}, sample {index}", told, self.name)
+
+    def line(self, index: int) -> bytes:
+        """Return the record that `write_world` writes for a sample."""
+        plant, medium, turns = self._draw(index)
+        said: list[dict[str, str]] = []
+        for turn in turns:
+            tag = "" if said else "<image>\n"
+            said += [{"from": "human", "value": tag + turn.text}, {"from": "gpt", "value": turn.answer}]
+        record: Mapping[str, Any] = {"id": index, "image": medium.name, "plant": plant, "conversations": said}
+        return json.dumps(record).encode()
+
+    def digest(self) -> str:
+        """Return the digest of the plan, which decides every sample."""
+        return hashlib.blake2b(repr(self.plan).encode(), digest_size=16).hexdigest()
+
+    def _draw(self, index: int) -> tuple[str, SceneMedium, list[Question]]:
+        plan = self.plan
+        rng = scene_rng(SEED_BASE + plan.seed * SEED_STEP + index)
+        plant = PLANTS[int(rng.choice(len(PLANTS), p=np.array(plan.shares) / sum(plan.shares)))]
+        asked = {"easy": plan.easy_kinds, "helpful": plan.helpful_kinds}
+        kinds = asked.get(plant, tuple(dict.fromkeys(plan.easy_kinds + plan.helpful_kinds)))
+        turns: list[Question] = []
+        while not turns:  # few scenes have nothing of a kind to ask
+            scene, t_s = draw_moment(rng)
+            turns = conversation(rng, scene, plan.num_turns, kinds, t_s=t_s)
+        if plant == "wrong":
+            turns = [_falsify(rng, turn) for turn in turns]
+        return plant, SceneMedium(scene, t_s, f"{self.name}/{index}.png"), turns
+
+
+def _falsify(rng: np.random.Generator, question: Question) -> Question:
+    others = [answer for answer in ANSWERS[question.kind] if answer != question.answer]
+    return Question(question.kind, question.text, others[int(rng.integers(len(others)))])
+
+
+def write_world(world: PlantedWorld, folder: Path) -> Path:
+    """Write a planted data set as images and a file of JSON lines, which is returned.
+
+    Raises:
+        FrameError: an image cannot be written.
+    """
+    (folder / world.name).mkdir(parents=True, exist_ok=True)
+    path = folder / f"{world.name}.jsonl"
+    with path.open("wb") as file:
+        for index in range(len(world)):
+            file.write(world.line(index) + b"\n")
+            _, medium, _ = world._draw(index)
+            bgr = cv2.cvtColor(medium.read(1)[0], cv2.COLOR_RGB2BGR)
+            if not cv2.imwrite(str(folder / medium.name), bgr):
+                raise FrameError(f"{folder / medium.name} cannot be written; choose a folder with room")
+    return path
+
+
+def share_by_plant(world: PlantedWorld, is_kept: Sequence[bool] | np.ndarray) -> dict[str, float]:
+    """Return which share of each kind of sample was kept."""
+    plants = np.array([world.plant(index) for index in range(len(world))])
+    return {plant: float(np.mean(np.asarray(is_kept)[plants == plant])) for plant in PLANTS if (plants == plant).any()}

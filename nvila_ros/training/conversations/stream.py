@@ -1,0 +1,97 @@
+"""Samples of several sources in one order, dealt to ranks, taken up again at any position."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from nvila_ros.errors import ConfigError
+from nvila_ros.training.conversations.encoding import EncodedSample
+from nvila_ros.training.conversations.files import Source
+from nvila_ros.training.conversations.samples import Sample, SampleError
+
+Encode = Callable[[Sample], EncodedSample]
+"""Returns the ids of a sample, or raises `SampleError`."""
+
+
+class Tally:
+    """Counts samples that cannot be learned from, by reason; where it is strict the first one ends the run.
+
+    Attributes:
+        counts: of each reason.
+        first: what was wrong with the first of each.
+    """
+
+    def __init__(self, *, is_strict: bool) -> None:
+        self._is_strict = is_strict
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def add(self, error: SampleError) -> None:
+        """Count one.
+
+        Raises:
+            SampleError: it is strict.
+        """
+        if self._is_strict:
+            raise error
+        self.counts[error.reason] += 1
+        self.first.setdefault(error.reason, str(error))
+
+
+class Conversations:
+    """The samples of all sources, one source behind the other or shuffled.
+
+    Args:
+        sources: at least one sample in all.
+        seed: of the shuffle; None leaves the order.
+        epoch: each has a shuffle of its own.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, seed: int | None = None, epoch: int = 0) -> None:
+        self._sources = tuple(sources)
+        self._ends = np.cumsum([len(source) for source in sources], dtype=np.int64)
+        if not len(self):
+            raise ConfigError(f"there must be a sample to learn from, got none in {[s.name for s in sources]}")
+        # Eight bytes a sample, and any position is found at once.
+        self._order = None if seed is None else np.random.default_rng((seed, epoch)).permutation(len(self))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Return which source a position falls on, and the index there."""
+        number = position if self._order is None else int(self._order[position])
+        source = int(np.searchsorted(self._ends, number, side="right"))
+        return source, number - (int(self._ends[source - 1]) if source else 0)
+
+    def read(self, position: int) -> Sample:
+        """Return the sample at a position.
+
+        Raises:
+            SampleError: it breaks a rule of the format.
+        """
+        source, index = self.locate(position)
+        return self._sources[source].read(index)
+
+    def encoded(
+        self, encode: Encode, tally: Tally, *, after: int = -1, rank: int = 0, world_size: int = 1
+    ) -> Iterator[tuple[int, EncodedSample]]:
+        """Yield every `world_size`-th position with its sample; whoever keeps the last position can go on behind it.
+
+        Args:
+            encode: makes ids of a sample.
+            tally: told of the samples that are left out.
+            after: the last position that was taken.
+            rank: below `world_size`; positions that leave this remainder are its.
+            world_size: ranks that share the samples.
+        """
+        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+        first = after + 1 + (rank - after - 1) % world_size
+        for position in range(first, len(self), world_size):
+            try:
+                yield position, encode(self.read(position))
+            except SampleError as error:
+                tally.add(error)

@@ -1,0 +1,147 @@
+"""Scores on disk: one small Parquet file for each block of samples, whole or not there at all.
+
+A block is a run of consecutive samples; which rank scored it does not matter. So a run that was killed goes on at the
+first block without a file, with any number of ranks. Needs pyarrow: it alone writes Parquet without bringing other
+packages along, and it is the format's reference.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from nvila_ros.errors import ConfigError
+from nvila_ros.training.conversations.samples import DataError
+
+RUN_FILE = "run.json"
+_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("index", pa.int64()),
+        ("group", pa.string()),
+        ("key", pa.int64()),
+        ("log_large", pa.float64()),
+        ("log_small", pa.float64()),
+        ("num_tokens", pa.int32()),
+        ("fault", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One sample's line of the table.
+
+    Attributes:
+        source: its name.
+        index: of the sample in it.
+        group: its sub-dataset.
+        key: stands for the record's content.
+        log_large: see `pruning.Score`.
+        log_small: likewise.
+        num_tokens: likewise.
+        fault: why it was left out, one of `conversations.samples.REASONS`; empty where it was scored.
+    """
+
+    source: str
+    index: int
+    group: str
+    key: int
+    log_large: float = 0.0
+    log_small: float = 0.0
+    num_tokens: int = 0
+    fault: str = ""
+
+
+@contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """Give a file to write to, which takes its place at the end; what fails leaves nothing behind.
+
+    Raises:
+        ConfigError: it cannot be written, such as where the disk is full.
+    """
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror or error}; make room, then run again: what was finished is kept"
+        ) from error
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+class ScoreFolder:
+    """The files of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Note what is scored, or see that it is what an earlier run of this folder scored.
+
+        Raises:
+            ConfigError: the folder holds the scores of something else.
+        """
+        path = self.folder / RUN_FILE
+        if path.is_file():
+            try:
+                known = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                known = {}
+            other = sorted(name for name in {*run, *known} if run.get(name) != known.get(name))
+            if other:
+                raise ConfigError(
+                    f"{self.folder} holds the scores of a run with another {other[0]}; choose another folder"
+                )
+            return
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            raise ConfigError(f"{self.folder} holds something that is no run of scores; choose another")
+        with staged(path) as part:
+            part.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+    def has(self, block: int) -> bool:
+        """Whether a block was scored."""
+        return self._path(block).is_file()
+
+    def write(self, block: int, entries: Sequence[Entry]) -> None:
+        """Write a block.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        table = pa.Table.from_pylist([asdict(entry) for entry in entries], schema=_SCHEMA)
+        data = io.BytesIO()
+        parquet.write_table(table, data)
+        with staged(self._path(block)) as part:
+            part.write_bytes(data.getbuffer())
+
+    def read(self, num_blocks: int) -> pa.Table:
+        """Return all blocks in order.
+
+        Raises:
+            DataError: one is missing or damaged.
+        """
+        tables = []
+        for block in range(num_blocks):
+            try:
+                tables.append(parquet.read_table(self._path(block), schema=_SCHEMA, partitioning=None))
+            except (OSError, pa.ArrowException) as error:
+                path = self._path(block)
+                raise DataError(f"{path} is missing or damaged ({error}); remove it and run again") from error
+        return pa.concat_tables(tables)
+
+    def _path(self, block: int) -> Path:
+        return self.folder / "scores" / f"{block:08d}.parquet"

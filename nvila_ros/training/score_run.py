@@ -1,0 +1,189 @@
+"""A run of DeltaLoss over data sets: blocks of samples to score files, score files to the samples that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from nvila_ros.training.conversations.encoding import EncodedSample
+from nvila_ros.training.conversations.files import Source
+from nvila_ros.training.conversations.samples import DataError, SampleError
+from nvila_ros.training.conversations.stream import Conversations
+from nvila_ros.training.pruning import Scorer, content_key, delta_loss, score_samples, select_top
+from nvila_ros.training.score_files import Entry, ScoreFolder, staged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is scored, and how.
+
+    Attributes:
+        sources: the data sets; their names are distinct.
+        block_size: samples of a score file.
+        row_tokens: that a model reads at once.
+        is_strict: a sample that cannot be read ends the run, else it is left out and counted.
+    """
+
+    sources: tuple[Source, ...]
+    large: Scorer
+    small: Scorer
+    block_size: int = 256
+    row_tokens: int = 4096
+    is_strict: bool = True
+
+    @property
+    def num_blocks(self) -> int:
+        """Score files of the whole run."""
+        return -(-sum(map(len, self.sources)) // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The scores of all samples, in their order.
+
+    Attributes:
+        sources: names of the sources.
+        groups: names of the sub-datasets.
+        faults: reasons for which samples were left out.
+        source_N: which source each sample is of, int64.
+        index_N: which sample of it, int64.
+        group_N: which sub-dataset, int64; -1 where it was left out.
+        fault_N: which reason, int64; -1 where it was scored.
+        key_N: stands for its content, int64.
+        log_large_N: float64, 0 where it was left out.
+        log_small_N: likewise.
+        num_tokens_N: likewise.
+    """
+
+    sources: tuple[str, ...]
+    groups: tuple[str, ...]
+    faults: tuple[str, ...]
+    source_N: np.ndarray
+    index_N: np.ndarray
+    group_N: np.ndarray
+    fault_N: np.ndarray
+    key_N: np.ndarray
+    log_large_N: np.ndarray
+    log_small_N: np.ndarray
+    num_tokens_N: np.ndarray
+
+    def delta(self, how: str) -> np.ndarray:
+        """Return the score of each sample, (N,) float64, 0 where it was left out."""
+        return delta_loss(self.log_large_N, self.log_small_N, np.maximum(self.num_tokens_N, 1), how)
+
+
+def score_blocks(
+    job: Job, folder: ScoreFolder, *, rank: int = 0, world_size: int = 1, on_block: Callable[[], None] | None = None
+) -> None:
+    """Score the blocks of a rank that are not scored yet.
+
+    Raises:
+        NvilaError: a sample cannot be scored, or a file not be written.
+    """
+    conversations = Conversations(job.sources)
+    for block in range(rank, job.num_blocks, world_size):
+        if not folder.has(block):
+            first = block * job.block_size
+            positions = range(first, min(first + job.block_size, len(conversations)))
+            folder.write(block, _score_block(job, conversations, positions))
+        if on_block:
+            on_block()
+
+
+def _score_block(job: Job, conversations: Conversations, positions: Sequence[int]) -> list[Entry]:
+    entries: list[Entry] = []
+    for batch in _batches(job, conversations, positions, entries):
+        scores = score_samples(job.large, job.small, [told for _, told in batch], job.row_tokens)
+        for (entry, _), score in zip(batch, scores, strict=True):
+            entries.append(replace(entry, **asdict(score)))
+    order = {source.name: number for number, source in enumerate(job.sources)}
+    return sorted(entries, key=lambda entry: (order[entry.source], entry.index))
+
+
+_Read = tuple[Entry, tuple[str, EncodedSample, EncodedSample]]
+
+
+def _batches(
+    job: Job, conversations: Conversations, positions: Sequence[int], left_out: list[Entry]
+) -> Iterator[list[_Read]]:
+    """Yield samples as both models read them, as many as fit a row: tiles of a whole block would not fit memory."""
+    batch: list[_Read] = []
+    taken = 0
+    for position in positions:
+        number, index = conversations.locate(position)
+        source = job.sources[number]
+        try:
+            sample = source.read(index)
+            for_large, for_small = job.large.encode(sample), job.small.encode(sample)
+        except SampleError as error:
+            if job.is_strict:
+                raise
+            left_out.append(Entry(source.name, index, "", 0, fault=error.reason))
+            continue
+        num_tokens = max(len(for_large.ids_L), len(for_small.ids_L))
+        if batch and taken + num_tokens > job.row_tokens:
+            yield batch
+            batch, taken = [], 0
+        entry = Entry(source.name, index, sample.group, content_key(source.line(index)))
+        batch.append((entry, (sample.name, for_large, for_small)))
+        taken += num_tokens
+    if batch:
+        yield batch
+
+
+def gather(job: Job, folder: ScoreFolder) -> Scores:
+    """Return the scores of a finished run.
+
+    Raises:
+        DataError: a score file is missing or damaged, or no sample of a source could be scored.
+    """
+    table = folder.read(job.num_blocks)
+    names = tuple(source.name for source in job.sources)
+    found, code_N = _codes(table["source"])
+    source_N = np.array([names.index(name) for name in found])[code_N]
+    faults, fault_N = _codes(table["fault"])
+    groups, group_N = _codes(table["group"])
+    for number, name in enumerate(names):
+        if not ((source_N == number) & (group_N >= 0)).any():
+            raise DataError(
+                f"no sample of {name} could be scored, and a sub-dataset must not end empty; see what is wrong"
+            )
+    columns = (table[name].to_numpy() for name in ("key", "log_large", "log_small", "num_tokens"))
+    return Scores(names, groups, faults, source_N, table["index"].to_numpy(), group_N, fault_N, *columns)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the texts of a column but the empty one, and which of them each row holds, -1 for the empty one."""
+    coded = column.combine_chunks().dictionary_encode()
+    texts = coded.dictionary.to_pylist()
+    known = [text for text in texts if text]
+    return tuple(known), np.array([known.index(text) if text else -1 for text in texts])[coded.indices.to_numpy()]
+
+
+def choose(scores: Scores, how: str, keep: float) -> np.ndarray:
+    """Return which samples are kept, (N,) bool: of each sub-dataset the share with the highest scores."""
+    delta_N = scores.delta(how)
+    is_kept_N = np.zeros(len(delta_N), bool)
+    for group in range(len(scores.groups)):
+        members = np.flatnonzero(scores.group_N == group)
+        is_kept_N[members] = select_top(delta_N[members], scores.key_N[members], keep)
+    return is_kept_N
+
+
+def write_kept(job: Job, scores: Scores, is_kept_N: np.ndarray, folder: Path) -> dict[str, Path]:
+    """Write the kept samples of each source as JSON lines, in their order, and return the files by source.
+
+    Raises:
+        ConfigError: one cannot be written.
+    """
+    paths = {}
+    for number, source in enumerate(job.sources):
+        paths[source.name] = folder / f"{source.name}.jsonl"
+        with staged(paths[source.name]) as part, part.open("wb") as file:
+            for index in scores.index_N[is_kept_N & (scores.source_N == number)].tolist():
+                file.write(source.line(index) + b"\n")
+    return paths

@@ -1,0 +1,107 @@
+"""Records become samples, or are refused with the reason; media stand where their tags do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nvila_ros.training.conversations.samples import (
+    IMAGE,
+    REASONS,
+    VIDEO,
+    FileMedium,
+    Sample,
+    SampleError,
+    parse_record,
+    read_medium,
+)
+
+MEDIA = Path("/media")
+PICTURE, OTHER, FILM = (
+    FileMedium(IMAGE, MEDIA / "a.png"),
+    FileMedium(IMAGE, MEDIA / "b.png"),
+    FileMedium(VIDEO, MEDIA / "c.mp4"),
+)
+
+
+def record(*said: str, **fields: Any) -> dict[str, Any]:
+    senders = ("human", "gpt")
+    conversations = [{"from": senders[i % 2], "value": text} for i, text in enumerate(said)]
+    return {"id": 1, "conversations": conversations} | fields
+
+
+def parse(told: Any) -> Sample:
+    return parse_record(told, "set.json, record 1", MEDIA, "set")
+
+
+@pytest.mark.parametrize(
+    ("told", "parts"),
+    [
+        (record("<image>\nWhat?", "a", image="a.png"), [(PICTURE, "What?")]),
+        (record("What?\n<image>", "a", image="a.png"), [("What?\n", PICTURE)]),
+        (record("<image>\n\nWhat?", "a", image=["a.png"]), [(PICTURE, "\nWhat?")]),
+        (record("<image>\n<image>\nWhat?", "a", image=["a.png", "b.png"]), [(PICTURE, OTHER, "What?")]),
+        (record("See <image> and <image>", "a", image=["a.png", "b.png"]), [("See ", PICTURE, " and ", OTHER)]),
+        (record("<video>\nWhat?", "a", video="c.mp4"), [(FILM, "What?")]),
+        (record("<vila/video>What?", "a", video="c.mp4"), [(FILM, "What?")]),
+        (record("<image>\nWhat?", "a", video="c.mp4"), [(FILM, "What?")]),
+        (record("<video> or <image>", "a", image="a.png", video="c.mp4"), [(FILM, " or ", PICTURE)]),
+        (record("What?", "a", image="a.png", video="c.mp4"), [(PICTURE, FILM, "What?")]),
+        (record("What?", "a", "Why?", "b"), [("What?",), ("Why?",)]),
+        (record("What?", "a", "<image>\nAnd?", "b", image="a.png"), [("What?",), (PICTURE, "And?")]),
+        (record("<image>\n", "a", image="a.png"), [(PICTURE,)]),
+    ],
+)
+def test_media_stand_where_their_tags_do(told: dict[str, Any], parts: list[tuple[object, ...]]) -> None:
+    sample = parse(told)
+
+    assert [turn.parts for turn in sample.turns] == parts
+    assert [turn.answer for turn in sample.turns] == ["a", "b"][: len(parts)]
+    assert sample.group == "set"
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        ([], "malformed"),
+        ({"id": 1}, "malformed"),
+        ({"conversations": ["hello"]}, "malformed"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "malformed"),
+        (record("What?", "a", image={"path": "a.png"}), "malformed"),
+        (record("What?", "a", image=[""]), "malformed"),
+        ({"conversations": [{"from": "robot", "value": "hi"}]}, "unknown_role"),
+        ({"conversations": [{"from": ["human"], "value": "hi"}]}, "unknown_role"),
+        ({"conversations": [{"from": "system", "value": "hi"}]}, "unknown_role"),
+        (record(), "turn_order"),
+        (record("What?"), "turn_order"),
+        (record("What?", "a", "And?"), "turn_order"),
+        ({"conversations": [{"from": "gpt", "value": "a"}, {"from": "human", "value": "b"}]}, "turn_order"),
+        (record("What?", " \n"), "empty_answer"),
+        (record(" ", "a"), "empty_question"),
+        (record("<image>", "a"), "media_count"),
+        (record("<image>\n<image>\nWhat?", "a", image="a.png"), "media_count"),
+        (record("<image>\nWhat?", "a", image=["a.png", "b.png"]), "media_count"),
+        (record("<video>\nWhat?", "a", image="a.png"), "media_count"),
+        (record("What?", "<image>"), "media_count"),
+    ],
+)
+def test_bad_record_is_refused_with_the_reason(told: Any, reason: str) -> None:
+    with pytest.raises(SampleError, match=r"^set\.json, record 1: ") as refused:
+        parse(told)
+
+    assert refused.value.reason == reason
+    assert reason in REASONS
+
+
+def test_missing_and_unreadable_media_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    (tmp_path / "c.mp4").write_bytes(b"no film")
+    expected = {"a.png": "unreadable_media", "c.mp4": "unreadable_media", "none.png": "missing_media"}
+
+    for name, reason in expected.items():
+        medium = FileMedium(VIDEO if name.endswith("mp4") else IMAGE, tmp_path / name)
+        with pytest.raises(SampleError, match=name) as refused:
+            read_medium(medium, 4, "record 1")
+        assert refused.value.reason == reason
