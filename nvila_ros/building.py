@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,15 +140,20 @@ def build(
             leftover.unlink()
         weights = _quantize(part, recipe, checkpoint, calibrate, on_part)
         is_full = (recipe.decoder if part == "llm" else recipe.vision).precision == "fp32"
-        _write_shards(folder, part, weights if is_full else map(_in_half, weights))
+        write_shards(folder, part, weights if is_full else map(in_half, weights))
         (folder / f"{part}.done").touch()
+    copy_tokenizer(checkpoint, folder)
+    for path in [folder / STATE, *folder.glob("*.done")]:
+        path.unlink()
+    write_manifest(folder, checkpoint.spec, precision_of(recipe), told, source)
+
+
+def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Give a build the files of its checkpoint's tokenizer."""
     (folder / "tokenizer").mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
         if (checkpoint.tokenizer_folder / name).is_file():
             shutil.copyfile(checkpoint.tokenizer_folder / name, folder / "tokenizer" / name)
-    for path in [folder / STATE, *folder.glob("*.done")]:
-        path.unlink()
-    write_manifest(folder, checkpoint.spec, precision_of(recipe), told, source)
 
 
 def precision_of(recipe: Recipe) -> str:
@@ -214,7 +219,7 @@ def pick_tiles(checkpoint: Checkpoint, tile_NCHW: np.ndarray) -> np.ndarray:
     return tile_NCHW[np.linspace(0, len(tile_NCHW) - 1, num_kept).astype(int)]
 
 
-def _write_shards(folder: Path, part: str, weights: Iterator[tuple[str, Weight]]) -> None:
+def write_shards(folder: Path, part: str, weights: Iterable[tuple[str, Weight]]) -> None:
     """Write weights as they come, a file whenever enough have."""
     tensors: dict[str, np.ndarray] = {}
     num_shards = 0
@@ -230,7 +235,7 @@ def _write_shards(folder: Path, part: str, weights: Iterator[tuple[str, Weight]]
         raise CheckpointError(f"{part} gave no tensors to write")
 
 
-def _in_half(named: tuple[str, Weight]) -> tuple[str, Weight]:
+def in_half(named: tuple[str, Weight]) -> tuple[str, Weight]:
     """Keep tables and matrices that stay float in half precision; norms and biases in full."""
     key, weight = named
     if isinstance(weight, np.ndarray) and weight.ndim > 1 and weight.dtype == np.float32:

@@ -106,9 +106,10 @@ class Speaker:
 
     def _branch(self, plans: Sequence[Plan], work: Ledgers) -> None:
         """Read what the prompts share, then score choices and decode texts side by side."""
-        shared_L = self._shared(plans)
         visual_GD = plans[0].visual_GD
-        keys_L2 = identify(shared_L, visual_GD)
+        first_L2 = identify(plans[0].ids_L, visual_GD)
+        shared_L = self._shared(plans, first_L2)
+        keys_L2 = first_L2[: len(shared_L)]
         num_rows = sum(len(plan.ids_L) - len(shared_L) + plan.num_more for plan in plans)
         with self.prefixes.take(keys_L2, len(shared_L) + num_rows) as trunk:
             for plan in plans:
@@ -120,14 +121,18 @@ class Speaker:
                 work.check()
                 texts = self._step(grove, texts)
 
-    def _shared(self, plans: Sequence[Plan]) -> np.ndarray:
-        """Return the ids that all prompts begin with; of one alone, those of its media, or all that is known."""
+    def _shared(self, plans: Sequence[Plan], first_L2: np.ndarray) -> np.ndarray:
+        """Return the ids that all prompts begin with; of one alone, those of its media, or all that is known.
+
+        Args:
+            plans: of the queries.
+            first_L2: identities of the first one's prompt.
+        """
         first_L = plans[0].ids_L
         if len(plans) > 1:
             return first_L[: min(shared_length(first_L[:-1, None], plan.ids_L[:-1, None]) for plan in plans)]
         num_media = int(np.flatnonzero(first_L == PLACEHOLDER).max(initial=-1)) + 1
-        num_known = self.prefixes.find(identify(first_L, plans[0].visual_GD))
-        return first_L[: min(max(num_media, num_known), len(first_L) - 1)]
+        return first_L[: min(max(num_media, self.prefixes.find(first_L2)), len(first_L) - 1)]
 
     def _begin(
         self, grove: Grove, plans: Sequence[Plan], num_shared: int, work: Ledgers

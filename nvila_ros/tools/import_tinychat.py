@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,15 +15,14 @@ from pathlib import Path
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from safetensors.numpy import save_file
 
-from nvila_ros.building import SHARD_BYTES, TOKENIZER_FILES, check_room, estimate, precision_of
+from nvila_ros.building import SHARD_BYTES, check_room, copy_tokenizer, estimate, in_half, precision_of, write_shards
 from nvila_ros.errors import ConfigError
 from nvila_ros.loading import find_checkpoint
-from nvila_ros.models.artefact import fingerprint, to_tensors, write_manifest
+from nvila_ros.models.artefact import fingerprint, write_manifest
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from nvila_ros.models.quantized import Weight
-from nvila_ros.quantization.quantize import keep_part, to_half
+from nvila_ros.quantization.quantize import keep_part
 from nvila_ros.quantization.tinychat import GROUP_SIZE, OnMap, open_packed, requantize_layers
 from nvila_ros.recipes import DEVICES, DecoderRecipe, Recipe, VisionRecipe
 from nvila_ros.tools.options import print_json, wide_console
@@ -89,16 +87,14 @@ def import_build(
     parts: dict[str, Named] = {
         "llm": _decoder(packed, checkpoint, on_map),
         "vision_tower": keep_part(checkpoint, "vision_tower", "fp16"),
-        "mm_projector": _in_half(keep_part(checkpoint, "mm_projector", "fp32")),
+        "mm_projector": map(in_half, keep_part(checkpoint, "mm_projector", "fp32")),
     }
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as staged:
         folder = Path(staged, "build")
-        (folder / "tokenizer").mkdir(parents=True)
+        folder.mkdir()
         for part, weights in parts.items():
-            _write_shards(folder, part, weights)
-        for name in TOKENIZER_FILES:
-            if (checkpoint.tokenizer_folder / name).is_file():
-                shutil.copyfile(checkpoint.tokenizer_folder / name, folder / "tokenizer" / name)
+            write_shards(folder, part, weights)
+        copy_tokenizer(checkpoint, folder)
         told = dataclasses.asdict(recipe)
         write_manifest(folder, checkpoint.spec, precision_of(recipe), told, fingerprint(checkpoint))
         folder.rename(out)
@@ -124,29 +120,5 @@ def as_table(by_kind: dict[str, list[float]]) -> Table:
 
 def _decoder(packed: dict[str, TensorInfo], checkpoint: Checkpoint, on_map: OnMap) -> Iterator[tuple[str, Weight]]:
     weights = checkpoint.weights("llm")
-    yield from _in_half((key, weights[key]) for key in weights if ".layers." not in key)
+    yield from map(in_half, ((key, weights[key]) for key in weights if ".layers." not in key))
     yield from requantize_layers(packed, checkpoint.spec, on_map)
-
-
-def _in_half(weights: Named) -> Iterator[tuple[str, Weight]]:
-    """Keep matrices in half precision; norms and biases in full."""
-    for key, weight in weights:
-        is_matrix = isinstance(weight, np.ndarray) and weight.ndim > 1
-        yield key, to_half(key, np.asarray(weight)) if is_matrix else weight
-
-
-def _write_shards(folder: Path, part: str, weights: Named) -> None:
-    tensors: dict[str, np.ndarray] = {}
-    for key, weight in weights:
-        if sum(array.nbytes for array in tensors.values()) >= SHARD_BYTES:
-            _write_shard(folder, part, tensors)
-            tensors = {}
-        tensors |= to_tensors(key, weight)
-    _write_shard(folder, part, tensors)
-
-
-def _write_shard(folder: Path, part: str, tensors: dict[str, np.ndarray]) -> None:
-    num_shards = len(list(folder.glob(f"{part}-*")))
-    path = folder / f"{part}-{num_shards + 1:05}.safetensors"
-    save_file(tensors, path)
-    path.chmod(0o644)  # safetensors makes it private
