@@ -27,29 +27,11 @@ from rich.table import Table
 from nvila_ros.errors import ConfigError
 from nvila_ros.pipeline import load_perceiver
 from nvila_ros.tools.options import add_model_options, positive, print_json, words
-from nvila_ros.training.questions import EVAL_KINDS, EvalCase, eval_case, is_correct
-from nvila_ros.training.scale_questions import SCALE_KINDS, eval_scale_case
+from nvila_ros.tools.suites import DEFAULT_SUITE, HEIGHT, SUITES, WIDTH, Render, Suite
+from nvila_ros.training.questions import EvalCase, is_correct
 from nvila_ros.training.scenes import render
 from nvila_ros.types import Answer, Frame, Query
 
-CaseOf = Callable[[str, int], EvalCase]
-"""Returns case number index of a kind."""
-
-
-@dataclass(frozen=True, slots=True)
-class Suite:
-    """A fixed set of questions: its kinds, and its cases by kind and index."""
-
-    kinds: tuple[str, ...]
-    case: CaseOf
-
-
-SUITES: dict[str, Suite] = {
-    "tiny-world": Suite(EVAL_KINDS, eval_case),
-    "tiny-world-scale": Suite(SCALE_KINDS, eval_scale_case),
-}
-DEFAULT_SUITE = "tiny-world"
-WIDTH, HEIGHT = 640, 480
 NUM_SHOWN_WRONG = 3
 
 
@@ -116,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             if lines is not None:
                 lines.write(kind, index, case, answer)
 
-        scores = score(model, kinds, args.questions, on_case, case_of=suite.case)
+        scores = score(model, kinds, args.questions, on_case, suite=suite)
     if not args.json:
         Console(highlight=False).print(as_table(scores))
     names = {"model": model.model, "backend": model.backend, "precision": model.precision}
@@ -125,15 +107,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def score(
-    model: Answerer, kinds: Sequence[str], num_questions: int, on_case: OnCase, *, case_of: CaseOf = eval_case
+    model: Answerer,
+    kinds: Sequence[str],
+    num_questions: int,
+    on_case: OnCase,
+    *,
+    suite: Suite = SUITES[DEFAULT_SUITE],
 ) -> dict[str, Score]:
-    """Ask `num_questions` cases of each kind."""
+    """Ask `num_questions` cases of each kind of a suite."""
     scores: dict[str, Score] = {}
     for kind in kinds:
         scores[kind] = Score()
         for index in range(num_questions):
-            case = case_of(kind, index)
-            answer = ask_case(model, case, f"{kind}-{index}")
+            case = suite.case(kind, index)
+            answer = ask_case(model, case, f"{kind}-{index}", suite.render)
             scores[kind].num_asked += 1
             if not is_correct(case.question, answer.text):
                 scores[kind].wrong.append((case, answer.text))
@@ -141,7 +128,7 @@ def score(
     return scores
 
 
-def ask_case(model: Answerer, case: EvalCase, query_id: str) -> Answer:
+def ask_case(model: Answerer, case: EvalCase, query_id: str, render: Render = render) -> Answer:
     """Film the frames of a case and ask its question."""
     frames = [Frame(image=render(case.scene, t, WIDTH, HEIGHT), stamp_ns=round(t * 1e9)) for t in case.times_s]
     query = Query(query_id=query_id, question=case.question.text, num_frames=len(frames), max_tokens=16)

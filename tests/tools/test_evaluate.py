@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.loading import find_checkpoint
 from nvila_ros.tools import evaluate
 from nvila_ros.tools.cli import main
-from nvila_ros.tools.evaluate import SUITES, as_dict, as_table, score
+from nvila_ros.tools.evaluate import as_dict, as_table, score
+from nvila_ros.tools.suites import DEFAULT_SUITE, SUITES
 from nvila_ros.training.questions import EVAL_CLIP_FRAMES, EVAL_KINDS, EvalCase, eval_case
 from nvila_ros.training.scale_questions import eval_scale_case
 from nvila_ros.training.scenes import render
@@ -65,9 +67,25 @@ def test_motion_is_asked_of_a_clip_and_the_rest_of_one_frame() -> None:
 
 def test_each_suite_is_asked_in_its_own_kinds() -> None:
     for suite in SUITES.values():
-        scores = as_dict(score(Oracle(), suite.kinds, 1, _ignore, case_of=suite.case))
+        scores = as_dict(score(Oracle(), suite.kinds, 1, _ignore, suite=suite))
 
         assert scores == dict.fromkeys([*suite.kinds, "overall"], 1.0)
+
+
+def test_suite_is_filmed_by_its_own_renderer() -> None:
+    pixels = np.full((480, 640, 3), 7, np.uint8)
+    suite = replace(SUITES[DEFAULT_SUITE], render=lambda scene, t_s, width, height: pixels)
+    shown: list[np.ndarray] = []
+
+    class Watcher:
+        def answer(self, query: Query, frames: Sequence[Frame]) -> Answer:
+            shown.extend(frame.image for frame in frames)
+            return Answer(query=query, finish_reason=FinishReason.STOP)
+
+    score(Watcher(), ("motion",), 1, _ignore, suite=suite)
+
+    assert len(shown) == EVAL_CLIP_FRAMES
+    assert all(image is pixels for image in shown)
 
 
 def test_kind_of_another_suite_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

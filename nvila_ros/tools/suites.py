@@ -1,0 +1,45 @@
+"""The suites of `nvila eval`: fixed questions about the synthetic world, of scenes that training never draws.
+
+A suite says what is asked, and how its scenes become pixels; asking and scoring are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvila_ros.training.questions import EVAL_KINDS, EvalCase, eval_case
+from nvila_ros.training.scale_questions import SCALE_KINDS, eval_scale_case
+from nvila_ros.training.scenes import render
+from nvila_ros.training.world import Scene
+
+CaseOf = Callable[[str, int], EvalCase]
+"""Returns case number index of a kind."""
+Render = Callable[[Scene, float, int, int], np.ndarray]
+"""Returns a scene at a time (s) in width and height (px), (H, W, 3) uint8 RGB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A fixed set of questions.
+
+    Attributes:
+        kinds: of question.
+        case: by kind and index.
+        render: films the scenes of the cases.
+    """
+
+    kinds: tuple[str, ...]
+    case: CaseOf
+    render: Render = render
+
+
+SUITES: dict[str, Suite] = {
+    "tiny-world": Suite(EVAL_KINDS, eval_case),
+    "tiny-world-scale": Suite(SCALE_KINDS, eval_scale_case),
+}
+DEFAULT_SUITE = "tiny-world"
+WIDTH, HEIGHT = 640, 480
+"""Of the frames that are asked about, px."""
