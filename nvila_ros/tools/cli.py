@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
 _EXTRA_BY_MODULE = {
     "torch": "torch",
     "pyarrow": "train",
+    "rosbags": "bags",
     "rclpy": "ros",
     "sensor_msgs": "ros",
     "diagnostic_msgs": "ros",

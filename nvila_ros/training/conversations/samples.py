@@ -3,9 +3,11 @@ r"""One record of a data set to one sample: turns of text and media, checked bef
     {"id": 7, "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\nWhat is this?"},
                                                   {"from": "gpt", "value": "A cat."}]}
 
-`image` and `video` take a path or a list of paths, relative to the media folder. Media stand where `<image>` and
-`<video>` do; one line break behind a tag is how such data is written and says nothing, so the usual record reads as the
-node's prompts do: media, then the question. Where no turn has a tag, all media lead the first. Other keys are kept.
+`image` and `video` take a path or a list of paths, relative to the media folder; `bag` takes that of a ROS 2 bag, with
+fields beside it that say which frames, see `bags`. Media stand where `<image>` and `<video>` do; one line break behind
+a tag is how such data is written and says nothing, so the usual record reads as the node's prompts do: media, then the
+question. Where no turn has a tag, all media lead the first. `question` and `answer` are short for one turn; `answers`
+lists several that are right, of which the first is learned. Other keys are kept.
 
 Source: NVLabs/VILA `data/dataset_impl/llava.py`.
 """
@@ -20,7 +22,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nvila_ros.errors import FrameError, NvilaError
+from nvila_ros.errors import FrameError, NoFramesError, NvilaError, QueryError
+from nvila_ros.training.conversations.bags import PLACES, BagMedium, parse_bag
 from nvila_ros.video.media import ImageFiles, open_media, read_clip
 
 IMAGE, VIDEO = "image", "video"
@@ -131,7 +134,7 @@ def read_medium(medium: Medium, num_frames: int, name: str) -> list[np.ndarray]:
     except FileNotFoundError as error:
         fix = "check the media folder and the path in the record"
         raise SampleError("missing_media", name, f"no {medium.kind} at {medium.name}; {fix}") from error
-    except FrameError as error:
+    except (FrameError, NoFramesError) as error:
         raise SampleError("unreadable_media", name, str(error)) from error
 
 
@@ -141,9 +144,7 @@ def parse_record(record: Any, name: str, media_folder: Path, group: str) -> Samp
     Raises:
         SampleError: the record breaks a rule of the format.
     """
-    if not isinstance(record, Mapping) or not isinstance(record.get("conversations"), list):
-        raise SampleError("malformed", name, "a record must be an object with a list of conversations")
-    said = [_message(message, name) for message in record["conversations"]]
+    said = [_message(message, name) for message in _conversation(record, name)]
     _check_order([role for role, _ in said], name)
     questions, answers = [text for _, text in said[::2]], [text.strip() for _, text in said[1::2]]
     for answer in answers:
@@ -153,6 +154,24 @@ def parse_record(record: Any, name: str, media_folder: Path, group: str) -> Samp
             raise SampleError("media_count", name, f"media stand in the user's turns only, got the answer {answer!r}")
     turns = _place_media(questions, _media(record, name, media_folder), name)
     return Sample(name, tuple(Turn(*turn) for turn in zip(turns, answers, strict=True)), group)
+
+
+def _conversation(record: Any, name: str) -> list[Any]:
+    if isinstance(record, Mapping) and isinstance(record.get("conversations"), list):
+        return list(record["conversations"])
+    answers = right_answers(record)
+    if not answers or not isinstance(record.get("question"), str):
+        rule = "a record must be an object with a list of conversations, or with a question and an answer"
+        raise SampleError("malformed", name, rule)
+    return [{"from": "human", "value": record["question"]}, {"from": "gpt", "value": answers[0]}]
+
+
+def right_answers(record: Any) -> list[str]:
+    """Return what is right of a record with one question, by `answers` or by `answer`; none of any other record."""
+    found = record.get("answers", record.get("answer")) if isinstance(record, Mapping) else None
+    answers = found if isinstance(found, list) else [found]
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    return texts if len(texts) == len(answers) else []
 
 
 def _message(message: Any, name: str) -> tuple[str, str]:
@@ -177,7 +196,22 @@ def _media(record: Mapping[str, Any], name: str, folder: Path) -> dict[str, list
         if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
             raise SampleError("malformed", name, f"{kind} must be a path or a list of paths, got {record[kind]!r:.80}")
         found.extend(FileMedium(kind, folder / path) for path in paths)
+    bag = _bag(record, name, folder)
+    if bag is not None:
+        media[bag.kind].append(bag)
     return media
+
+
+def _bag(record: Mapping[str, Any], name: str, folder: Path) -> BagMedium | None:
+    if "bag" not in record:
+        astray = [each for each in PLACES if each in record]
+        if astray:
+            raise SampleError("malformed", name, f"{', '.join(astray)} goes with a bag, and the record names none")
+        return None
+    try:
+        return parse_bag(record, folder)
+    except QueryError as error:
+        raise SampleError("malformed", name, str(error)) from error
 
 
 def _place_media(questions: Sequence[str], media: dict[str, list[Medium]], name: str) -> list[tuple[str | Medium, ...]]:

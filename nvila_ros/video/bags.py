@@ -1,0 +1,280 @@
+"""Frames out of ROS 2 bags, without ROS: which there are, and those that are asked for.
+
+In: a bag, which is an mcap or db3 file or the folder that `ros2 bag record` writes, and a topic of sensor_msgs/Image or
+CompressedImage. Out: frames ``(H, W, 3)`` uint8 RGB, decoded by the tables that the node uses. A frame's time is its
+capture, `header.stamp`; where a camera left that at zero it is when the bag received it, as in the node.
+
+A topic is gone through once and only its times are kept, 16 bytes a message; then a frame is read from where it lies.
+So memory is bounded by the frames asked for, and a thousand questions about one bag cost one pass over it.
+
+Source: rosbag2's storage formats as the package rosbags reads them; the encapsulation of OMG DDSI-RTPS 2.3, section 10.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from nvila_ros.errors import FrameError, NoFramesError, NvilaError
+from nvila_ros.types import EncodedImage, Frame, RawImage
+from nvila_ros.video.compressed import decode_compressed, read_header
+from nvila_ros.video.image_decoding import decode
+from nvila_ros.video.sampling import sample_indices
+
+if TYPE_CHECKING:
+    from rosbags.interfaces import Connection, ConnectionExtRosbag2
+    from rosbags.rosbag2 import Reader
+    from rosbags.typesys.store import Typestore
+
+BAG_SUFFIXES = frozenset({".db3", ".mcap"})
+"""Of the files that are read as bags."""
+IMAGE_TYPE, COMPRESSED_TYPE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+NS_PER_S = 1_000_000_000
+_NUM_INDEXES = 64  # of topics, kept in memory: 16 bytes a message
+# Which of these the reader works with depends on its version and Python's; none is imported here.
+_LIBRARIES = {
+    "apsw": "Error",
+    "backports.zstd": "ZstdError",
+    "compression.zstd": "ZstdError",
+    "zstandard": "ZstdError",
+}
+_MEND = "a recording that was cut off is mended with: mcap recover BROKEN.mcap -o WHOLE.mcap"
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The messages of a topic in order of capture.
+
+    Attributes:
+        stamps_ns: captures, (F,) int64, ascending.
+        logged_ns: when the bag received each, (F,) int64, by which it is found again.
+    """
+
+    stamps_ns: np.ndarray
+    logged_ns: np.ndarray
+
+    def between(self, start_s: float, end_s: float | None, num_frames: int) -> list[int]:
+        """Return which messages show a window, as the node samples one: evenly in time, the newest always.
+
+        Args:
+            start_s: of the window, from the first capture.
+            end_s: likewise; None is the last capture.
+            num_frames: at least 1; where the window holds fewer, all of them.
+
+        Raises:
+            NoFramesError: the window is empty.
+        """
+        ages_ns = self.stamps_ns - self.stamps_ns[0]
+        low = int(np.searchsorted(ages_ns, round(start_s * NS_PER_S)))
+        high = len(ages_ns) if end_s is None else int(np.searchsorted(ages_ns, round(end_s * NS_PER_S), side="right"))
+        if low >= high:
+            until = "the end" if end_s is None else f"{end_s:g} s"
+            raise NoFramesError(f"no frame from {start_s:g} s to {until}; the topic ends at {self.last_s:.3f} s")
+        return [low + index for index in sample_indices(self.stamps_ns[low:high].tolist(), num_frames)]
+
+    def nearest(self, time_s: float) -> int:
+        """Return the message nearest to a time from the first capture; of two that are equally near the older.
+
+        Raises:
+            NoFramesError: the time lies behind the last capture.
+        """
+        if not 0 <= time_s <= self.last_s:
+            raise NoFramesError(f"no frame at {time_s:g} s; the topic ends at {self.last_s:.3f} s")
+        return int(np.abs(self.stamps_ns - self.stamps_ns[0] - round(time_s * NS_PER_S)).argmin())
+
+    def at(self, stamps_ns: Sequence[int]) -> list[int]:
+        """Return the messages of these captures, exactly.
+
+        Raises:
+            NoFramesError: one of them is not there.
+        """
+        found = np.searchsorted(self.stamps_ns, stamps_ns)
+        for index, stamp_ns in zip(found.tolist(), stamps_ns, strict=True):
+            if index == len(self.stamps_ns) or self.stamps_ns[index] != stamp_ns:
+                first, last = int(self.stamps_ns[0]), int(self.stamps_ns[-1])
+                raise NoFramesError(f"no frame captured at {stamp_ns} ns; the topic has some from {first} to {last}")
+        return [int(index) for index in found]
+
+    @property
+    def last_s(self) -> float:
+        """The last capture, from the first."""
+        return math.ceil(int(self.stamps_ns[-1] - self.stamps_ns[0]) / 1e6) / 1e3
+
+
+def is_bag(path: Path) -> bool:
+    """Whether a path has the look of a bag: by its suffix, or as a folder with rosbag2's metadata."""
+    return path.suffix in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
+
+
+@contextlib.contextmanager
+def open_bag(path: Path) -> Iterator[Reader]:
+    """Open a bag; what its reader cannot read while it is open is told as one kind of error.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        FrameError: it is no bag, is cut off or damaged, or of a format that is not read here.
+    """
+    from rosbags.rosbag2 import Reader
+
+    if not path.exists():
+        raise FileNotFoundError(str(path))
+    try:
+        with Reader(path) as reader:
+            yield reader
+    except NvilaError:
+        raise
+    except _damage() as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise FrameError(f"bag {path} cannot be read ({told:.200}); {_MEND}") from error
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """Return what the reader raises of damaged bytes: it trusts lengths and names, so that is much."""
+    from rosbags.rosbag2 import ReaderError
+    from rosbags.serde import SerdeError
+    from rosbags.typesys import TypesysError
+
+    untold = (ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+    libraries = [getattr(sys.modules[name], error) for name, error in _LIBRARIES.items() if name in sys.modules]
+    return (ReaderError, SerdeError, TypesysError, struct.error, *untold, *libraries)
+
+
+@functools.cache
+def typestore() -> Typestore:
+    """Return the standard messages, whatever a bag says of its own."""
+    from rosbags.typesys import Stores, get_typestore
+
+    return get_typestore(Stores.LATEST)
+
+
+def camera_topics(path: Path) -> list[str]:
+    """Return the topics of a bag that carry images, in order of their names.
+
+    Raises:
+        FileNotFoundError: there is no bag.
+        FrameError: it cannot be read.
+    """
+    with open_bag(path) as bag:
+        return _cameras(bag)
+
+
+def _cameras(bag: Reader) -> list[str]:
+    return sorted({each.topic for each in bag.connections if each.msgtype in (IMAGE_TYPE, COMPRESSED_TYPE)})
+
+
+def index_topic(path: Path, topic: str = "") -> Index:
+    """Return when the frames of a camera were captured; asked again about the same files it is remembered.
+
+    Args:
+        path: of the bag.
+        topic: may be left out where there is but one that carries images.
+
+    Raises:
+        FileNotFoundError: there is no bag.
+        FrameError: it cannot be read, has no such topic, or the topic carries no images.
+        NoFramesError: no message is there.
+    """
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return _index(path, topic, stats)
+
+
+@functools.lru_cache(_NUM_INDEXES)
+def _index(path: Path, topic: str, stats: tuple[object, ...]) -> Index:
+    with open_bag(path) as bag:
+        times = [
+            (_stamp_ns(data, path) or logged_ns, logged_ns)
+            for _, logged_ns, data in bag.messages(_connections(bag, topic))
+        ]
+    if not times:
+        raise NoFramesError(f"bag {path} holds no message on {topic or 'its camera topic'}")
+    ordered = np.array(sorted(times), np.int64)
+    return Index(ordered[:, 0], ordered[:, 1])
+
+
+def _connections(bag: Reader, topic: str) -> list[Connection]:
+    cameras = _cameras(bag)
+    listed = ", ".join(cameras) or "none"
+    if not topic and len(cameras) != 1:
+        raise FrameError(f"bag {bag.path} needs a topic to be named; those that carry images are {listed}")
+    chosen = [each for each in bag.connections if each.topic == (topic or cameras[0])]
+    if not chosen:
+        raise FrameError(f"bag {bag.path} has no topic {topic!r}; those that carry images are {listed}")
+    for each in chosen:
+        if each.topic not in cameras:
+            raise FrameError(f"topic {topic!r} of bag {bag.path} must carry images, got {each.msgtype}; use {listed}")
+        encoding = cast("ConnectionExtRosbag2", each.ext).serialization_format
+        if encoding != "cdr":
+            told = f"got {encoding!r}; record it with ROS 2's own middleware"
+            raise FrameError(f"messages on {each.topic} of bag {bag.path} must be encoded as cdr, {told}")
+    return chosen
+
+
+def _stamp_ns(data: bytes, path: object) -> int:
+    """Read `header.stamp`, with which both kinds of image begin, without touching the pixels."""
+    if len(data) < 12:  # bytes: the encapsulation, then seconds and nanoseconds
+        raise FrameError(f"bag {path} holds an image message of {len(data)} bytes, too short for its header; {_MEND}")
+    order = "<" if data[1] & 1 else ">"
+    seconds, nanoseconds = struct.unpack_from(f"{order}iI", data, 4)
+    return int(seconds * NS_PER_S + nanoseconds)
+
+
+def read_frames(path: Path, topic: str, indices: Sequence[int]) -> list[Frame]:
+    """Read and decode some frames of a topic.
+
+    Args:
+        path: of the bag.
+        topic: as `index_topic` takes it.
+        indices: into the index of the topic.
+
+    Raises:
+        FileNotFoundError: there is no bag.
+        FrameError: as `index_topic`, or an image cannot be decoded.
+        NoFramesError: no message is there.
+    """
+    index = index_topic(path, topic)
+    with open_bag(path) as bag:
+        connections = _connections(bag, topic)
+        return [
+            _read_frame(bag, connections, int(index.stamps_ns[each]), int(index.logged_ns[each])) for each in indices
+        ]
+
+
+def _read_frame(bag: Reader, connections: list[Connection], stamp_ns: int, logged_ns: int) -> Frame:
+    for connection, _, data in bag.messages(connections, start=logged_ns, stop=logged_ns + 1):  # few, mostly one
+        if (_stamp_ns(data, bag.path) or logged_ns) == stamp_ns:
+            try:
+                return _decode(data, connection, stamp_ns)
+            except FrameError as error:
+                where = f"frame captured at {stamp_ns} ns on {connection.topic} of bag {bag.path}"
+                raise FrameError(f"{where}: {error}") from error
+    raise FrameError(f"bag {bag.path} no longer holds the frame captured at {stamp_ns} ns; was it rewritten meanwhile?")
+
+
+def _decode(data: bytes, connection: Connection, stamp_ns: int) -> Frame:
+    message: Any = typestore().deserialize_cdr(data, connection.msgtype)
+    if connection.msgtype == COMPRESSED_TYPE:
+        header = read_header(message.data, message.format)
+        image = decode_compressed(
+            EncodedImage(data=message.data, format=message.format, width=header.width, height=header.height)
+        )
+    else:
+        raw = RawImage(
+            data=message.data,
+            encoding=message.encoding,
+            width=message.width,
+            height=message.height,
+            step=message.step,
+            is_bigendian=bool(message.is_bigendian),
+        )
+        image = decode(raw)
+    return Frame(image=image, stamp_ns=stamp_ns, camera=connection.topic, frame_id=message.header.frame_id)
