@@ -132,16 +132,41 @@ def make_monitor(trt: Any, on_progress: Progress) -> Any:
     return Monitor()
 
 
-def open_context(trt: Any, engine: Any, profile: int, stream: int) -> Any:
+def open_context(trt: Any, engine: Any, profile: int, stream: int, keeps_shape: bool = False) -> Any:
     """Return a context that keeps to one profile and holds scratch memory for no other.
+
+    Args:
+        trt: the vendor's module.
+        engine: a loaded plan.
+        profile: number of the profile.
+        stream: that the profile is chosen on.
+        keeps_shape: all that runs has one shape, as what is to be captured has.
 
     Raises:
         BackendError: there is no memory for it.
     """
-    context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE)
+    context = engine.create_execution_context(_context_settings(trt, engine, keeps_shape))
     if context is None or not context.set_optimization_profile_async(profile, stream):
         raise BackendError(f"TensorRT gave no context for profile {profile}; free memory of the device")
     return context
+
+
+def _context_settings(trt: Any, engine: Any, keeps_shape: bool) -> Any:
+    """Return how memory is taken and, of RTX, when kernels are compiled.
+
+    RTX starts on kernels for any shape and compiles better ones in the background, which later calls switch to: what
+    is captured meanwhile would keep the slow ones, and a step would round otherwise than the one before. So what keeps
+    its shape waits once for its own; prompts, of which each has another length, do not.
+
+    Source: TensorRT-RTX's manual, "Working with RTX CUDA Graphs".
+    """
+    memory = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+    if not (keeps_shape and hasattr(trt, "DynamicShapesKernelSpecializationStrategy")):
+        return memory
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(memory)
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    return config
 
 
 def has_cache_in_place(trt: Any) -> bool:

@@ -43,7 +43,9 @@ class Part:
 
     def __init__(self, trt: Any, engine: Any, cuda: Cuda, profile: int, shapes: Profile) -> None:
         self._engine, self._cuda = engine, cuda  # a context does not keep its engine alive
-        self._context = api.open_context(trt, engine, profile, cuda.stream)
+        # Of single tokens the logits of one row are asked for, whatever their profile allows.
+        keeps_shape = all(least == largest for name, (least, _, largest) in shapes.items() if name != "rows")
+        self._context = api.open_context(trt, engine, profile, cuda.stream, keeps_shape)
         self._buffers: dict[str, Buffer] = {}
         self.bindings: dict[str, tuple[int, tuple[int, ...] | None]] = {}
         for name, (_, _, largest) in shapes.items():

@@ -138,14 +138,14 @@ class FakeCudart:
 
 
 class FakeContext:
-    """An execution context of one graph."""
+    """An execution context of one graph; one that is not settled may change its kernels while it is used."""
 
-    def __init__(self, path: str, profiles: list[Profile], cudart: FakeCudart) -> None:
+    def __init__(self, path: str, profiles: list[Profile], cudart: FakeCudart, is_settled: bool) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # it warns of every cache that it copies
         options.intra_op_num_threads = 1
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.profiles, self.cudart = profiles, cudart
+        self.profiles, self.cudart, self.is_settled = profiles, cudart, is_settled
         self.profile = -1  # with memory for one profile alone, that one must be named first
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.pointers: dict[str, int] = {}
@@ -174,6 +174,7 @@ class FakeContext:
             self.warm = self._bound()
             return True
         # The first run on new shapes takes memory and sets them up, which a capture does not allow.
+        assert self.is_settled, "captured kernels that may still be replaced by better ones"
         assert self.warm == self._bound(), "captured what did not run on these shapes and addresses before"
         bound = self._bound()
         self.cudart.captured.work.append(lambda: self._replay(bound))
@@ -201,7 +202,33 @@ class FakeContext:
         return np.frombuffer(memory, dtype).reshape(shape)
 
 
-def fake_tensorrt(profiles_by_part: dict[str, list[Profile]], cudart: FakeCudart) -> SimpleNamespace:
+@dataclass(slots=True)
+class FakeRuntimeConfig:
+    """How a context of RTX runs; what it has no word for cannot be set."""
+
+    memory: int = 0
+    dynamic_shapes_kernel_specialization_strategy: int = 0
+
+    def set_execution_context_allocation_strategy(self, strategy: int) -> None:
+        self.memory = strategy
+
+
+def open_plan(path: Path, profiles: list[Profile], cudart: FakeCudart, is_rtx: bool) -> SimpleNamespace:
+    """Return an engine, which wants its memory taken for one profile at a time."""
+
+    def create_execution_context(settings: int | FakeRuntimeConfig) -> FakeContext:
+        is_config = isinstance(settings, FakeRuntimeConfig)
+        assert (settings.memory if is_config else settings) == 1, "memory for all profiles"
+        is_eager = is_config and settings.dynamic_shapes_kernel_specialization_strategy == 1
+        return FakeContext(str(path), profiles, cudart, is_settled=is_eager or not is_rtx)
+
+    methods = {"create_runtime_config": FakeRuntimeConfig} if is_rtx else {}
+    return SimpleNamespace(create_execution_context=create_execution_context, **methods)
+
+
+def fake_tensorrt(
+    profiles_by_part: dict[str, list[Profile]], cudart: FakeCudart, is_rtx: bool = False
+) -> SimpleNamespace:
     """Return a stand-in for the vendor's module, whose plans of each part have these profiles."""
 
     class Module(SimpleNamespace):
@@ -219,9 +246,11 @@ def fake_tensorrt(profiles_by_part: dict[str, list[Profile]], cudart: FakeCudart
             if not path.is_file():
                 return None
             profiles = profiles_by_part[path.name.split(".")[0]]
-            return SimpleNamespace(create_execution_context=lambda strategy: FakeContext(str(path), profiles, cudart))
+            return open_plan(path, profiles, cudart, is_rtx)
 
+    strategies = SimpleNamespace(LAZY=0, EAGER=1, NONE=2)
     return Module(
+        **({"DynamicShapesKernelSpecializationStrategy": strategies} if is_rtx else {}),
         __version__="0.0",
         ExecutionContextAllocationStrategy=SimpleNamespace(ON_PROFILE_CHANGE=1),
         ILogger=Logger,

@@ -8,10 +8,15 @@ from nvila_ros.errors import BackendError
 from nvila_ros.runtime import tensorrt_api as api
 from tests.runtime.tensorrt_names import TABLE, VERSIONS, used_names
 
-RTX_ONLY = {"ComputeCapability", "num_compute_capabilities", "set_compute_capability"}
+RTX_ONLY = {
+    *("ComputeCapability", "num_compute_capabilities", "set_compute_capability"),
+    *("DynamicShapesKernelSpecializationStrategy", "EAGER", "dynamic_shapes_kernel_specialization_strategy"),
+}
+WITH_EAGER = {"create_runtime_config", "set_execution_context_allocation_strategy"}
+"""Of older versions missing; only asked for where `EAGER` is."""
 SINCE_10_15 = {"add_kv_cache_update"}
 MISSING = {
-    "10.3.0": RTX_ONLY | SINCE_10_15,
+    "10.3.0": RTX_ONLY | WITH_EAGER | SINCE_10_15,
     "10.13.3.9": RTX_ONLY | SINCE_10_15,
     "10.16.1.11": RTX_ONLY,
     "11.4.0.106": RTX_ONLY,

@@ -30,7 +30,7 @@ forms = pytest.mark.parametrize(
 
 
 def load(
-    folder: Path, form: GraphForm, head_size: int = 64, can_capture: bool = True
+    folder: Path, form: GraphForm, head_size: int = 64, can_capture: bool = True, is_rtx: bool = False
 ) -> tuple[TensorRtEngine, Nvila, FakeCudart]:
     torch.manual_seed(0)
     spec: ModelSpec = make_spec("mlp_downsample_3x3_fix", True, 2, 2, 4, head_size)
@@ -38,7 +38,7 @@ def load(
     write_parts(spec, weights_of(model), folder, [TRT_BASE, form])
     plans = {part: str(folder / form.file_of(part)).encode() for part in PARTS}
     cudart = FakeCudart(can_capture)
-    trt = fake_tensorrt({part: part_profiles(spec, part, form, LIMITS) for part in PARTS}, cudart)
+    trt = fake_tensorrt({part: part_profiles(spec, part, form, LIMITS) for part in PARTS}, cudart, is_rtx)
     embedding_VD = model.llm.model["embed_tokens"].weight.numpy().astype(np.float16)
     return TensorRtEngine(spec, plans, embedding_VD, form, LIMITS, "fp16", trt, Cuda(cudart)), model, cudart
 
@@ -166,8 +166,9 @@ def test_best_are_those_of_all_logits(tmp_path: Path, form: GraphForm) -> None:
 
 
 @needs_opset_24
-def test_steps_are_captured_once_a_cache_and_say_the_same(tmp_path: Path) -> None:
-    engine, model, cudart = load(tmp_path, TRT_KV)
+@pytest.mark.parametrize("is_rtx", [False, True], ids=["tensorrt", "tensorrt_rtx"])
+def test_steps_are_captured_once_a_cache_and_say_the_same(tmp_path: Path, is_rtx: bool) -> None:
+    engine, model, cudart = load(tmp_path, TRT_KV, is_rtx=is_rtx)
     ids_L = np.random.default_rng(5).integers(0, 90, 24)
     want_LV = torch_logits(model, engine.embed(ids_L))
     caches = [engine.new_cache(32), engine.new_cache(32)]
