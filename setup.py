@@ -84,6 +84,7 @@ EXTRAS_REQUIRE = {
         # Compiles the graphs for GPUs that are not here (tests.runtime.test_tensorrt_build); 91 MB, NVIDIA's licence.
         f"tensorrt-rtx-cu12-bindings==1.7.1.116; {LINUX_X86_64}",
         f"tensorrt-rtx-cu12-libs==1.7.1.116; {LINUX_X86_64}",
+        "torchao>=0.18",  # held against training.fp8
         "transformers>=5",  # held against our SigLIP and Qwen2
     ],
     # What `make bench-engines` measures beside ours; each module of benchmarks/peers needs its own.
