@@ -1,6 +1,7 @@
-"""`nvila eval`: exact match by kind of question on scenes from seeds that training never draws.
+"""`nvila eval`: how often a checkpoint answers right, the questions of a suite or those of a data set.
 
-In: a checkpoint. Out: a table with a few wrong answers of each kind, and as the last line one JSON object.
+In: a checkpoint, and data if any; a suite's scenes are from seeds that training never draws. Out: a table with a few
+wrong answers of each kind or sub-dataset, and as the last line one JSON object.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -25,22 +26,22 @@ from rich.progress import (
 from rich.table import Table
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.pipeline import load_perceiver
-from nvila_ros.tools.options import add_model_options, positive, print_json, words
+from nvila_ros.pipeline import Perceiver, load_perceiver
+from nvila_ros.tools.answer_log import AnswerLog
+from nvila_ros.tools.asking import Answerer
+from nvila_ros.tools.evaluate_data import as_dict as data_as_dict
+from nvila_ros.tools.evaluate_data import as_table as as_data_table
+from nvila_ros.tools.evaluate_data import ask_all, check_metrics, describe_run, open_sources, score_all
+from nvila_ros.tools.metrics import METRICS
+from nvila_ros.tools.options import add_model_options, positive, print_json, whole, wide_console, words
 from nvila_ros.tools.suites import DEFAULT_SUITE, HEIGHT, SUITES, WIDTH, Render, Suite
+from nvila_ros.training.conversations.samples import DataError
+from nvila_ros.training.conversations.stream import Tally
 from nvila_ros.training.questions import EvalCase, is_correct
 from nvila_ros.training.scenes import render
 from nvila_ros.types import Answer, Frame, Query
 
 NUM_SHOWN_WRONG = 3
-
-
-class Answerer(Protocol):
-    """What the suite needs of a model; `pipeline.Perceiver` is the one there is."""
-
-    def answer(self, query: Query, frames: Sequence[Frame]) -> Answer:
-        """Answer one query about frames in capture order."""
-        ...
 
 
 @dataclass(slots=True)
@@ -68,20 +69,89 @@ OnCase = Callable[[str, int, EvalCase, Answer], None]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, or name of an embedded one")
-    suites = "; ".join(f"{name}: {','.join(suite.kinds)}" for name, suite in SUITES.items())
-    parser.add_argument("--suite", choices=SUITES, default=DEFAULT_SUITE, help="what is asked (default: %(default)s)")
-    parser.add_argument("--questions", type=positive, default=500, metavar="N", help="per kind (default: %(default)s)")
-    parser.add_argument("--kinds", type=words, metavar="K,K", help=f"some of the suite's, by default all ({suites})")
+    parser.add_argument(
+        "data", nargs="*", type=Path, metavar="DATA", help="conversations in JSON or JSON lines; none asks a suite"
+    )
+    _add_suite_options(parser)
+    _add_data_options(parser)
     add_model_options(parser)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write each case as a line of JSON")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write each case as a line of JSON; of DATA, run again to go on"
+    )
     parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+
+
+def _add_suite_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("without DATA")
+    suites = "; ".join(f"{name}: {','.join(suite.kinds)}" for name, suite in SUITES.items())
+    group.add_argument("--suite", choices=SUITES, default=DEFAULT_SUITE, help="what is asked (default: %(default)s)")
+    group.add_argument("--questions", type=positive, default=500, metavar="N", help="per kind (default: %(default)s)")
+    group.add_argument("--kinds", type=words, metavar="K,K", help=f"some of the suite's, by default all ({suites})")
+
+
+def _add_data_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("with DATA")
+    group.add_argument(
+        "--metric", type=words, default=("exact",), metavar="M,M", help=f"of {','.join(METRICS)} (default: exact)"
+    )
+    group.add_argument(
+        "--by", default="", metavar="FIELD", help="field that names a sub-dataset; else each file is one"
+    )
+    group.add_argument("--media", type=Path, metavar="DIR", help="folder of the media; else that of each file")
+    group.add_argument("--frames", type=positive, metavar="N", help="most of a video (default: the checkpoint's)")
+    group.add_argument("--max-tokens", type=positive, default=64, metavar="N", help="of an answer (default: 64)")
+    group.add_argument("--limit", type=whole, default=0, metavar="N", help="records of each file; 0 is all (default)")
+    group.add_argument("--skip-bad", action="store_true", help="leave out and count records that cannot be asked about")
 
 
 def run(args: argparse.Namespace) -> int:
     """Ask every case and print the scores.
 
     Raises:
-        NvilaError: a kind is unknown, or checkpoint or backend is not acceptable.
+        NvilaError: a kind is unknown, a record cannot be asked about, or checkpoint or backend is not acceptable.
+    """
+    return run_data(args) if args.data else run_suite(args)
+
+
+def run_data(args: argparse.Namespace) -> int:
+    """Ask the questions of a data set and print how right the answers are.
+
+    Raises:
+        NvilaError: as `run`.
+    """
+    check_metrics(args.metric)
+    sources = open_sources(args.data, args.media, args.by)
+    told = describe_run(args, sources)
+    tally = Tally(is_strict=not args.skip_bad)
+    model = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads)
+    total = sum(min(args.limit or len(source), len(source)) for source in sources)
+    with AnswerLog(args.out, told) as log, _Progress(total) as report:
+        ask_all(
+            model,
+            sources,
+            log,
+            tally,
+            num_frames=told["frames"],
+            max_tokens=args.max_tokens,
+            limit=args.limit,
+            on_record=partial(report.advance, ""),
+        )
+    scores = score_all(sources, log, args.metric, args.limit)
+    if not scores:
+        raise DataError(f"no record could be asked about: {next(iter(tally.first.values()))}")
+    if not args.json:
+        wide_console().print(as_data_table(scores, args.metric))
+        for reason, count in tally.counts.items():
+            print(f"{count} left out, {reason}: {tally.first[reason]}")
+    print_json({**data_as_dict(scores, args.metric, tally), **_names(model)})
+    return 0
+
+
+def run_suite(args: argparse.Namespace) -> int:
+    """Ask the questions of a suite and print the scores by kind.
+
+    Raises:
+        NvilaError: as `run`.
     """
     suite = SUITES[args.suite]
     kinds = suite.kinds if args.kinds is None else args.kinds
@@ -101,9 +171,12 @@ def run(args: argparse.Namespace) -> int:
         scores = score(model, kinds, args.questions, on_case, suite=suite)
     if not args.json:
         Console(highlight=False).print(as_table(scores))
-    names = {"model": model.model, "backend": model.backend, "precision": model.precision}
-    print_json({**as_dict(scores), "questions": args.questions, **names})
+    print_json({**as_dict(scores), "questions": args.questions, **_names(model)})
     return 0
+
+
+def _names(model: Perceiver) -> dict[str, str]:
+    return {"model": model.model, "backend": model.backend, "precision": model.precision}
 
 
 def score(

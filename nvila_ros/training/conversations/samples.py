@@ -34,6 +34,7 @@ REASONS = (
     "empty_question",
     "empty_answer",
     "media_count",
+    "media_order",
     "missing_media",
     "unreadable_media",
     "too_long",

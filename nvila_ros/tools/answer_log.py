@@ -1,0 +1,91 @@
+"""What was asked and answered, a line of JSON a record, so that a run that was broken off goes on where it stood.
+
+The first line says which run this is: what it asked about, and whom. A line that was cut off amid writing is dropped
+and asked again. Scores are not kept: they are reckoned from the answers, so another metric needs no second run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nvila_ros.errors import ConfigError
+
+Key = tuple[str, int]
+"""A source by its name, and the index of a record."""
+
+
+class AnswerLog:
+    """The lines of one run; without a path they are held in memory.
+
+    Args:
+        path: of the file, made where there is none.
+        run: what decides the answers, as JSON holds it.
+
+    Attributes:
+        lines: that of each record that was asked about.
+
+    Raises:
+        ConfigError: the file is of another run or no such file, or cannot be written.
+    """
+
+    def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
+        self.lines: dict[Key, dict[str, Any]] = {}
+        self._file = None
+        if path is None:
+            return
+        try:
+            known = path.read_bytes() if path.exists() else b""
+            whole = known[: known.rfind(b"\n") + 1]
+            self._take(path, whole, dict(run))
+            self._file = path.open("r+b" if known else "wb")
+            self._file.truncate(len(whole))
+            self._file.seek(len(whole))
+        except OSError as error:
+            raise ConfigError(f"--out {path} cannot be written: {error.strerror}; choose another file") from error
+        if not whole:
+            self._write({"run": run})
+
+    def __enter__(self) -> AnswerLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, key: Key, line: dict[str, Any]) -> None:
+        """Keep what became of one record.
+
+        Raises:
+            ConfigError: the disk is full.
+        """
+        self.lines[key] = line
+        self._write({"source": key[0], "record": key[1], **line})
+
+    def _take(self, path: Path, whole: bytes, run: dict[str, Any]) -> None:
+        try:
+            found = [json.loads(line) for line in whole.splitlines()]
+            told = found[0]["run"] if found else run
+            keys = [(line.pop("source"), line.pop("record")) for line in found[1:]]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ConfigError(f"--out {path} exists and holds no answers of nvila eval; choose another file") from error
+        changed = sorted(name for name in {*told, *run} if told.get(name) != run.get(name))
+        if changed:
+            was = {name: told.get(name) for name in changed}
+            now = {name: run.get(name) for name in changed}
+            raise ConfigError(f"--out {path} holds answers of another run, {was} and not {now}; choose another file")
+        self.lines.update(zip(keys, found[1:], strict=True))
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise ConfigError(f"--out cannot be written any more: {error.strerror}; make room and run again") from error

@@ -1,0 +1,84 @@
+"""A sample of a data set to the model's answers, through the flow that answers the node's queries.
+
+Each of the user's turns is asked in order. Those of one sample are one conversation: a later turn goes on from what the
+model itself has said, as it would with a user, and not from the sample's answers. Media are shown as in training: an
+image that is alone is cut into tiles, several are not, and a video's frames are pooled where there are enough of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from nvila_ros.errors import QueryError
+from nvila_ros.training.conversations.samples import VIDEO, Medium, Sample, SampleError, Turn, read_medium
+from nvila_ros.types import Answer, Frame, Query
+
+
+class Answerer(Protocol):
+    """What is asked; `pipeline.Perceiver` is the one there is."""
+
+    def answer(self, query: Query, frames: Sequence[Frame]) -> Answer:
+        """Answer one query about frames in capture order."""
+        ...
+
+
+def ask_sample(
+    model: Answerer, sample: Sample, *, num_frames: int, max_tokens: int, choices: Sequence[str] = ()
+) -> list[Answer]:
+    """Return the model's answer to each turn of a sample.
+
+    Args:
+        model: is asked.
+        sample: its own answers are not shown.
+        num_frames: the most of a video.
+        max_tokens: the longest answer.
+        choices: what may be answered; without any, whatever the model says.
+
+    Raises:
+        SampleError: a medium cannot be read, a turn cannot be shown as a prompt of the node's, or is too long.
+    """
+    answers = []
+    for number, turn in enumerate(sample.turns):
+        frames = show_turn(turn, num_frames, sample.name)
+        query = Query(
+            query_id=f"{sample.name}, turn {number + 1}",
+            question=_question(turn, sample.name),
+            num_frames=len(frames),
+            max_tokens=max_tokens,
+            choices=tuple(choices),
+            conversation=sample.name if len(sample.turns) > 1 else "",
+            is_follow_up=number > 0 and not frames,
+        )
+        try:
+            answers.append(model.answer(query, frames))
+        except QueryError as error:
+            raise SampleError("too_long", sample.name, str(error)) from error
+    return answers
+
+
+def show_turn(turn: Turn, num_frames: int, name: str) -> list[Frame]:
+    """Return the frames of a turn's media.
+
+    Raises:
+        SampleError: a medium cannot be read, stands behind text, or a video is not alone.
+    """
+    media = [part for part in turn.parts if not isinstance(part, str)]
+    if any(isinstance(part, str) for part in turn.parts[: len(media)]):
+        raise SampleError("media_order", name, "media must stand before the text of their turn, as queries show them")
+    if len(media) > 1 and any(medium.kind == VIDEO for medium in media):
+        raise SampleError("media_order", name, f"a video must be alone in its turn, got {len(media)} media")
+    return [frame for number, medium in enumerate(media) for frame in _frames(medium, number, num_frames, name)]
+
+
+def _frames(medium: Medium, number: int, num_frames: int, name: str) -> list[Frame]:
+    """Return a medium's frames; each image is of a camera of its own, since only one camera's make a clip."""
+    images = read_medium(medium, num_frames, name)
+    return [Frame(image=image, stamp_ns=k, camera=f"{medium.name}, {number}") for k, image in enumerate(images)]
+
+
+def _question(turn: Turn, name: str) -> str:
+    text = "".join(part for part in turn.parts if isinstance(part, str))
+    if not text.strip():
+        raise SampleError("empty_question", name, "a turn must ask something beside its media, got no text")
+    return text
