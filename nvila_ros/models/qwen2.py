@@ -74,8 +74,9 @@ class Decoder(nn.Module):
         Args:
             embeds_BLD: of the new tokens.
             cache: what came before.
-            positions_L: of each token; as a rule they follow the cache's.
-            sees_LM: which rows each token attends to, bool; as a rule all up to its own.
+            positions_L: of each token; as a rule they follow the cache's. (B, 1, L) where samples differ.
+            sees_LM: which rows each token attends to, bool; as a rule all up to its own. (B, 1, L, M) where samples
+                differ.
         """
         start = cache.length if cache else 0
         num_tokens = embeds_BLD.shape[1]
@@ -169,7 +170,7 @@ def rotary_tables(spec: DecoderSpec, positions_L: Tensor) -> tuple[Tensor, Tenso
     """Return cos and sin of positions, (L, S) fp32 each; both halves of S hold the same angles."""
     exponent = torch.arange(0, spec.head_size, 2, dtype=torch.float32) / spec.head_size
     frequency = 1.0 / spec.rope_theta**exponent  # rounded before the product, as the checkpoints were trained
-    angle = positions_L.to(torch.float32)[:, None] * frequency
+    angle = positions_L.to(torch.float32)[..., None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
 

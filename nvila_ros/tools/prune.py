@@ -6,33 +6,31 @@ In: conversations and two checkpoints of one tokenizer. Out: a folder with the s
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import distributed
 
 from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.artefact import fingerprint
 from nvila_ros.models.checkpoint import open_checkpoint
-from nvila_ros.tools.options import positive, print_json, wide_console
+from nvila_ros.tools.options import positive, print_json, share, wide_console
 from nvila_ros.tools.picture import save_picture
 from nvila_ros.tools.prune_report import as_dict, draw_histograms, example_table, group_table
 from nvila_ros.training.conversations.files import RecordFile
 from nvila_ros.training.conversations.samples import DataError
 from nvila_ros.training.pruning import SCORES, Scorer, check_tokenizers
-from nvila_ros.training.score_files import ScoreFolder, staged
+from nvila_ros.training.ranks import Ranks, joined, local_device
+from nvila_ros.training.score_files import ScoreFolder
 from nvila_ros.training.score_run import Job, choose, gather, score_blocks, write_kept
+from nvila_ros.training.staging import staged
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SUFFIXES = (".json", ".jsonl")
-_LONGEST_WAIT = timedelta(days=7)  # a rank may have far less to do than another
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,16 +69,16 @@ def run(args: argparse.Namespace) -> int:
         NvilaError: a sample, a checkpoint or the folder is not acceptable.
     """
     sources = open_sources(args.data, args.media, args.by)
-    with _ranks() as (rank, world_size):
+    with joined() as ranks:
         job = _prepare(args, sources)
         folder = ScoreFolder(args.out)
-        if rank == 0:
+        if ranks.is_first:
             folder.begin(_note(args, job))
-        _wait(world_size)
-        with _bar(job, rank, world_size) as on_block:
-            score_blocks(job, folder, rank=rank, world_size=world_size, on_block=on_block)
-        _wait(world_size)
-        if rank == 0:
+        ranks.wait()
+        with _bar(job, ranks) as on_block:
+            score_blocks(job, folder, rank=ranks.rank, world_size=ranks.world_size, on_block=on_block)
+        ranks.wait()
+        if ranks.is_first:
             _finish(args, job, folder)
     return 0
 
@@ -111,9 +109,8 @@ def _conversations_in(folder: Path) -> list[Path]:
 
 
 def _prepare(args: argparse.Namespace, sources: tuple[RecordFile, ...]) -> Job:
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if args.device == "cuda" else "cpu"
     large, small = (
-        Scorer(open_checkpoint(find_checkpoint(name)), dtype=DTYPES[args.dtype], device=device)
+        Scorer(open_checkpoint(find_checkpoint(name)), dtype=DTYPES[args.dtype], device=local_device(args.device))
         for name in (args.large, args.small)
     )
     check_tokenizers(large, small)
@@ -155,42 +152,12 @@ def _finish(args: argparse.Namespace, job: Job, folder: ScoreFolder) -> None:
 
 
 @contextmanager
-def _ranks() -> Iterator[tuple[int, int]]:
-    """Give this process's rank and how many there are, as torchrun says."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
-        yield 0, 1
-        return
-    distributed.init_process_group("gloo", timeout=_LONGEST_WAIT)
-    try:
-        yield distributed.get_rank(), world_size
-    finally:
-        distributed.destroy_process_group()
-
-
-def _wait(world_size: int) -> None:
-    """Go on when all ranks have come this far; one that fails ends the others through torchrun."""
-    if world_size > 1:
-        distributed.barrier()
-
-
-@contextmanager
-def _bar(job: Job, rank: int, world_size: int) -> Iterator[Any]:
+def _bar(job: Job, ranks: Ranks) -> Iterator[Any]:
     """Give what to call after each block: a bar on stderr, and nothing where nobody watches."""
     console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=rank > 0 or not console.is_terminal)
-    task = bar.add_task("blocks", total=len(range(rank, job.num_blocks, world_size)))
+    is_watched = ranks.is_first and console.is_terminal
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not is_watched)
+    task = bar.add_task("blocks", total=len(range(ranks.rank, job.num_blocks, ranks.world_size)))
     with bar:
         yield lambda: bar.advance(task)
-
-
-def share(text: str) -> float:
-    """Read a number in (0, 1]."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share in (0, 1], got {text!r}")
-    return number

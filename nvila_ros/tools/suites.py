@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nvila_ros.training import photography
 from nvila_ros.training.questions import EVAL_KINDS, EvalCase, eval_case
 from nvila_ros.training.scale_questions import SCALE_KINDS, eval_scale_case
 from nvila_ros.training.scenes import render
@@ -38,8 +39,10 @@ class Suite:
 
 SUITES: dict[str, Suite] = {
     "tiny-world": Suite(EVAL_KINDS, eval_case),
+    "tiny-world-photo": Suite(EVAL_KINDS, eval_case, photography.render),
     "tiny-world-scale": Suite(SCALE_KINDS, eval_scale_case),
 }
+"""By name; `tiny-world-photo` asks the questions of `tiny-world` of pictures that no training saw the like of."""
 DEFAULT_SUITE = "tiny-world"
 WIDTH, HEIGHT = 640, 480
 """Of the frames that are asked about, px."""

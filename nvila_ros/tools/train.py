@@ -6,8 +6,10 @@ import argparse
 import logging
 from pathlib import Path
 
+import torch
+
 from nvila_ros.errors import ConfigError
-from nvila_ros.tools.options import positive, whole
+from nvila_ros.tools.options import positive, share, whole
 from nvila_ros.training.recipes import RECIPES
 from nvila_ros.training.train_tiny import train
 
@@ -26,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=positive, default=2, metavar="N", help="processes that draw scenes (default: 2)"
     )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=device, help="default here: %(default)s")
+    parser.add_argument(
+        "--steps-share", type=share, default=1.0, metavar="S", help="share of the steps, to try the road (default: 1)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,5 +46,6 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--out {args.out} holds something that is no checkpoint; it would be replaced, choose another"
         )
-    train(RECIPES[args.model], args.out, args.work, seed=args.seed, num_workers=args.workers)
+    recipe = RECIPES[args.model].shortened(args.steps_share)
+    train(recipe, args.out, args.work, seed=args.seed, num_workers=args.workers, device=args.device)
     return 0

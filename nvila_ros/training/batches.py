@@ -1,45 +1,47 @@
 """Training batches of the synthetic world, each a pure function of the stage and the step.
 
 Since step k always holds the same samples, a run can stop at any step and go on as if it had not, with any number of
-loader processes.
+loader processes. A step draws how it is shown: an image as one tile or at all scales of the model, merged at one of
+`MERGE_SCALES`; a clip with one of its mix's numbers of frames, averaged by one of its poolings.
 
-Shapes: B samples, F frames of each, L tokens.
+Shapes: B samples, F frames or tiles of each, N tiles in all, P patches, G visual tokens of a tile, L tokens.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.preprocess.tiles import frame_tile
-from nvila_ros.preprocess.tiling import Grid
-from nvila_ros.prompt.chat import Media, answer_frame, next_turn, open_chat
+from nvila_ros.preprocess.tiling import Grid, cut_tiles, scale_grids
+from nvila_ros.prompt.chat import Media
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.training.questions import Question, ask, conversation
-from nvila_ros.training.scenes import (
-    COLORS,
-    DIRECTIONS,
-    EVAL_SEED_BASE,
-    SHAPES,
-    Scene,
-    patch_labels,
-    render,
-    sample_scene,
-    scene_rng,
+from nvila_ros.training.chats import Rows, encode_branches, encode_chat, pad_chats
+from nvila_ros.training.events import sample_small_scene
+from nvila_ros.training.moments import (
+    draw_aspect,
+    draw_clip,
+    draw_event_turns,
+    draw_events,
+    draw_moment,
+    draw_quick_events,
+    draw_turns,
 )
+from nvila_ros.training.questions import Question
+from nvila_ros.training.relight import relight
+from nvila_ros.training.scale_questions import event_turns
+from nvila_ros.training.scenes import EVAL_SEED_BASE, Scene, patch_labels, render, scene_rng
+from nvila_ros.training.token_labels import token_labels
 
-COLOR_LABELS, SHAPE_LABELS, MOTION_LABELS = (
-    {name: k for k, name in enumerate(names, start=1)} for names in (COLORS, SHAPES, DIRECTIONS)
-)
-IGNORE = -100  # label of a token without loss
-ASPECTS = (1.0, 4 / 3, 16 / 9)
-DRAWN_ROWS = 168  # height of the frames drawn for training, before the resize to a tile
-CLIP_FRAMES = (2, 4, 6, 8, 8, 8)  # drawn from for each batch
-STILL_KINDS = ("color", "shape", "count", "exist", "where")
+DRAWN_ROWS = 168
+"""Height of the frames drawn for training, before the resize to a tile."""
+MERGE_SCALES = (0, 1, -1, -1)
+"""Scale to whose map the features of all are resized, drawn from for each batch of scaled images."""
+CHAT_SHARE = 0.15
+"""Share of the batches whose questions are asked one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,10 @@ class Batch:
         tile_BFHWC: uint8 RGB tiles: a clip's frames, or an image's tiles scale by scale.
         color_NP: color label of each patch of each frame.
         shape_NP: shape label of each patch of each frame.
-        motion_NG: how what lies under each visual token has moved so far: 0 nothing there or a clip's first frame,
-            then `DIRECTIONS` in order.
-        event_NG: what happens under each visual token, as in `scale_batches.TokenLabels`.
+        motion_NG: how what lies under each visual token has moved, as in `TokenLabels`.
+        event_NG: what happens under each visual token, as there.
         rank_NG: which of two events was first, as there.
-        ids_BL: token ids with placeholders, right-padded with 0.
-        labels_BL: the id that should follow each token, `IGNORE` outside answers.
+        told: the conversations.
         grids: (rows, columns) of tiles at each scale of an image, or none.
         merge_scale: index of the scale to whose map the features of all scales are resized.
         pool: frames of a clip that are averaged into one.
@@ -67,151 +67,161 @@ class Batch:
     motion_NG: np.ndarray | None = None
     event_NG: np.ndarray | None = None
     rank_NG: np.ndarray | None = None
-    ids_BL: np.ndarray | None = None
-    labels_BL: np.ndarray | None = None
+    told: Rows | None = None
     grids: tuple[Grid, ...] = ()
     merge_scale: int = -1
     pool: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mix:
-    """What a stage's steps hold, cycling through `kinds`: `dense` labels, `images` or `clips`."""
+    """What a stage's steps hold.
+
+    Attributes:
+        kinds: of batches, by turns: `dense` labels of frames, `images`, images `scaled`, `clips`, `events` that few
+            frames tell, `quick` events.
+        seed_base: of the first scene.
+        num_samples: of a batch of single frames of one tile.
+        num_clips: of any other batch.
+        num_turns: questions of a sample.
+        clip_grids: frames of a clip and how many of them are averaged, drawn from for each batch.
+        small_share: share of the images that show small things.
+        has_patches: whether patches are labelled where questions are asked, as is of use while the tower learns.
+    """
 
     kinds: tuple[str, ...]
     seed_base: int
     num_samples: int
     num_clips: int = 0
-    num_turns: int = 5
+    num_turns: int = 6
+    clip_grids: tuple[tuple[int, int], ...] = ((2, 1), (4, 1), (6, 1), (8, 1), (8, 1), (8, 1))
+    small_share: float = 0.0
+    has_patches: bool = True
 
 
 class Batches(Dataset):
     """Map-style data set whose item k is the batch of step k."""
 
     def __init__(self, mix: Mix, tokenizer: ChatTokenizer, spec: ModelSpec) -> None:
-        self.mix, self.tokenizer = mix, tokenizer
-        self.tile_px, self.grid = spec.vision.image_px, spec.vision.grid
-        self.tokens_per_tile = spec.tokens_per_tile
+        self.mix, self.tokenizer, self.spec = mix, tokenizer, spec
 
     def __getitem__(self, step: int) -> Batch:
         """Return the batch of one step."""
-        kind = self.mix.kinds[step % len(self.mix.kinds)]
-        num = self.mix.num_clips if kind == "clips" else self.mix.num_samples
-        first = self.mix.seed_base + step * max(self.mix.num_samples, self.mix.num_clips)
+        mix = self.mix
+        kind = mix.kinds[step % len(mix.kinds)]
+        num = mix.num_samples if kind in ("dense", "images") else mix.num_clips
+        first = mix.seed_base + step * max(mix.num_samples, mix.num_clips)
         rngs = [scene_rng((first + i) % EVAL_SEED_BASE) for i in range(num)]
-        return {"dense": self._dense, "images": self._images, "clips": self._clips}[kind](rngs)
+        draw = {
+            "dense": self._dense,
+            "images": self._images,
+            "scaled": self._scaled,
+            "clips": self._clips,
+            "events": self._events,
+            "quick": self._quick,
+        }
+        return draw[kind](rngs)
 
     def _dense(self, rngs: list[np.random.Generator]) -> Batch:
-        return self._film([(scene, [t_s]) for scene, t_s in map(draw_moment, rngs)])
+        return self._film(rngs, [(scene, [t_s]) for scene, t_s in map(draw_moment, rngs)], True)
 
     def _images(self, rngs: list[np.random.Generator]) -> Batch:
-        moments = [draw_moment(rng) for rng in rngs]
-        turns = [draw_turns(rng, *moment, self.mix.num_turns) for rng, moment in zip(rngs, moments, strict=True)]
-        film = self._film([(scene, [t_s]) for scene, t_s in moments])
-        return self._with_chats(film, turns, 1)
+        moments = [self._draw_still(rng, draw_aspect(rng)) for rng in rngs]
+        film = self._film(rngs, [(scene, [t_s]) for scene, t_s in moments], self.mix.has_patches)
+        return self._with_chats(film, rngs, self._still_turns(rngs, moments), (self.spec.tokens_per_tile, "\n"))
+
+    def _scaled(self, rngs: list[np.random.Generator]) -> Batch:
+        spec, tile_px = self.spec, self.spec.vision.image_px
+        aspect = draw_aspect(rngs[0])
+        merge_scale = MERGE_SCALES[int(rngs[0].integers(len(MERGE_SCALES)))]
+        height = spec.scales[-1]
+        width = round(aspect * height)
+        grids = tuple(scale_grids(width, height, tile_px, spec.scales, spec.max_tiles))
+        moments = [self._draw_still(rng, aspect) for rng in rngs]
+        tiles = []
+        for rng, (scene, t_s) in zip(rngs, moments, strict=True):
+            (frame,) = relight(rng, render(scene, t_s, width, height)[None])
+            tiles.append(np.stack([tile for grid in grids for tile in cut_tiles(frame, tile_px, grid)]))
+        rows, columns = grids[merge_scale]
+        film = Batch(tile_BFHWC=np.stack(tiles), grids=grids, merge_scale=merge_scale)
+        layout = (rows * columns * spec.tokens_per_tile, "\n")
+        return self._with_chats(film, rngs, self._still_turns(rngs, moments), layout)
+
+    def _draw_still(self, rng: np.random.Generator, aspect: float) -> tuple[Scene, float]:
+        if self.mix.small_share and rng.random() < self.mix.small_share:
+            return sample_small_scene(rng, aspect=aspect), 0.0
+        return draw_moment(rng, aspect)
+
+    def _still_turns(self, rngs: list[np.random.Generator], moments: list[tuple[Scene, float]]) -> list[list[Question]]:
+        num_turns = self.mix.num_turns
+        return [draw_turns(rng, *moment, num_turns) for rng, moment in zip(rngs, moments, strict=True)]
 
     def _clips(self, rngs: list[np.random.Generator]) -> Batch:
-        num_frames = int(rngs[0].choice(CLIP_FRAMES))
+        num_frames, pool = self._draw_grid(rngs[0])
         scenes = [draw_clip(rng) for rng in rngs]
         turns = [draw_turns(rng, scene, None, self.mix.num_turns) for rng, scene in zip(rngs, scenes, strict=True)]
-        film = self._film([(scene, np.linspace(0, scene.duration_s, num_frames).tolist()) for scene in scenes])
-        return self._with_chats(film, turns, num_frames)
+        return self._film_clips(rngs, scenes, turns, num_frames, pool)
 
-    def _film(self, clips: list[tuple[Scene, list[float]]]) -> Batch:
-        """Draw every frame of every clip, with what lies under its patches."""
-        tiles = [self._tiles(scene, times_s) for scene, times_s in clips]
-        labels = [patch_labels(scene, t_s, self.grid) for scene, times_s in clips for t_s in times_s]
-        color, shape = (np.stack(maps) for maps in zip(*labels, strict=True))  # (N, grid, grid)
-        scenes = [scene for scene, times_s in clips for _ in times_s]
-        motion_BFG = np.stack(
-            [token_motion(scene, *maps, self.tokens_per_tile) for scene, maps in zip(scenes, labels, strict=True)]
-        ).reshape(len(clips), -1, self.tokens_per_tile)
-        motion_BFG[:, 0] = 0  # in a first frame nothing has moved yet
-        return Batch(
-            tile_BFHWC=np.stack(tiles),
-            color_NP=color.reshape(len(color), -1),
-            shape_NP=shape.reshape(len(shape), -1),
-            motion_NG=motion_BFG.reshape(-1, self.tokens_per_tile),
+    def _events(self, rngs: list[np.random.Generator]) -> Batch:
+        num_frames, pool = max(self.mix.clip_grids)
+        scenes = [draw_events(rng, num_frames // pool) for rng in rngs]
+        turns = [draw_event_turns(rng, scene) for rng, scene in zip(rngs, scenes, strict=True)]
+        return self._film_clips(rngs, scenes, turns, num_frames, pool)
+
+    def _quick(self, rngs: list[np.random.Generator]) -> Batch:
+        num_frames, pool = self._draw_grid(rngs[0])
+        scenes = [draw_quick_events(rng) for rng in rngs]
+        turns = [event_turns(rng, scene) for rng, scene in zip(rngs, scenes, strict=True)]
+        return self._film_clips(rngs, scenes, turns, num_frames, pool)
+
+    def _draw_grid(self, rng: np.random.Generator) -> tuple[int, int]:
+        grids = self.mix.clip_grids
+        return grids[int(rng.integers(len(grids)))]
+
+    def _film_clips(
+        self,
+        rngs: list[np.random.Generator],
+        scenes: list[Scene],
+        turns: list[list[Question]],
+        num_frames: int,
+        pool: int,
+    ) -> Batch:
+        clips = [(scene, np.linspace(0, scene.duration_s, num_frames).tolist()) for scene in scenes]
+        film = self._film(rngs, clips, self.mix.has_patches)
+        grid, side = self.spec.vision.grid, self.spec.token_grid
+        labels = [token_labels(scene, times_s, pool, grid, side) for scene, times_s in clips]
+        film = replace(
+            film,
+            pool=pool,
+            motion_NG=np.concatenate([each.motion for each in labels]),
+            event_NG=np.concatenate([each.event for each in labels]),
+            rank_NG=np.concatenate([each.rank for each in labels]),
         )
+        return self._with_chats(film, rngs, turns, (self.spec.tokens_per_tile, "\n") * (num_frames // pool))
 
-    def _with_chats(self, film: Batch, turns: list[list[Question]], num_frames: int) -> Batch:
-        media = Media((self.tokens_per_tile, "\n") * num_frames)
-        ids_BL, labels_BL = pad_chats([encode_chat(self.tokenizer, media, t) for t in turns])
-        return dataclasses.replace(film, ids_BL=ids_BL, labels_BL=labels_BL)
+    def _film(
+        self, rngs: list[np.random.Generator], clips: list[tuple[Scene, list[float]]], has_patches: bool
+    ) -> Batch:
+        """Draw every frame of every clip, and what lies under its patches."""
+        tile_px = self.spec.vision.image_px
+        tiles = [
+            relight(rng, film_tiles(scene, times, tile_px)) for rng, (scene, times) in zip(rngs, clips, strict=True)
+        ]
+        batch = Batch(tile_BFHWC=np.stack(tiles))
+        if not has_patches:
+            return batch
+        labels = [patch_labels(scene, t_s, self.spec.vision.grid) for scene, times_s in clips for t_s in times_s]
+        color, shape = (np.stack(maps).reshape(len(labels), -1) for maps in zip(*labels, strict=True))
+        return replace(batch, color_NP=color, shape_NP=shape)
 
-    def _tiles(self, scene: Scene, times_s: list[float]) -> np.ndarray:
-        width = round(DRAWN_ROWS * scene.aspect)
-        return np.stack([frame_tile(render(scene, t, width, DRAWN_ROWS), self.tile_px) for t in times_s])
-
-
-def token_motion(scene: Scene, color: np.ndarray, shape: np.ndarray, num_tokens: int) -> np.ndarray:
-    """Return the motion label under each visual token, (num_tokens,) int64, of a frame's patch labels."""
-    motion = np.zeros_like(color)
-    for obj in scene.objects:
-        is_here = (color == COLOR_LABELS[obj.color]) & (shape == SHAPE_LABELS[obj.shape])
-        motion[is_here] = MOTION_LABELS[obj.direction]
-    side = round(num_tokens**0.5)
-    block = len(motion) // side
-    return motion.reshape(side, block, side, block).max(axis=(1, 3)).ravel()
-
-
-def encode_chat(tokenizer: ChatTokenizer, media: Media, turns: list[Question]) -> tuple[list[int], list[int]]:
-    """Return the ids of a conversation and, shifted by one, the labels of its answers."""
-    ids: list[int] = []
-    is_answer: list[bool] = []
-    for i, turn in enumerate(turns):
-        asked = next_turn(tokenizer, [turn.text]) if i else open_chat(tokenizer, [media, turn.text])
-        asked = asked + answer_frame(tokenizer)
-        told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
-        ids += asked + told
-        is_answer += [False] * len(asked) + [True] * len(told)
-    labels = [token if counts else IGNORE for token, counts in zip(ids, is_answer, strict=True)]
-    return ids[:-1], labels[1:]
+    def _with_chats(
+        self, film: Batch, rngs: list[np.random.Generator], turns: list[list[Question]], layout: tuple[int | str, ...]
+    ) -> Batch:
+        encode = encode_chat if rngs[0].random() < CHAT_SHARE else encode_branches
+        return replace(film, told=pad_chats([encode(self.tokenizer, Media(layout), each) for each in turns]))
 
 
-def pad_chats(chats: list[tuple[list[int], list[int]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Pad conversations on the right, where causal attention never looks back from."""
-    longest = max(len(ids) for ids, _ in chats)
-    ids_BL = np.zeros((len(chats), longest), np.int64)
-    labels_BL = np.full((len(chats), longest), IGNORE, np.int64)
-    for row, (ids, labels) in enumerate(chats):
-        ids_BL[row, : len(ids)] = ids
-        labels_BL[row, : len(labels)] = labels
-    return ids_BL, labels_BL
-
-
-def draw_moment(rng: np.random.Generator, aspect: float | None = None) -> tuple[Scene, float]:
-    """Draw a scene, of any of `ASPECTS` if none is given, and a time (s) within it."""
-    duration_s = float(rng.uniform(1.0, 4.0))
-    aspect = float(rng.choice(ASPECTS)) if aspect is None else aspect
-    scene = sample_scene(rng, aspect=aspect, duration_s=duration_s, is_moving=None)
-    return scene, float(rng.uniform(0, duration_s))
-
-
-def draw_clip(rng: np.random.Generator) -> Scene:
-    """Draw a scene and cut a window of half to all of it, which becomes the scene."""
-    duration_s = float(rng.uniform(1.0, 4.0))
-    is_moving = bool(rng.random() < 0.85)
-    scene = sample_scene(rng, aspect=float(rng.choice(ASPECTS)), duration_s=duration_s, is_moving=is_moving)
-    length_s = duration_s * float(rng.uniform(0.5, 1.0))
-    start_s = float(rng.uniform(0, duration_s - length_s))
-    moved = []
-    for obj in scene.objects:
-        x, y = obj.position(start_s)
-        moved.append(dataclasses.replace(obj, x=x, y=y))
-    return dataclasses.replace(scene, objects=tuple(moved), duration_s=length_s)
-
-
-def draw_turns(rng: np.random.Generator, scene: Scene, t_s: float | None, num_turns: int) -> list[Question]:
-    """Draw num_turns questions about one frame, or of a clip if t_s is None, and a description where there is one."""
-    if t_s is None:  # motion is what a clip is there for: half of its turns ask about it
-        turns = conversation(rng, scene, num_turns // 2, ("motion",))
-        turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS)
-        turns = [turns[i] for i in rng.permutation(len(turns))]
-    else:
-        turns = conversation(rng, scene, num_turns, STILL_KINDS, t_s=t_s)
-    told = ask(rng, scene, "describe", t_s=t_s)
-    if told is None:
-        return turns
-    # A description first teaches all parts at once; a question first is what users ask.
-    return [told, *turns] if rng.random() < 0.5 else [*turns, told]
+def film_tiles(scene: Scene, times_s: list[float], tile_px: int) -> np.ndarray:
+    """Return frames of a camera as tiles, (F, tile_px, tile_px, 3) uint8."""
+    width = round(DRAWN_ROWS * scene.aspect)
+    return np.stack([frame_tile(render(scene, t_s, width, DRAWN_ROWS), tile_px) for t_s in times_s])

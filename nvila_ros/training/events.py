@@ -94,6 +94,26 @@ def sample_event_scene(
     return dress_scene(rng, tuple(objects[k] for k in order), aspect=aspect, duration_s=duration_s)
 
 
+def sample_appearing_scene(rng: np.random.Generator, *, aspect: float, duration_s: float, num_frames: int) -> Scene:
+    """Draw a scene of 2 to 4 standing objects of which two appear, one vanishes, or both, told by num_frames frames.
+
+    Frames lie evenly from 0 to duration_s. One at least lies between the two appearances, two before anything vanishes
+    and two after; what vanishes was there from the beginning.
+    """
+    has_pair, has_gone = ((True, False), (False, True), (True, True))[int(rng.integers(3))]
+    num_events = 2 * has_pair + has_gone
+    count = int(rng.integers(max(num_events, 2), 5))
+    step = 1 / (num_frames - 1)
+    placed = list(_place_all(rng, _draw_wanted(rng, count), _EVENT_SIZES, aspect))
+    if has_pair:
+        placed[:2] = _draw_pair(rng, tuple(placed[:2]), duration_s, (1.1 * step, 0.5))
+    if has_gone:
+        vanishes = float(rng.uniform(1.1 * step, 1 - 1.1 * step))
+        placed[-1] = replace(placed[-1], vanishes_s=vanishes * duration_s)
+    order = rng.permutation(count).tolist()
+    return dress_scene(rng, tuple(placed[k] for k in order), aspect=aspect, duration_s=duration_s)
+
+
 def _draw_wanted(rng: np.random.Generator, count: int) -> list[_Wanted]:
     colors = list(COLORS)
     pairs = rng.choice(len(COLORS) * len(SHAPES), count, replace=False).tolist()

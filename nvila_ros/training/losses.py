@@ -20,9 +20,10 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.preprocess.tiling import Grid
 from nvila_ros.prompt.chat import PLACEHOLDER
-from nvila_ros.training.batches import IGNORE, Batch
-from nvila_ros.training.scale_batches import NUM_EVENTS, THERE
+from nvila_ros.training.batches import Batch
+from nvila_ros.training.chats import PREFIX, Rows
 from nvila_ros.training.scenes import COLORS, DIRECTIONS, SHAPES
+from nvila_ros.training.token_labels import IGNORE, NUM_EVENTS, THERE
 
 Tower = Callable[[Tensor], Tensor]
 """`tile_NCHW` in [-1, 1] to `feat_NPE`, float32."""
@@ -40,18 +41,27 @@ class Heads(nn.Module):
         self.rank = nn.Linear(spec.decoder.width, 2)
 
 
-def batch_loss(model: Nvila, heads: Heads, tower: Tower, batch: Batch) -> tuple[Tensor, float]:
-    """Return the loss and the share of right predictions: of answer tokens, or else of objects' patches."""
-    tile_NCHW = torch.from_numpy(batch.tile_BFHWC).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
-    feat_NPE = tower(tile_NCHW)
-    loss, right = torch.zeros(()), 0.0
-    if batch.color_NP is not None:
-        # The dense labels go on teaching beside the questions: shapes are learned slowly.
-        loss, right = _patch_loss(heads, feat_NPE, batch)
-    if batch.ids_BL is None:
-        return loss, right
-    told_loss, right = _chat_loss(model, heads, see(model, feat_NPE, batch), batch)
-    return loss + told_loss, right
+def batch_loss(model: Nvila, heads: Heads, tower: Tower, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the loss and the share of right predictions: of answer tokens, or else of objects' patches.
+
+    Both stay on the model's device, so that a step waits for nothing.
+    """
+    with torch.device(next(model.parameters()).device):
+        tile_NCHW = _tensor(batch.tile_BFHWC).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
+        feat_NPE = tower(tile_NCHW)
+        loss, right = torch.zeros(()), torch.zeros(())
+        if batch.color_NP is not None and batch.shape_NP is not None:
+            # The dense labels go on teaching beside the questions: shapes are learned slowly.
+            loss, right = _patch_loss(heads, feat_NPE, _tensor(batch.color_NP), _tensor(batch.shape_NP))
+        if batch.told is None:
+            return loss, right
+        told_loss, right = _chat_loss(model, heads, see(model, feat_NPE, batch), batch, batch.told)
+        return loss + told_loss, right
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """Return an array on the device of the context."""
+    return torch.from_numpy(array).to(torch.get_default_device(), non_blocking=True)
 
 
 def see(model: Nvila, feat_NPE: Tensor, batch: Batch) -> Tensor:
@@ -82,18 +92,20 @@ def merge_scales(feat_BFPE: Tensor, grids: Sequence[Grid], merge_scale: int) -> 
     return blocks.reshape(num_samples * rows * columns, num_patches, -1)
 
 
-def _chat_loss(model: Nvila, heads: Heads, visual_GD: Tensor, batch: Batch) -> tuple[Tensor, float]:
-    ids_BL, labels_BL = torch.from_numpy(batch.ids_BL), torch.from_numpy(batch.labels_BL)
+def _chat_loss(model: Nvila, heads: Heads, visual_GD: Tensor, batch: Batch, rows: Rows) -> tuple[Tensor, Tensor]:
+    ids_BL, labels_BL = _tensor(rows.ids_BL), _tensor(rows.labels_BL)
     is_visual_BL = ids_BL == PLACEHOLDER
     embeds_BLD = model.llm.embed(ids_BL.clamp(min=0))
-    embeds_BLD = embeds_BLD.masked_scatter(is_visual_BL[..., None], visual_GD.float())
-    hidden_BLD, before_last_BLD = _decode(model, embeds_BLD)
-    is_told = labels_BL != IGNORE
-    logits_TV = model.llm.head(hidden_BLD[is_told])
-    loss = functional.cross_entropy(logits_TV, labels_BL[is_told])
-    if batch.tile_BFHWC.shape[1] > 1:
-        loss = loss + _token_loss(heads, before_last_BLD[is_visual_BL], batch)
-    return loss, (logits_TV.argmax(-1) == labels_BL[is_told]).float().mean().item()
+    embeds_BLD = embeds_BLD.masked_scatter(is_visual_BL[..., None], visual_GD.to(embeds_BLD.dtype))
+    hidden_BLD, before_last_BLD = decode_branches(model, embeds_BLD, rows)
+    told_T = labels_BL.flatten()
+    logits_TV = model.llm.head(hidden_BLD).flatten(0, 1)
+    loss = functional.cross_entropy(logits_TV, told_T, ignore_index=IGNORE)
+    if batch.tile_BFHWC.shape[1] > 1 and batch.motion_NG is not None:
+        is_visual_T = torch.from_numpy(np.flatnonzero(rows.ids_BL == PLACEHOLDER)).to(ids_BL.device)
+        loss = loss + _token_loss(heads, before_last_BLD.flatten(0, 1)[is_visual_T], batch)
+    is_told_T = told_T != IGNORE
+    return loss, ((logits_TV.argmax(-1) == told_T) & is_told_T).sum() / is_told_T.sum()
 
 
 def _token_loss(heads: Heads, hidden_GD: Tensor, batch: Batch) -> Tensor:
@@ -105,25 +117,31 @@ def _token_loss(heads: Heads, hidden_GD: Tensor, batch: Batch) -> Tensor:
     loss = torch.zeros(())
     for head, labels in told:
         if labels is not None and (labels != IGNORE).any():
-            loss = loss + functional.cross_entropy(head(hidden_GD), torch.from_numpy(labels).flatten())
+            loss = loss + functional.cross_entropy(head(hidden_GD), _tensor(labels).flatten(), ignore_index=IGNORE)
     return loss
 
 
-def _decode(model: Nvila, embeds_BLD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hidden states and those before the last layer, where an answer's last look still finds them."""
+def decode_branches(model: Nvila, embeds_BLD: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Return the hidden states and those before the last layer, where an answer's last look still finds them.
+
+    Each token sees what is shared and its own branch, up to itself.
+    """
+    owner_BL, positions_BL = _tensor(rows.owner_BL), _tensor(rows.positions_BL)
+    is_shown_BLM = (owner_BL[:, None] == owner_BL[:, :, None]) | (owner_BL == PREFIX)[:, None]
     seen: list[Tensor] = []
     handle = model.llm.model["layers"][-2].register_forward_hook(lambda module, args, out: seen.append(out))
     try:
-        hidden_BLD = model.llm(embeds_BLD)
+        sees_B1LM = is_shown_BLM.tril()[:, None]
+        hidden_BLD = model.llm(embeds_BLD, positions_L=positions_BL[:, None], sees_LM=sees_B1LM)
     finally:
         handle.remove()
     return hidden_BLD, seen[0]
 
 
-def _patch_loss(heads: Heads, feat_NPE: Tensor, batch: Batch) -> tuple[Tensor, float]:
-    color_NP, shape_NP = torch.from_numpy(batch.color_NP), torch.from_numpy(batch.shape_NP)
+def _patch_loss(heads: Heads, feat_NPE: Tensor, color_NP: Tensor, shape_NP: Tensor) -> tuple[Tensor, Tensor]:
     color, shape = heads.color(feat_NPE), heads.shape(feat_NPE)
     loss = functional.cross_entropy(color.flatten(0, 1), color_NP.flatten())
     loss = loss + functional.cross_entropy(shape.flatten(0, 1), shape_NP.flatten())
-    hits = ((color.argmax(-1) == color_NP) & (shape.argmax(-1) == shape_NP))[color_NP > 0]
-    return loss, hits.float().mean().item()
+    is_object = color_NP > 0
+    hits = (color.argmax(-1) == color_NP) & (shape.argmax(-1) == shape_NP) & is_object
+    return loss, hits.sum() / is_object.sum().clamp(min=1)

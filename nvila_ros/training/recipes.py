@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from torch.utils.data import Dataset
 
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training import tiny, tiny_scale
-from nvila_ros.training.batches import Batches, Mix
-from nvila_ros.training.scale_batches import ScaleBatches
+from nvila_ros.training.batches import Mix
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +26,7 @@ class Stage:
     num_steps: int
     lr: float
     tower_lr: float
-    is_bf16: bool = False
+    is_bf16: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +36,49 @@ class Recipe:
     Attributes:
         new_model: returns what the training starts from, by seed.
         write_tokenizer: writes the tokenizer's files to a folder.
-        make_data: returns the batches of a stage.
     """
 
     spec: ModelSpec
     stages: tuple[Stage, ...]
     new_model: Callable[[int], Nvila]
     write_tokenizer: Callable[[Path], None]
-    make_data: Callable[[Mix, ChatTokenizer, ModelSpec], Dataset]
+
+    def shortened(self, share: float) -> Recipe:
+        """Return the recipe with a share of each stage's steps, at least one."""
+        stages = [replace(stage, num_steps=max(1, round(share * stage.num_steps))) for stage in self.stages]
+        return replace(self, stages=tuple(stages))
 
 
 _TINY_STAGES = (
-    Stage("tower", Mix(("dense",), 0, 64), 1500, 1e-3, 1e-3),
-    Stage("images", Mix(("images",), 1 << 20, 64), 1450, 1e-3, 7e-4),
-    Stage("clips", Mix(("images", "clips"), 1 << 24, 64, 24, num_turns=6), 1000, 8e-4, 5e-4),
-)
-_SCALE_MIX = Mix(("events", "scaled", "events", "images", "events", "clips"), 1 << 26, 32, 16, num_turns=4)
-_EVENT_MIX = Mix(("events", "events", "scaled", "events", "images", "events", "clips"), 1 << 27, 32, 16, num_turns=4)
-_SCALE_STAGES = (
-    Stage("scale", _SCALE_MIX, 1400, 8e-4, 0.0, is_bf16=True),
-    Stage("events", _EVENT_MIX, 1400, 7e-4, 0.0, is_bf16=True),
-)
-RECIPES: dict[str, Recipe] = {
-    "nvila-tiny": Recipe(tiny.SPEC, _TINY_STAGES, tiny.new_model, tiny.write_tokenizer, Batches),
-    "nvila-tiny-scale": Recipe(
-        tiny_scale.SPEC, _SCALE_STAGES, tiny_scale.new_model, tiny_scale.write_tokenizer, ScaleBatches
+    Stage("tower", Mix(kinds=("dense",), seed_base=0, num_samples=64), 2500, 1e-3, 1e-3),
+    Stage("projector", Mix(kinds=("images",), seed_base=1 << 20, num_samples=64, has_patches=False), 2500, 1e-3, 0.0),
+    Stage("all", Mix(kinds=("images",), seed_base=1 << 22, num_samples=64), 4000, 1e-3, 5e-4),
+    Stage(
+        "video",
+        Mix(kinds=("images", "clips", "images", "events"), seed_base=1 << 24, num_samples=64, num_clips=24),
+        6000,
+        1e-3,
+        4e-4,
     ),
+)
+_SCALE_GRIDS = (
+    *((4, 1), (8, 1)) * 2,
+    *((8, 2), (16, 1), (16, 2), (32, 8)),
+    *((16, 4),) * 3,
+    *((32, 4),) * 4,
+)
+_SCALE_MIX = Mix(
+    kinds=("quick", "scaled", "quick", "images", "events", "clips"),
+    seed_base=1 << 26,
+    num_samples=32,
+    num_clips=16,
+    clip_grids=_SCALE_GRIDS,
+    small_share=0.5,
+    has_patches=False,
+)
+_SCALE_STAGES = (Stage("scale", _SCALE_MIX, 3000, 8e-4, 0.0),)
+RECIPES: dict[str, Recipe] = {
+    "nvila-tiny": Recipe(tiny.SPEC, _TINY_STAGES, tiny.new_model, tiny.write_tokenizer),
+    "nvila-tiny-scale": Recipe(tiny_scale.SPEC, _SCALE_STAGES, tiny_scale.new_model, tiny_scale.write_tokenizer),
 }
 """Recipes by the name of the checkpoint."""

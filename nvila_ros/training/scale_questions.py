@@ -17,7 +17,6 @@ from nvila_ros.training.questions import ANSWERS, EvalCase, Question, ask, name_
 from nvila_ros.training.world import DIRECTIONS, EVAL_SEED_BASE, Object, Scene, scene_rng
 
 JUMP_PHRASINGS = ("Which way does the {} jump?", "In which direction does the {} jump?")
-ORDER_PHRASINGS = ("Which appears first, the {} or the {}?", "Which object appears first?")
 SMALL_KINDS: dict[str, str] = {"small-color": "color", "small-shape": "shape", "small-count": "count"}
 """The kind of `questions.py` that each asks of a small scene."""
 CLIP_KINDS = ("jump", "order")
@@ -36,24 +35,14 @@ def ask_jump(rng: np.random.Generator, obj: Object) -> Question:
     return Question("jump", _choose(rng, JUMP_PHRASINGS).format(name_of(obj)), obj.jump_direction)
 
 
-def ask_order(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """Ask which of two objects appears first, or None where no two do; the pair is named in any order."""
-    pair = [obj for obj in scene.objects if _appears(obj)]
-    if len(pair) != 2:
-        return None
-    names = [name_of(pair[k]) for k in rng.permutation(2).tolist()]
-    first = min(pair, key=lambda obj: obj.appears_s)
-    return Question("order", _choose(rng, ORDER_PHRASINGS).format(*names), name_of(first))
-
-
 def event_turns(rng: np.random.Generator, scene: Scene) -> list[Question]:
     """All that there is to ask about a clip of events, each once, in any order.
 
     Nothing else is asked beside: an easy answer or two more, and the hard ones are hardly learned.
     """
-    order = ask_order(rng, scene)
-    turns = [ask_jump(rng, obj) for obj in scene.objects if not _appears(obj)]
-    turns += [order] if order else []
+    told = [ask(rng, scene, kind) for kind in ("order", "vanish")]
+    turns = [question for question in told if question is not None]
+    turns += [ask_jump(rng, obj) for obj in scene.objects if _is_whole(obj)]
     return [turns[i] for i in rng.permutation(len(turns))]
 
 
@@ -85,20 +74,21 @@ def _draw_jump_case(rng: np.random.Generator, aspect: float) -> tuple[Scene, Que
     answer = _choose(rng, tuple(DIRECTIONS))
     while True:
         scene = sample_event_scene(rng, aspect=aspect, duration_s=EVAL_CLIP_S)
-        options = [obj for obj in scene.objects if not _appears(obj) and obj.jump_direction == answer]
+        options = [obj for obj in scene.objects if _is_whole(obj) and obj.jump_direction == answer]
         if options:
             return scene, ask_jump(rng, options[int(rng.integers(len(options)))])
 
 
 def _draw_order_case(rng: np.random.Generator, aspect: float) -> tuple[Scene, Question]:
     scene = sample_event_scene(rng, aspect=aspect, duration_s=EVAL_CLIP_S, has_pair=True)
-    question = ask_order(rng, scene)
+    question = ask(rng, scene, "order")
     assert question is not None
     return scene, question
 
 
-def _appears(obj: Object) -> bool:
-    return math.isfinite(obj.appears_s)
+def _is_whole(obj: Object) -> bool:
+    """Whether an object is there all along."""
+    return math.isinf(obj.appears_s) and math.isinf(obj.vanishes_s)
 
 
 def _choose(rng: np.random.Generator, texts: Sequence[str]) -> str:

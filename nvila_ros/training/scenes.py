@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from nvila_ros.training.world import (
+    BACKGROUNDS,
     COLORS,
     CONTOURS,
     DIRECTIONS,
@@ -38,6 +39,7 @@ from nvila_ros.training.world import (
 )
 
 __all__ = [
+    "BACKGROUNDS",
     "COLORS",
     "DIRECTIONS",
     "EVAL_SEED_BASE",
@@ -147,6 +149,8 @@ def _texture(background: Background, aspect: float, width: int, height: int) -> 
         rows = round(1 / background.period) + 2
         cells = rng.integers(0, 256, (rows, round(rows * aspect) + 1), np.uint8)
         return cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
+    if background.kind == "clouds":
+        return _clouds(background, aspect, width, height)
     u = (np.arange(width, dtype=np.float32) + 0.5) * (aspect / width / background.period)
     v = (np.arange(height, dtype=np.float32) + 0.5) * (1 / height / background.period)
     edge = background.period * height / 3  # a soft edge about two pixels wide, so small frames do not alias
@@ -155,6 +159,18 @@ def _texture(background: Background, aspect: float, width: int, height: int) -> 
         return cv2.convertScaleAbs(along, alpha=127.5, beta=127.5)
     across = _soft_square(np.add.outer(cos * v, -sin * u), edge)
     return cv2.convertScaleAbs(along * across, alpha=127.5, beta=127.5)
+
+
+def _clouds(background: Background, aspect: float, width: int, height: int) -> np.ndarray:
+    """(height, width) uint8: noise of four octaves, each with `angle` deciding how much weaker than the one before."""
+    rng = np.random.default_rng(background.seed)
+    share = 0.4 + 0.4 * background.angle / (2 * math.pi)
+    total = np.zeros((height, width), np.float32)
+    for octave in range(4):
+        rows = round(2**octave / background.period) + 2
+        cells = rng.normal(0, share**octave, (rows, round(rows * aspect) + 1)).astype(np.float32)
+        total += cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(127.5 + total * 60, 0, 255).astype(np.uint8)
 
 
 def _soft_square(phase: np.ndarray, edge: float) -> np.ndarray:

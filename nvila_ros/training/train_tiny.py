@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.training.batches import Batches
 from nvila_ros.training.losses import Heads, Tower, batch_loss
 from nvila_ros.training.recipes import Recipe, Stage
 from nvila_ros.training.save import save_checkpoint
@@ -35,9 +36,12 @@ _log = logging.getLogger(__name__)
 
 SAVE_EVERY = 100
 WARMUP_STEPS = 100
+READ_EVERY = 10
 
 
-def train(recipe: Recipe, out: Path, work: Path, *, seed: int = 0, num_workers: int = 2) -> None:
+def train(
+    recipe: Recipe, out: Path, work: Path, *, seed: int = 0, num_workers: int = 2, device: torch.device | str = "cpu"
+) -> None:
     """Train all stages of a recipe and write the checkpoint to `out`; `work` holds the state to go on from.
 
     Raises:
@@ -46,8 +50,8 @@ def train(recipe: Recipe, out: Path, work: Path, *, seed: int = 0, num_workers: 
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer" / "added_tokens.json").is_file():
         recipe.write_tokenizer(work / "tokenizer")
-    model = recipe.new_model(seed).train().requires_grad_()
-    heads = Heads(recipe.spec)
+    model = recipe.new_model(seed).to(device).train().requires_grad_()
+    heads = Heads(recipe.spec).to(device)
     for stage in recipe.stages:
         _run_stage(recipe, stage, model, heads, work, num_workers)
         save_checkpoint(model, work / "tokenizer", out)
@@ -59,24 +63,21 @@ def _run_stage(recipe: Recipe, stage: Stage, model: Nvila, heads: Heads, work: P
     start = _resume(state_path, stage, model, heads, optimizer)
     if start >= stage.num_steps:
         return
-    data = recipe.make_data(stage.mix, ChatTokenizer.from_folder(work / "tokenizer"), recipe.spec)
+    data = Batches(stage.mix, ChatTokenizer.from_folder(work / "tokenizer"), recipe.spec)
     loader = DataLoader(data, batch_size=None, sampler=range(start, stage.num_steps), num_workers=num_workers)
-    tower = _tower(stage, model)
+    tower, device = _tower(stage, model), next(model.parameters()).device
     with _Report(stage, start) as report:
         for step, batch in enumerate(loader, start):
             _set_rate(optimizer, step, stage.num_steps)
-            with torch.autocast("cpu", torch.bfloat16, enabled=stage.is_bf16):
-                loss, hits = batch_loss(model, heads, tower, batch)
-            if not math.isfinite(loss.item()):
-                raise ConfigError(
-                    f"loss is {loss.item()} at step {step} of stage {stage.name}; lower its lr {stage.lr}"
-                )
+            with torch.autocast(device.type, torch.bfloat16, enabled=stage.is_bf16):
+                loss, right = batch_loss(model, heads, tower, batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            report(step + 1, loss.item(), hits)
+            report(step + 1, loss.detach(), right)
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.num_steps:
+                report.check()
                 _save(state_path, step + 1, model, heads, optimizer)
 
 
@@ -97,7 +98,7 @@ def _optimizer(stage: Stage, model: Nvila, heads: Heads) -> torch.optim.AdamW:
     tower = list(model.vision_tower.parameters())
     others = [*model.mm_projector.parameters(), *model.llm.parameters(), *heads.parameters()]
     groups = [{"params": tower, "peak_lr": stage.tower_lr}, {"params": others, "peak_lr": stage.lr}]
-    return torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    return torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, step: int, num_steps: int) -> None:
@@ -111,7 +112,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, step: int, num_steps: int) -> No
 def _resume(path: Path, stage: Stage, model: Nvila, heads: Heads, optimizer: torch.optim.Optimizer) -> int:
     if not path.is_file():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
@@ -135,7 +136,10 @@ def _save(path: Path, step: int, model: Nvila, heads: Heads, optimizer: torch.op
 
 
 class _Report:
-    """A live bar on a terminal, else a line every 50 steps. Figures are means over 50 steps of a kind."""
+    """A live bar on a terminal, else a line every 50 steps. Figures are means over 50 steps of a kind.
+
+    Losses are looked at every `READ_EVERY` steps, so that a GPU is not waited for at each.
+    """
 
     def __init__(self, stage: Stage, start: int) -> None:
         self.stage = stage
@@ -143,6 +147,7 @@ class _Report:
         self.bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
         self.bar.disable = not self.bar.console.is_terminal
         self.task = self.bar.add_task(stage.name, total=stage.num_steps, completed=start, figures="")
+        self.unread: list[tuple[int, Tensor]] = []
         self.recent: dict[str, deque[tuple[float, float]]] = {kind: deque(maxlen=50) for kind in stage.mix.kinds}
 
     def __enter__(self) -> _Report:
@@ -152,11 +157,29 @@ class _Report:
     def __exit__(self, *args: object) -> None:
         self.bar.stop()
 
-    def __call__(self, step: int, loss: float, hits: float) -> None:
-        kind = self.stage.mix.kinds[(step - 1) % len(self.stage.mix.kinds)]
-        self.recent[kind].append((loss, hits))
+    def __call__(self, step: int, loss: Tensor, right: Tensor) -> None:
+        self.unread.append((step, torch.stack([loss, right.to(loss.dtype)])))
+        if step % READ_EVERY == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Read what was reported since the last time.
+
+        Raises:
+            ConfigError: a loss is no number.
+        """
+        if not self.unread:
+            return
+        values = torch.stack([pair for _, pair in self.unread]).tolist()
+        for (step, _), (loss, right) in zip(self.unread, values, strict=True):
+            if not math.isfinite(loss):
+                stage = self.stage
+                raise ConfigError(f"loss is {loss} at step {step} of stage {stage.name}; lower its lr {stage.lr}")
+            self.recent[self.stage.mix.kinds[(step - 1) % len(self.stage.mix.kinds)]].append((loss, right))
+        last = self.unread[-1][0]
+        self.unread.clear()
         means = {name: np.mean(recent, axis=0) for name, recent in self.recent.items() if recent}
-        figures = " ".join(f"{name} loss {loss:.3f} right {hits:.3f}" for name, (loss, hits) in means.items())
-        self.bar.update(self.task, completed=step, figures=figures)
-        if self.bar.disable and step % 50 == 0:
-            print(f"{self.stage.name} {step}/{self.stage.num_steps} {figures}", flush=True)
+        figures = " ".join(f"{name} loss {loss:.3f} right {right:.3f}" for name, (loss, right) in means.items())
+        self.bar.update(self.task, completed=last, figures=figures)
+        if self.bar.disable and last % 50 == 0:
+            print(f"{self.stage.name} {last}/{self.stage.num_steps} {figures}", flush=True)

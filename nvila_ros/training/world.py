@@ -54,7 +54,8 @@ MAX_ANGLE = math.radians(20)
 _COLOR_JITTER = 10
 _CLEAR_SHARE = 0.9  # of the scenes keep all standing objects clear of the borders between places
 _LIGHT_PERIOD_S = 5.0
-_BACKGROUNDS = ("plain", "gradient", "noise", "stripes", "checker")
+BACKGROUNDS: tuple[str, ...] = ("plain", "gradient", "noise", "stripes", "checker")
+"""Textures of the evaluation suites."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Object:
     """One shape: size is the radius in frame heights, angle in radians.
 
     x, y is the centre at t = 0 in frame widths and heights, vx, vy its velocity in the same per second. It is to be
-    seen from appears_s on.
+    seen from appears_s until vanishes_s.
     """
 
     shape: str
@@ -91,6 +92,7 @@ class Object:
     angle: float
     appears_s: float = -math.inf
     jump: Jump | None = None
+    vanishes_s: float = math.inf
 
     def position(self, t_s: float) -> tuple[float, float]:
         """Centre (x, y) at t_s, fractions of the width and the height."""
@@ -102,7 +104,7 @@ class Object:
 
     def is_visible(self, t_s: float) -> bool:
         """Whether the object is there at t_s."""
-        return self.appears_s <= t_s
+        return self.appears_s <= t_s < self.vanishes_s
 
     @property
     def direction(self) -> Direction:
@@ -218,6 +220,8 @@ def sample_scene(
     duration_s: float,
     is_moving: bool | None,
     shift: tuple[float, float] = (0.18, 0.5),
+    num_colors: int | None = None,
+    backgrounds: tuple[str, ...] = BACKGROUNDS,
 ) -> Scene:
     """Draw a scene.
 
@@ -228,6 +232,8 @@ def sample_scene(
         is_moving: True draws each object's direction evenly over left, right, up, down and still; False lets
             all stand; None tosses a coin. A scene of one object drawn with True may thus stand still too.
         shift: least and greatest way of a moving object over duration_s, fractions of width or height.
+        num_colors: that the objects share; None gives each any.
+        backgrounds: kinds of texture to draw from.
 
     Raises:
         ValueError: aspect out of range, or motion asked for without a duration.
@@ -237,21 +243,28 @@ def sample_scene(
     if is_moving and duration_s <= 0:
         raise ValueError(f"a moving scene needs duration_s > 0, got {duration_s}")
     is_moving = bool(rng.random() < 0.5) and duration_s > 0 if is_moving is None else is_moving
-    objects = _sample_objects(rng, _Stage(aspect, duration_s, shift), is_moving)
-    return dress_scene(rng, objects, aspect=aspect, duration_s=duration_s)
+    objects = _sample_objects(rng, _Stage(aspect, duration_s, shift), is_moving, num_colors)
+    return dress_scene(rng, objects, aspect=aspect, duration_s=duration_s, backgrounds=backgrounds)
 
 
-def dress_scene(rng: np.random.Generator, objects: tuple[Object, ...], *, aspect: float, duration_s: float) -> Scene:
+def dress_scene(
+    rng: np.random.Generator,
+    objects: tuple[Object, ...],
+    *,
+    aspect: float,
+    duration_s: float,
+    backgrounds: tuple[str, ...] = BACKGROUNDS,
+) -> Scene:
     """Draw what is around the objects: background, light and camera."""
     gain, warmth, drift, phase, noise, blur, *look = rng.random(12).tolist()
     seed = int(rng.integers(2**31))
     light = Light(0.75 + 0.5 * gain, 0.12 * warmth - 0.06, 0.1 * drift, 2 * math.pi * phase)
-    background = _sample_background(look, seed)
+    background = _sample_background(look, seed, backgrounds)
     # Squares: most cameras are clean and sharp, the worst ones stay rare.
     return Scene(objects, background, light, 10 * noise * noise, 0.01 * blur * blur, aspect, duration_s, seed)
 
 
-def _sample_background(look: list[float], seed: int) -> Background:
+def _sample_background(look: list[float], seed: int, kinds: tuple[str, ...]) -> Background:
     """Two greyish colours with luminance in 60..175 and a texture, from six numbers in 0..1."""
     kind, level, contrast, period, angle, tint = look
     middle, half = 90 + 48 * level, 6 + 19 * contrast
@@ -259,7 +272,7 @@ def _sample_background(look: list[float], seed: int) -> Background:
     tints = [10 * math.cos(hue + k * 2 * math.pi / 3) for k in range(3)]
     red, green, blue = (round(middle + half + t) for t in tints)
     dark_red, dark_green, dark_blue = (round(middle - half - t) for t in tints)
-    name = _BACKGROUNDS[int(kind * len(_BACKGROUNDS))]
+    name = kinds[int(kind * len(kinds))]
     low, high = (dark_red, dark_green, dark_blue), (red, green, blue)
     return Background(name, low, high, 0.1 + 0.3 * period, 2 * math.pi * angle, seed)
 
@@ -280,11 +293,15 @@ class _Wanted(NamedTuple):
     direction: Direction
 
 
-def _sample_objects(rng: np.random.Generator, stage: _Stage, is_moving: bool) -> tuple[Object, ...]:
+def _sample_objects(
+    rng: np.random.Generator, stage: _Stage, is_moving: bool, num_colors: int | None
+) -> tuple[Object, ...]:
     """Place 1 to 4 objects with distinct (color, shape); what they are never depends on how they fit."""
     count = int(rng.integers(1, MAX_OBJECTS + 1))
-    pairs = rng.choice(len(COLORS) * len(SHAPES), count, replace=False).tolist()
     colors, directions = list(COLORS), list(DIRECTIONS)
+    if num_colors is not None:
+        colors = [colors[k] for k in rng.choice(len(colors), num_colors, replace=False).tolist()]
+    pairs = rng.choice(len(colors) * len(SHAPES), count, replace=False).tolist()
     wanted = [
         _Wanted(colors[pair // len(SHAPES)], SHAPES[pair % len(SHAPES)], directions[k] if is_moving else "still")
         for pair, k in zip(pairs, rng.integers(0, len(DIRECTIONS), count).tolist(), strict=True)

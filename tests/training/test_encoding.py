@@ -13,10 +13,10 @@ from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import TorchEngine, load_model
-from nvila_ros.training.batches import IGNORE
 from nvila_ros.training.conversations.encoding import encode_sample
 from nvila_ros.training.conversations.forward import see_views
 from nvila_ros.training.conversations.samples import IMAGE, VIDEO, Medium, Sample, SampleError, Turn
+from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.types import Frame
 from nvila_ros.visual.encode import Seen
 from nvila_ros.visual.viewer import Unwatched, Viewer

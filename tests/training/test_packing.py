@@ -15,11 +15,11 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import TorchEngine, load_model
 from nvila_ros.speaking import embed_prompt
-from nvila_ros.training.batches import IGNORE
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
 from nvila_ros.training.conversations.forward import see_views, told_log_probs
 from nvila_ros.training.conversations.packing import join, pack
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld
+from nvila_ros.training.token_labels import IGNORE
 from tests.golden_cases import GOLDEN
 
 NUM_SAMPLES = 6

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from nvila_ros.training.events import MAX_SMALL, sample_event_scene
-from nvila_ros.training.questions import EVAL_KINDS, eval_case, name_of
+from nvila_ros.training.questions import EVAL_KINDS, ask, eval_case, name_of
 from nvila_ros.training.scale_questions import (
     CLIP_KINDS,
     EVAL_CLIP_FRAMES,
     EVAL_CLIP_S,
     SCALE_KINDS,
     SMALL_KINDS,
-    ask_order,
     eval_scale_case,
     event_turns,
 )
@@ -94,7 +93,7 @@ def test_few_frames_seldom_lie_between_two_events(num_frames: int, low: float, h
 def test_a_scene_without_a_pair_has_no_order() -> None:
     scene = sample_event_scene(scene_rng(0), aspect=1.0, duration_s=EVAL_CLIP_S, has_pair=False)
 
-    assert ask_order(scene_rng(0), scene) is None
+    assert ask(scene_rng(0), scene, "order") is None
 
 
 def test_a_conversation_about_events_asks_the_order_and_each_jump_once() -> None:

@@ -15,17 +15,20 @@ from nvila_ros.prompt.chat import PLACEHOLDER, Media
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import load_model
 from nvila_ros.training import tiny_scale
-from nvila_ros.training.batches import IGNORE, Batches, Mix, encode_chat
+from nvila_ros.training.batches import Batches, Mix
+from nvila_ros.training.chats import encode_chat
 from nvila_ros.training.losses import batch_loss
 from nvila_ros.training.questions import Question
 from nvila_ros.training.recipes import RECIPES, Recipe, Stage
 from nvila_ros.training.save import save_checkpoint
 from nvila_ros.training.tiny import SPEC, new_model, write_tokenizer
 from nvila_ros.training.tiny_scale import widen
+from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.training.train_tiny import train
+from tests.training.test_batches import assert_same
 
 pytestmark = pytest.mark.slow
-MIX = Mix(("dense", "images", "clips"), 7, num_samples=4, num_clips=2, num_turns=3)
+MIX = Mix(kinds=("dense", "images", "clips"), seed_base=7, num_samples=4, num_clips=2, num_turns=3)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +55,7 @@ def recipe_of(*stages: Stage) -> Recipe:
 def test_batch_is_a_function_of_its_step(tokenizer: ChatTokenizer, step: int) -> None:
     first, second, other = (make_batches(tokenizer)[k] for k in (step, step, step + 3))
 
-    for name in first.__slots__:
-        assert np.array_equal(getattr(first, name), getattr(second, name)), name
+    assert_same(first, second)
     assert not np.array_equal(first.tile_BFHWC[:2, :1], other.tile_BFHWC[:2, :1])
 
 
@@ -61,14 +63,15 @@ def test_batch_has_one_placeholder_per_visual_token(tokenizer: ChatTokenizer) ->
     for step in (1, 2):
         batch = make_batches(tokenizer)[step]
         num_samples, num_frames = batch.tile_BFHWC.shape[:2]
-        assert (batch.ids_BL == PLACEHOLDER).sum() == num_samples * num_frames * SPEC.tokens_per_tile
+        assert (batch.told.ids_BL == PLACEHOLDER).sum() == num_samples * num_frames * SPEC.tokens_per_tile
 
 
 def test_loss_counts_answers_and_their_ends_alone(tokenizer: ChatTokenizer) -> None:
     turns = [Question("color", "What color is the star?", "red"), Question("count", "How many objects are there?", "2")]
 
-    ids, labels = encode_chat(tokenizer, Media((4, "\n")), turns)
+    chat = encode_chat(tokenizer, Media((4, "\n")), turns)
 
+    ids, labels = chat.ids, chat.labels
     told = [label for label in labels if label != IGNORE]
     assert told == [*tokenizer.encode("red"), tokenizer.im_end, *tokenizer.encode("2"), tokenizer.im_end]
     assert [ids[i + 1] for i, label in enumerate(labels[:-1]) if label != IGNORE] == told[:-1]
@@ -111,8 +114,8 @@ def test_recipes_are_of_the_checkpoints_they_are_named_after() -> None:
 
 
 def test_stage_without_a_tower_rate_leaves_the_tower_as_it_is(tmp_path: Path) -> None:
-    mix = Mix(("events", "scaled"), 7, num_samples=2, num_clips=2, num_turns=2)
-    stage = Stage("all", mix, 2, 1e-3, 0.0, is_bf16=True)
+    mix = Mix(kinds=("quick", "scaled"), seed_base=7, num_samples=2, num_clips=2, num_turns=2)
+    stage = Stage("all", mix, 2, 1e-3, 0.0)
     train(dataclasses.replace(RECIPES["nvila-tiny-scale"], stages=(stage,)), tmp_path / "out", tmp_path, num_workers=0)
 
     before, after = _weights(share_path("checkpoints", "nvila-tiny")), _weights(tmp_path / "out")
@@ -126,7 +129,7 @@ def vars_of(spec: object) -> dict[str, object]:
 
 
 def test_run_that_was_stopped_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
-    recipe = recipe_of(Stage("all", MIX, 6, 1e-3, 5e-4))
+    recipe = recipe_of(Stage("all", MIX, 6, 1e-3, 5e-4, is_bf16=False))
     train(recipe, tmp_path / "whole", tmp_path / "work-whole", num_workers=0)
 
     stopped = tmp_path / "work-stopped"

@@ -17,8 +17,8 @@ from nvila_ros.models.spec import ModelSpec
 from nvila_ros.preprocess.views import View, clip_length, view_clip, view_image, view_images
 from nvila_ros.prompt.chat import Part, answer_frame, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.training.batches import IGNORE
 from nvila_ros.training.conversations.samples import Medium, Sample, SampleError, read_medium
+from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.visual.encode import arrange
 
 

@@ -17,9 +17,9 @@ from nvila_ros.models.spec import ModelSpec
 from nvila_ros.preprocess.tiles import normalize_tiles
 from nvila_ros.preprocess.views import View
 from nvila_ros.prompt.chat import PLACEHOLDER
-from nvila_ros.training.batches import IGNORE
 from nvila_ros.training.conversations.packing import Row
 from nvila_ros.training.losses import merge_scales
+from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.visual.encode import arrange
 from nvila_ros.visual.pooling import pool_tokens
 
@@ -27,15 +27,15 @@ TILES_AT_ONCE = 32
 """Tiles that the tower is shown together: the features of all are kept, but the work on so many only."""
 
 
-def told_log_probs(model: Nvila, row: Row) -> Tensor:
+def told_log_probs(model: Nvila, row: Row, tiles_at_once: int = TILES_AT_ONCE) -> Tensor:
     """Return the log probability of each learned token of a row, (T,) float32, in order."""
-    hidden_TD = told_hidden(model, row)
+    hidden_TD = told_hidden(model, row, tiles_at_once)
     told_T = torch.from_numpy(row.labels_L[row.labels_L != IGNORE]).to(hidden_TD.device)
     logits_TV = model.llm.head(hidden_TD).float()  # a sum over the vocabulary is too much for bfloat16
     return logits_TV.log_softmax(-1).gather(1, told_T[:, None])[:, 0]
 
 
-def told_hidden(model: Nvila, row: Row) -> Tensor:
+def told_hidden(model: Nvila, row: Row, tiles_at_once: int = TILES_AT_ONCE) -> Tensor:
     """Return the hidden state from which each learned token is told, (T, D)."""
     device = model.llm.model["embed_tokens"].weight.device
     with torch.device(device):
@@ -44,17 +44,17 @@ def told_hidden(model: Nvila, row: Row) -> Tensor:
         )
         embeds_LD = model.llm.embed(ids_L.clamp(min=0))
         if row.views:
-            visual_GD = see_views(model, row.views).to(embeds_LD.dtype)
+            visual_GD = see_views(model, row.views, tiles_at_once).to(embeds_LD.dtype)
             embeds_LD = embeds_LD.masked_scatter((ids_L == PLACEHOLDER)[:, None], visual_GD)
         sees_LL = (owner_L[:, None] == owner_L).tril()
         hidden_LD = model.llm(embeds_LD[None], positions_L=positions_L, sees_LM=sees_LL)[0]
         return hidden_LD[torch.from_numpy(row.labels_L != IGNORE).to(device)]
 
 
-def see_views(model: Nvila, views: Sequence[View]) -> Tensor:
+def see_views(model: Nvila, views: Sequence[View], tiles_at_once: int = TILES_AT_ONCE) -> Tensor:
     """Return the visual tokens of views in prompt order, (G, D)."""
     tiles = [tile for view in views for tile in view.tiles]
-    feat_NPE = torch.cat([_see(model, tiles[i : i + TILES_AT_ONCE]) for i in range(0, len(tiles), TILES_AT_ONCE)])
+    feat_NPE = torch.cat([_see(model, tiles[i : i + tiles_at_once]) for i in range(0, len(tiles), tiles_at_once)])
     by_view = feat_NPE.split([len(view.tiles) for view in views])
     blocks = [_merge(model.spec, view, feat) for view, feat in zip(views, by_view, strict=True)]
     visual_BGD = model.project(torch.cat(blocks)).split([len(block) for block in blocks])

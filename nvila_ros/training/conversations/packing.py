@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.preprocess.views import View
-from nvila_ros.training.batches import IGNORE
 from nvila_ros.training.conversations.encoding import EncodedSample
+from nvila_ros.training.token_labels import IGNORE
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 
 from nvila_ros.errors import FrameError
-from nvila_ros.training.batches import DRAWN_ROWS, draw_moment
+from nvila_ros.training.batches import DRAWN_ROWS
 from nvila_ros.training.conversations.samples import IMAGE, Sample, Turn
+from nvila_ros.training.moments import draw_moment
 from nvila_ros.training.questions import ANSWERS, Question, conversation
 from nvila_ros.training.scenes import Scene, render, scene_rng
 

@@ -13,16 +13,19 @@ from nvila_ros.paths import share_path
 from nvila_ros.preprocess.views import View
 from nvila_ros.prompt.chat import PLACEHOLDER
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.training import scale_batches, tiny
-from nvila_ros.training.batches import IGNORE, MOTION_LABELS, Batch, Mix
+from nvila_ros.training import batches as batches_module
+from nvila_ros.training import tiny
+from nvila_ros.training.batches import Batch, Batches, Mix
 from nvila_ros.training.events import sample_event_scene
 from nvila_ros.training.losses import Heads, batch_loss, merge_scales, see
-from nvila_ros.training.scale_batches import CLIP_GRIDS, ScaleBatches, token_labels
 from nvila_ros.training.scenes import COLORS, Jump, Object, Scene, scene_rng
 from nvila_ros.training.tiny_scale import SPEC, narrow, new_model, widen
+from nvila_ros.training.token_labels import GONE, IGNORE, MOTION_LABELS, token_labels
 from nvila_ros.visual.encode import arrange, merge_features
 
-MIX = Mix(("images", "scaled", "clips", "events"), 7, num_samples=3, num_clips=2, num_turns=3)
+KINDS = ("images", "scaled", "clips", "events", "quick", "dense")
+CLIP_GRIDS = ((4, 1), (8, 2), (16, 4))
+MIX = Mix(kinds=KINDS, seed_base=7, num_samples=3, num_clips=2, num_turns=3, clip_grids=CLIP_GRIDS, small_share=0.5)
 GRIDS = ((1, 1), (2, 2), (3, 4))
 
 
@@ -35,8 +38,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def batches() -> ScaleBatches:
-    return ScaleBatches(MIX, ChatTokenizer.from_folder(share_path("checkpoints", "nvila-tiny", "llm")), SPEC)
+def batches() -> Batches:
+    return Batches(MIX, ChatTokenizer.from_folder(share_path("checkpoints", "nvila-tiny", "llm")), SPEC)
 
 
 @pytest.fixture(scope="module")
@@ -48,35 +51,46 @@ def model() -> Nvila:
     return model
 
 
+def assert_same(first: object, second: object) -> None:
+    for name in first.__slots__:
+        got, want = getattr(first, name), getattr(second, name)
+        if name == "told" and got is not None:
+            assert_same(got, want)
+        else:
+            assert np.array_equal(got, want), name
+
+
 def shown(num_tiles: int, **how: object) -> Batch:
     return Batch(tile_BFHWC=np.zeros((2, num_tiles, 1, 1, 3), np.uint8), **how)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("step", range(len(KINDS)))
 def test_batch_is_a_function_of_its_step_with_a_placeholder_for_each_visual_token(
-    batches: ScaleBatches, model: Nvila, step: int
+    batches: Batches, model: Nvila, step: int
 ) -> None:
     batch, again = batches[step], batches[step]
 
-    for name in batch.__slots__:
-        assert np.array_equal(getattr(batch, name), getattr(again, name)), name
+    assert_same(batch, again)
     feat_NPE = torch.zeros(np.prod(batch.tile_BFHWC.shape[:2]), SPEC.vision.num_patches, SPEC.vision.width)
-    assert len(see(model, feat_NPE, batch)) == (batch.ids_BL == PLACEHOLDER).sum()
+    if batch.told is not None:
+        assert len(see(model, feat_NPE, batch)) == (batch.told.ids_BL == PLACEHOLDER).sum()
 
 
 @pytest.mark.slow
-def test_clips_are_drawn_with_all_frames_and_pools(batches: ScaleBatches, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scale_batches, "_film", lambda scene, times_s, px: np.zeros((len(times_s), 1, 1, 3), np.uint8))
+def test_clips_are_drawn_with_all_frames_and_pools(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        batches_module, "film_tiles", lambda scene, times_s, px: np.zeros((len(times_s), 8, 8, 3), np.uint8)
+    )
 
-    drawn = {(batch.tile_BFHWC.shape[1], batch.pool) for batch in (batches[4 * k + 3] for k in range(100))}
+    drawn = {(batch.tile_BFHWC.shape[1], batch.pool) for batch in (batches[len(KINDS) * k + 4] for k in range(40))}
 
     assert drawn == set(CLIP_GRIDS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", range(4))
-def test_every_batch_gives_a_loss(batches: ScaleBatches, model: Nvila, step: int) -> None:
+@pytest.mark.parametrize("step", range(len(KINDS)))
+def test_every_batch_gives_a_loss(batches: Batches, model: Nvila, step: int) -> None:
     loss, right = batch_loss(model, Heads(SPEC), model.vision, batches[step])
 
     assert torch.isfinite(loss)
@@ -174,6 +188,16 @@ def test_labels_tell_when_what_appears_was_first_seen_and_in_which_order() -> No
     assert labels.rank[:, [top_left, bottom_right]].tolist() == [[0, 1], [0, 1]]
     assert labels.event[:, 6].tolist() == [0, 0]
     assert labels.rank[0, 6] == IGNORE
+
+
+def test_labels_tell_what_is_gone_from_the_group_on_that_never_shows_it() -> None:
+    scene = scene_of(obj("red", 0.13, 0.13, vanishes_s=1.5), obj("blue", 0.87, 0.87))
+
+    labels = token_labels(scene, [float(t) for t in range(6)], 2, 8, 4)
+
+    assert labels.event[:, 0].tolist() == [1, GONE, GONE]
+    assert labels.event[:, 15].tolist() == [1, 1, 1]
+    assert (labels.rank == IGNORE).all()
 
 
 def test_labels_are_silent_on_an_order_that_no_frame_tells() -> None:

@@ -1,0 +1,90 @@
+"""What training draws from the synthetic world: moments, clips and events, and the questions about each."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from nvila_ros.training.events import QUICK_GAPS, QUICK_JUMPS, sample_appearing_scene, sample_event_scene
+from nvila_ros.training.questions import STILL_KINDS, Question, ask, conversation
+from nvila_ros.training.scenes import BACKGROUNDS, Scene, sample_scene
+
+ASPECTS = (1.0, 4 / 3, 16 / 9)
+EVENT_CLIP_S = 4.0
+"""Seconds of a clip of events."""
+TRAIN_BACKGROUNDS = (*BACKGROUNDS, "clouds", "clouds")
+"""What a model shall know beyond the suites' own: real grounds are of many sizes at once."""
+PALETTE_SHARE = 0.3  # of the scenes have things of two colours alone: else two of a colour are rare
+DESCRIBE_SHARE = 0.35  # of the samples are described as well: descriptions are long, and all else is short
+SLOW_GAPS, SLOW_JUMPS = (0.1, 0.4), (0.14, 0.3)
+QUICK_SHARE = 0.5  # of the events are as quick as those of the suite
+
+
+def draw_aspect(rng: np.random.Generator) -> float:
+    """Draw width / height of a camera."""
+    return float(rng.choice(ASPECTS))
+
+
+def draw_moment(rng: np.random.Generator, aspect: float | None = None) -> tuple[Scene, float]:
+    """Draw a scene, of any of `ASPECTS` if none is given, and a time (s) within it."""
+    duration_s = float(rng.uniform(1.0, 4.0))
+    aspect = draw_aspect(rng) if aspect is None else aspect
+    scene = _draw_scene(rng, aspect, duration_s, None)
+    return scene, float(rng.uniform(0, duration_s))
+
+
+def draw_clip(rng: np.random.Generator) -> Scene:
+    """Draw a scene and cut a window of half to all of it, which becomes the scene."""
+    duration_s = float(rng.uniform(1.0, 4.0))
+    is_moving = bool(rng.random() < 0.85)
+    scene = _draw_scene(rng, draw_aspect(rng), duration_s, is_moving)
+    length_s = duration_s * float(rng.uniform(0.5, 1.0))
+    start_s = float(rng.uniform(0, duration_s - length_s))
+    moved = []
+    for obj in scene.objects:
+        x, y = obj.position(start_s)
+        moved.append(dataclasses.replace(obj, x=x, y=y))
+    return dataclasses.replace(scene, objects=tuple(moved), duration_s=length_s)
+
+
+def _draw_scene(rng: np.random.Generator, aspect: float, duration_s: float, is_moving: bool | None) -> Scene:
+    num_colors = 2 if rng.random() < PALETTE_SHARE else None
+    return sample_scene(
+        rng,
+        aspect=aspect,
+        duration_s=duration_s,
+        is_moving=is_moving,
+        num_colors=num_colors,
+        backgrounds=TRAIN_BACKGROUNDS,
+    )
+
+
+def draw_events(rng: np.random.Generator, num_frames: int) -> Scene:
+    """Draw a clip in which things appear and vanish, as slowly as num_frames frames tell."""
+    return sample_appearing_scene(rng, aspect=draw_aspect(rng), duration_s=EVENT_CLIP_S, num_frames=num_frames)
+
+
+def draw_quick_events(rng: np.random.Generator) -> Scene:
+    """Draw a clip in which things appear and jump, half of them as quickly as in the suite of scale."""
+    is_quick = bool(rng.random() < QUICK_SHARE)
+    gaps, jumps = (QUICK_GAPS, QUICK_JUMPS) if is_quick else (SLOW_GAPS, SLOW_JUMPS)
+    return sample_event_scene(rng, aspect=draw_aspect(rng), duration_s=EVENT_CLIP_S, gaps=gaps, jumps=jumps)
+
+
+def draw_turns(rng: np.random.Generator, scene: Scene, t_s: float | None, num_turns: int) -> list[Question]:
+    """Draw num_turns questions about one frame, or of a clip if t_s is None, and of some a description."""
+    if t_s is None:  # motion is what a clip is there for: half of its turns ask about it
+        turns = conversation(rng, scene, num_turns // 2, ("motion",))
+        turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS)
+        turns = [turns[i] for i in rng.permutation(len(turns))]
+    else:
+        turns = conversation(rng, scene, num_turns, STILL_KINDS, t_s=t_s)
+    told = ask(rng, scene, "describe", t_s=t_s)
+    return [*turns, told] if told is not None and rng.random() < DESCRIBE_SHARE else turns
+
+
+def draw_event_turns(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    """Ask what appeared first and what vanished, twice each: little else is to be learned of so many frames."""
+    told = [ask(rng, scene, kind) for kind in ("order", "vanish", "order", "vanish")]
+    return [question for question in told if question is not None]

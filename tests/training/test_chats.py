@@ -1,0 +1,67 @@
+"""Questions side by side are each what a prompt with it alone is, to the model as well."""
+
+import numpy as np
+import pytest
+import torch
+
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.paths import share_path
+from nvila_ros.prompt.chat import PLACEHOLDER, Media, build_prompt
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.training import tiny
+from nvila_ros.training.chats import PADDING, PREFIX, Rows, encode_branches, encode_chat, pad_chats
+from nvila_ros.training.losses import decode_branches
+from nvila_ros.training.questions import Question
+from nvila_ros.training.token_labels import IGNORE
+
+MEDIA = Media((5, "\n", 5, "\n"))
+TURNS = [
+    Question("color", "What color is the star?", "red"),
+    Question("describe", "Describe the scene.", "a red star at the top left."),
+    Question("count", "How many objects are there?", "1"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> ChatTokenizer:
+    return ChatTokenizer.from_folder(share_path("checkpoints", "nvila-tiny", "llm"))
+
+
+def test_a_branch_is_the_prompt_of_its_question_alone(tokenizer: ChatTokenizer) -> None:
+    chat = encode_branches(tokenizer, MEDIA, TURNS)
+
+    owners, ids = np.array(chat.owners), np.array(chat.ids)
+    for owner, turn in enumerate(TURNS, start=1):
+        is_seen = (owners == PREFIX) | (owners == owner)
+        told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        whole = [*build_prompt(tokenizer, [MEDIA, turn.text]), *told]
+        assert ids[is_seen].tolist() == whole[:-1]
+        assert np.array(chat.positions)[is_seen].tolist() == list(range(len(whole) - 1))
+        labels = np.array(chat.labels)[owners == owner]
+        assert labels[labels != IGNORE].tolist() == told
+
+
+def test_the_decoder_reads_a_branch_as_it_reads_the_question_alone(tokenizer: ChatTokenizer) -> None:
+    model = tiny.new_model(0).eval()
+    together = pad_chats([encode_branches(tokenizer, MEDIA, TURNS), encode_branches(tokenizer, MEDIA, TURNS[:1])])
+    visual = torch.randn(10, model.spec.decoder.width)
+
+    hidden_BLD = _read(model, together, visual)
+
+    owners = together.owner_BL[0]
+    for owner, turn in enumerate(TURNS, start=1):
+        alone = _read(model, pad_chats([encode_chat(tokenizer, MEDIA, [turn])]), visual)[0]
+        is_seen = (owners == PREFIX) | (owners == owner)
+        assert torch.allclose(hidden_BLD[0, is_seen], alone, atol=1e-5)
+    first = together.owner_BL[1] != PADDING
+    alone = _read(model, pad_chats([encode_chat(tokenizer, MEDIA, TURNS[:1])]), visual)[0]
+    assert torch.allclose(hidden_BLD[1, first], alone, atol=1e-5)
+
+
+@torch.inference_mode()
+def _read(model: Nvila, rows: Rows, visual: torch.Tensor) -> torch.Tensor:
+    ids_BL = torch.from_numpy(rows.ids_BL)
+    embeds = model.llm.embed(ids_BL.clamp(min=0))
+    embeds = embeds.masked_scatter((ids_BL == PLACEHOLDER)[..., None], visual.repeat(len(ids_BL), 1))
+    with torch.device("cpu"):
+        return decode_branches(model, embeds, rows)[0]
