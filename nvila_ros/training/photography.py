@@ -150,7 +150,8 @@ def _cast_shadow(frame_CHW: np.ndarray, outline: list[np.ndarray], camera: Camer
     soft = cv2.resize(small, cover.shape[::-1]).astype(np.float32)
     soft *= -camera.shadow / 255
     soft += 1
-    frame_CHW[(slice(None), *box.slices)] *= soft
+    rows, columns = box.slices
+    frame_CHW[:, rows, columns] *= soft
 
 
 def _paint(
