@@ -39,8 +39,7 @@ from nvila_ros.pipeline import load_perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import load_model
 from nvila_ros.tools.evaluate import as_dict, score
-from nvila_ros.tools.options import positive, print_json, wide_console
-from nvila_ros.tools.prune import share
+from nvila_ros.tools.options import positive, print_json, share, wide_console
 from nvila_ros.training.conversations.encoding import encode_sample
 from nvila_ros.training.conversations.forward import told_hidden, told_log_probs
 from nvila_ros.training.conversations.packing import join, pack
@@ -49,8 +48,9 @@ from nvila_ros.training.conversations.samples import Sample
 from nvila_ros.training.conversations.stream import Conversations, Tally
 from nvila_ros.training.pruning import Scorer
 from nvila_ros.training.save import save_checkpoint
-from nvila_ros.training.score_files import ScoreFolder, staged
+from nvila_ros.training.score_files import ScoreFolder
 from nvila_ros.training.score_run import Job, choose, gather, score_blocks
+from nvila_ros.training.staging import staged
 from nvila_ros.training.tiny import new_model
 
 LARGE = "nvila-tiny"

@@ -21,8 +21,8 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.tools.options import positive, print_json, share, wide_console
 from nvila_ros.tools.picture import save_picture
 from nvila_ros.tools.prune_report import as_dict, draw_histograms, example_table, group_table
+from nvila_ros.tools.records import open_sources
 from nvila_ros.training.conversations.files import RecordFile
-from nvila_ros.training.conversations.samples import DataError
 from nvila_ros.training.pruning import SCORES, Scorer, check_tokenizers
 from nvila_ros.training.ranks import Ranks, joined, local_device
 from nvila_ros.training.score_files import ScoreFolder
@@ -30,7 +30,6 @@ from nvila_ros.training.score_run import Job, choose, gather, score_blocks, writ
 from nvila_ros.training.staging import staged
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SUFFIXES = (".json", ".jsonl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,31 +80,6 @@ def run(args: argparse.Namespace) -> int:
         if ranks.is_first:
             _finish(args, job, folder)
     return 0
-
-
-def open_sources(paths: list[Path], media: Path | None, field: str) -> tuple[RecordFile, ...]:
-    """Return the files of conversations, folders opened up.
-
-    Raises:
-        DataError: one is missing or empty, or two have one name.
-    """
-    files = [file for path in paths for file in ([path] if not path.is_dir() else _conversations_in(path))]
-    sources = tuple(RecordFile(file, media or file.parent, field) for file in files)
-    for source in sources:
-        if not len(source):
-            raise DataError(f"{source.path} holds no sample, and a sub-dataset must not be empty; leave it out")
-    names = [source.name for source in sources]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"files must have names of their own, since the kept samples do; got {twice} more than once")
-    return sources
-
-
-def _conversations_in(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    if not files:
-        raise DataError(f"{folder} holds no conversations; looked for {list(SUFFIXES)}")
-    return files
 
 
 def _prepare(args: argparse.Namespace, sources: tuple[RecordFile, ...]) -> Job:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from pyarrow import parquet
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.training.conversations.samples import DataError
+from nvila_ros.training.staging import staged
 
 RUN_FILE = "run.json"
 _SCHEMA = pa.schema(
@@ -60,27 +59,6 @@ class Entry:
     log_small: float = 0.0
     num_tokens: int = 0
     fault: str = ""
-
-
-@contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """Give a file to write to, which takes its place at the end; what fails leaves nothing behind.
-
-    Raises:
-        ConfigError: it cannot be written, such as where the disk is full.
-    """
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written: {error.strerror or error}; make room, then run again: what was finished is kept"
-        ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 class ScoreFolder:

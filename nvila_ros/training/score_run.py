@@ -14,7 +14,8 @@ from nvila_ros.training.conversations.files import Source
 from nvila_ros.training.conversations.samples import DataError, SampleError
 from nvila_ros.training.conversations.stream import Conversations
 from nvila_ros.training.pruning import Scorer, content_key, delta_loss, score_samples, select_top
-from nvila_ros.training.score_files import Entry, ScoreFolder, staged
+from nvila_ros.training.score_files import Entry, ScoreFolder
+from nvila_ros.training.staging import staged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
