@@ -76,6 +76,7 @@ EXTRAS_REQUIRE = {
         "jsonschema>=4.18",  # judges constrained answers
         "mcap-ros2-support>=0.5",  # writes bags that video.bags must read
         "openvino>=2026.1",  # its engine is held against torch
+        "peft>=0.18",  # training.finetuning.adapters
         "pyarrow>=17",  # training.score_files
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
         "pytest-timeout>=2.3",
@@ -102,8 +103,11 @@ EXTRAS_REQUIRE = {
     ],
     "lint": ["codespell>=2.3", "import-linter>=2.1", "mypy>=1.13", "ruff>=0.9", "types-PyYAML"],
 }
-# training.score_files: scores of samples; 170 MB unpacked, needs nothing.
-EXTRAS_REQUIRE["train"] = [*EXTRAS_REQUIRE["torch"], "pyarrow>=17"]
+EXTRAS_REQUIRE["train"] = [
+    *EXTRAS_REQUIRE["torch"],
+    "peft>=0.18",  # training.finetuning.adapters: LoRA; brings transformers and accelerate
+    "pyarrow>=17",  # training.score_files: scores of samples; 170 MB unpacked, needs nothing
+]
 
 
 class InterfacesDistribution(Distribution):

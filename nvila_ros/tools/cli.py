@@ -31,11 +31,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "import-tinychat": ("import_tinychat", "make a build of AWQ weights that TinyChat packed"),
     "export": ("export", "write a checkpoint's parts as ONNX files"),
     "prune": ("prune", "keep the samples of a data set that are worth learning from"),
+    "finetune": ("finetune", "let a checkpoint learn from conversations"),
     "train-tiny": ("train", "train nvila-tiny from nothing, or nvila-tiny-scale from it"),
 }
 """Module and help line of each verb."""
 _EXTRA_BY_MODULE = {
     "torch": "torch",
+    "peft": "train",
     "pyarrow": "train",
     "rosbags": "bags",
     "rclpy": "ros",

@@ -1,0 +1,77 @@
+"""A frozen linear map in four bits, read back to its inputs' precision whenever it is needed: QLoRA's base.
+
+The values are those of `Int4Weight`, so that what is tuned over is what the four-bit engines compute.
+
+Shapes: K inputs, N outputs, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nvila_ros.models.quantized import pack_nibbles
+from nvila_ros.quantization.int4 import quantize_int4
+
+
+class Int4Linear(nn.Module):
+    """y = x W + b with W of four bits, two to a byte; gradients pass to x alone.
+
+    Args:
+        linear: what it stands for; its bias is kept as it is.
+        group_size: must divide the inputs.
+
+    Raises:
+        ConfigError: it does not.
+    """
+
+    def __init__(self, linear: nn.Linear, group_size: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = quantize_int4(linear.weight.detach().float().T.numpy(), group_size)
+        # Parameters, though none learns, so that ranks which share a model share these too. peft looks for four-bit
+        # weights under this name.
+        self.qweight = _frozen(torch.from_numpy(pack_nibbles(weight.values_KN)))
+        # Scales are whole in half precision, so nothing is lost.
+        self.scale_GN = _frozen(torch.from_numpy(weight.scale_GN).half())
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., N), in autocast's precision where that is on."""
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        y = _Product.apply(x.to(dtype), self)
+        return y if self.bias is None else y + self.bias.to(dtype)
+
+    def extra_repr(self) -> str:
+        """Return what printing a model shows of it."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def dequantize(packed: Tensor, scale_GN: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return W, (K, N), of two values to a byte, (K, N / 2) uint8."""
+    # Shifted up and back down as signed bytes, a nibble keeps its sign.
+    low, high = (packed << 4).view(torch.int8) >> 4, packed.view(torch.int8) >> 4
+    values_KN = torch.stack([low, high], dim=-1).flatten(1).to(dtype)
+    return (values_KN.unflatten(0, (len(scale_GN), -1)) * scale_GN.to(dtype)[:, None]).flatten(0, 1)
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+class _Product(torch.autograd.Function):
+    """x W; autograd's own would keep W in full for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: Int4Linear) -> Tensor:
+        ctx.linear = linear
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ dequantize(linear.qweight, linear.scale_GN, x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        linear = ctx.linear
+        return grad @ dequantize(linear.qweight, linear.scale_GN, grad.dtype).T, None

@@ -1,0 +1,223 @@
+"""The steps of a fine-tuning run.
+
+A step's loss is the mean over the told tokens of all its samples, whichever rank and row they are in: sums travel,
+never means of means. So a run with more ranks, or with shorter rows, takes the same steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from nvila_ros.errors import ConfigError
+from nvila_ros.models.checkpoint import Checkpoint
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.training.conversations.encoding import encode_sample
+from nvila_ros.training.conversations.files import Source
+from nvila_ros.training.conversations.samples import REASONS, SampleError
+from nvila_ros.training.conversations.stream import Tally
+from nvila_ros.training.finetuning.learner import exchanged, in_precision, share_out
+from nvila_ros.training.finetuning.settings import Settings
+from nvila_ros.training.finetuning.state import LOSS_FILE, STATE_FILE, LossLog, load_state, save_state
+from nvila_ros.training.finetuning.step_batches import StepBatch, StepBatches, blank_row
+from nvila_ros.training.finetuning.tuning import new_optimizer, prepare
+from nvila_ros.training.optimization import parameter_groups, rate_share, set_rates
+from nvila_ros.training.ranks import Ranks
+
+OnStep = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Samples to learn from and, to judge by, others that are never learned from.
+
+    Attributes:
+        sources: at least one sample in all.
+        held_out: none where nothing is judged.
+    """
+
+    sources: Sequence[Source]
+    held_out: Sequence[Source] = ()
+
+
+class Run:
+    """A checkpoint on its way.
+
+    Args:
+        checkpoint: what is tuned.
+        data: what from.
+        settings: how.
+        folder: keeps the state and the losses.
+        ranks: this process among those of the run.
+        device: this rank's.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        data: Data,
+        settings: Settings,
+        folder: Path,
+        *,
+        ranks: Ranks | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.settings, self.folder = settings, folder
+        self.ranks, self.device = ranks or Ranks(), device or torch.device("cpu")
+        tokenizer = ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
+        self._encode = lambda sample: encode_sample(checkpoint.spec, tokenizer, sample)
+        self._data = data
+        self._batches = self._deal(data.sources, settings.seed)
+        self.num_steps = settings.num_steps or settings.epochs * self._batches.steps_per_epoch
+        self.model: Nvila = load_model(checkpoint)
+        prepare(self.model, settings)
+        self.model.to(self.device)
+        self.learner = share_out(self.model, settings, self.ranks, self.device)
+        groups = parameter_groups(self.model.named_parameters(), settings.lr_by_part, settings.weight_decay)
+        self.optimizer = new_optimizer(groups, settings, self.device)
+        self.tally = Tally(is_strict=settings.is_strict)
+        self.done, left_out = load_state(self.state_path, self.model, self.optimizer)
+        if self.ranks.is_first:  # saved are the counts of all ranks
+            self.tally.counts.update(left_out)
+        self._saved = self.done
+
+    @property
+    def state_path(self) -> Path:
+        """The file to go on from."""
+        return self.folder / STATE_FILE
+
+    def train(self, on_step: OnStep = lambda entry: None) -> None:
+        """Take the steps that are left.
+
+        Args:
+            on_step: called with each step's entry in the log, by the rank that writes it.
+
+        Raises:
+            ConfigError: a loss is no number, or a file cannot be written.
+            SampleError: a sample cannot be read, and the settings are strict.
+        """
+        log = LossLog(self.folder / LOSS_FILE, self.done) if self.ranks.is_first else None
+        steps = range(self.done, self.num_steps)
+        for step, batch in zip(steps, self._read(self._batches, steps), strict=True):
+            started_s = time.monotonic()
+            entry = self._step(step, batch) | {"s": round(time.monotonic() - started_s, 4)}
+            self.done = step + 1
+            if log:
+                log.add(entry)
+                on_step(entry)
+            if self.done % self.settings.save_every == 0 or self.done == self.num_steps:
+                self.save()
+
+    def save(self) -> None:
+        """Save the state.
+
+        Raises:
+            ConfigError: it cannot be written; the one before is still there.
+        """
+        tally, writes = self.left_out(), self.ranks.is_first
+        save_state(self.state_path, self.done, self.model, self.optimizer, tally=tally, writes=writes)
+        self._saved = self.done
+        self.ranks.wait()
+
+    def left_out(self) -> dict[str, int]:
+        """Return how many samples all ranks left out since the beginning, by reason; every rank must ask."""
+        counts = self.ranks.sum(*(self.tally.counts[reason] for reason in REASONS))
+        return {reason: int(count) for reason, count in zip(REASONS, counts, strict=True) if count}
+
+    def held_out_loss(self) -> float:
+        """Return the mean loss over the told tokens of the held-out samples, without gradients.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        batches = self._deal(self._data.held_out, None)
+        self.model.eval()
+        total, count, tally = 0.0, 0.0, Tally(is_strict=self.settings.is_strict)
+        for batch in self._read(batches, range(batches.steps_per_epoch)):
+            _count(tally, batch)
+            with torch.no_grad():
+                loss, (num_told,) = self._forward(batch, learns=False)
+            total, count = total + loss, count + num_told
+        self.model.train()
+        if not count:
+            raise ConfigError("held-out samples must tell at least one token, got none; see which are left out")
+        return total / count
+
+    def _step(self, step: int, batch: StepBatch) -> dict[str, Any]:
+        """Take one step; returns its entry in the log."""
+        _count(self.tally, batch)
+        share = rate_share(step, self.num_steps, self.settings.warmup)
+        set_rates(self.optimizer, share)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            # What is dropped at a step depends on nothing before it, so a run that goes on drops the same.
+            torch.manual_seed(hash((self.settings.seed, step, self.ranks.rank)) & (2**63 - 1))
+            total, (num_told,) = self._forward(batch, learns=True)
+        entry = {"step": step + 1, "loss": None, "norm": None, "tokens": int(num_told), "lr": self.settings.lr * share}
+        if not num_told:  # all samples of the step were left out
+            return entry
+        loss = total / num_told
+        learned = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(learned, self.settings.clip)
+        norm_value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        self._check(step, loss, norm_value)
+        self.optimizer.step()
+        return entry | {"loss": loss, "norm": norm_value}
+
+    def _forward(self, batch: StepBatch, *, learns: bool) -> tuple[float, tuple[float, ...]]:
+        """Run a step's rows, with gradients of the mean over all ranks; returns the sum of all losses and the count."""
+        (num_told,) = self.ranks.sum(batch.num_told)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        if num_told:
+            num_rows = self.ranks.most(len(batch.rows))
+            for i in range(num_rows):
+                is_mine = i < len(batch.rows)
+                row = batch.rows[i] if is_mine else blank_row()
+                with exchanged(self.learner, is_last=i + 1 == num_rows) if learns else nullcontext():
+                    with in_precision(self.settings, self.device):
+                        loss: Tensor = self.learner(row) * float(is_mine)
+                    if learns:
+                        # Wrappers average over the ranks; what is wanted is a sum.
+                        (loss * (self.ranks.world_size / num_told)).backward()
+                total += loss.detach()
+        return self.ranks.sum(float(total))[0], (num_told,)
+
+    def _check(self, step: int, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        name, value = ("loss", loss) if not math.isfinite(loss) else ("norm of the gradients", norm)
+        kept = f"the state of step {self._saved} is kept" if self._saved else "nothing was saved yet"
+        raise ConfigError(
+            f"the {name} is {value} at step {step + 1}; {kept}: run again with a lower rate than {self.settings.lr:g}, "
+            "or look for what is wrong with the samples of this step"
+        )
+
+    def _deal(self, sources: Sequence[Source], seed: int | None) -> StepBatches:
+        return StepBatches(
+            sources,
+            self._encode,
+            batch=self.settings.batch,
+            row_tokens=self.settings.row_tokens,
+            seed=seed,
+            ranks=self.ranks,
+        )
+
+    def _read(self, batches: StepBatches, steps: range) -> DataLoader:
+        return DataLoader(batches, batch_size=None, sampler=steps, num_workers=self.settings.num_workers)
+
+
+def _count(tally: Tally, batch: StepBatch) -> None:
+    for reason, text in batch.faults:
+        tally.add(SampleError(reason, *text.split(": ", 1)))

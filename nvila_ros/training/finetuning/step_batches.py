@@ -1,0 +1,97 @@
+"""The samples of a step: a function of seed and step alone, dealt to any number of ranks.
+
+So a run can stop after any step and go on as if it had not, with more ranks or fewer. A step is a number of samples,
+not of rows: which samples it holds must not depend on who packs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from nvila_ros.training.conversations.encoding import EncodedSample
+from nvila_ros.training.conversations.files import Source
+from nvila_ros.training.conversations.packing import Row, join, pack
+from nvila_ros.training.conversations.samples import SampleError
+from nvila_ros.training.conversations.stream import Conversations, Encode
+from nvila_ros.training.ranks import Ranks
+from nvila_ros.training.token_labels import IGNORE
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """What one rank reads in a step.
+
+    Attributes:
+        rows: packed samples; none where there are fewer samples than ranks.
+        faults: reason and text of each sample that could not be read. Not raised here: an error of a reading process
+            would reach the run as another.
+    """
+
+    rows: tuple[Row, ...]
+    faults: tuple[tuple[str, str], ...]
+
+    @property
+    def num_told(self) -> int:
+        """Tokens that are learned."""
+        return sum(int((row.labels_L != IGNORE).sum()) for row in self.rows)
+
+
+class StepBatches(Dataset):
+    """Item k is a rank's part of the batch of step k.
+
+    Args:
+        sources: of the samples, at least one in all.
+        encode: makes ids of a sample.
+        batch: samples of a step, over all ranks; an epoch's last step holds what is left.
+        row_tokens: most tokens of a row, but of one that a longer sample has to itself.
+        seed: of the shuffle; None leaves the order.
+        ranks: this one and how many there are.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        encode: Encode,
+        *,
+        batch: int,
+        row_tokens: int,
+        seed: int | None,
+        ranks: Ranks,
+    ) -> None:
+        self._sources, self._encode, self._seed, self._ranks = tuple(sources), encode, seed, ranks
+        self._batch, self._row_tokens = batch, row_tokens
+        self._order = lru_cache(maxsize=1)(self._shuffle)
+        self._num_samples = len(self._order(0))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every sample is read once."""
+        return -(-self._num_samples // self._batch)
+
+    def __getitem__(self, step: int) -> StepBatch:
+        """Return this rank's part of a step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        first, end = place * self._batch, min((place + 1) * self._batch, self._num_samples)
+        samples: list[tuple[int, EncodedSample]] = []
+        faults: list[tuple[str, str]] = []
+        for position in range(first + self._ranks.rank, end, self._ranks.world_size):
+            try:
+                samples.append((position, self._encode(self._order(epoch).read(position))))
+            except SampleError as error:
+                faults.append((error.reason, str(error)))
+        rows = [join([sample for _, sample in group]) for group in pack(samples, self._row_tokens)]
+        return StepBatch(tuple(rows), tuple(faults))
+
+    def _shuffle(self, epoch: int) -> Conversations:
+        return Conversations(self._sources, seed=self._seed, epoch=epoch)
+
+
+def blank_row() -> Row:
+    """Return a row of one token, for a rank that has fewer rows than others; nothing is learned from it."""
+    zero_L = np.zeros(1, np.int64)
+    return Row(ids_L=zero_L, labels_L=zero_L, positions_L=zero_L, owner_L=zero_L, views=())
