@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.models.qwen2 import Decoder, Mlp
+from nvila_ros.models.qwen2 import Decoder, Layer, Mlp, rotary_tables
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.training.fp8 import convert_linears, linear
 from nvila_ros.training.fp8.formats import E4M3, E5M2, quantize
@@ -291,6 +291,30 @@ class Checkpointed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.utils.checkpoint.checkpoint(self.module, x, use_reentrant=False)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does it
+def test_compiler_takes_a_whole_layer_and_changes_no_bit() -> None:
+    layer = Layer(SPEC, 0).bfloat16()
+    convert_linears(layer)
+    tables = rotary_tables(SPEC, torch.arange(32))
+    x = torch.randn(1, 32, SPEC.width, dtype=torch.bfloat16)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+
+    got, want = (gradients(WithTables(each, layer, tables), x) for each in (compiled, layer))
+
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+
+
+class WithTables(nn.Module):
+    def __init__(self, call: Any, layer: nn.Module, tables: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.layer, self.call, self.tables = layer, [call], tables
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call[0](x, *self.tables, None)
 
 
 def test_training_in_fp8_follows_training_in_float32(decoder: Decoder) -> None:

@@ -1,0 +1,312 @@
+"""Training in FP8 against training in bf16: losses, bytes, and on a GPU the speed of what NVILA's decoders are made of.
+
+The projector and the decoder of nvila-tiny learn from nothing to answer questions about the synthetic world, over the
+tower of the checkpoint, which stays as it is. Both precisions read the same rows in the same order from the same
+weights, compute in bf16 on float32 masters, and differ in this alone: `fp8` converts the decoder's maps, norms and
+gates, and steps with `Fp8AdamW`. A seed is an initialization and an order.
+
+Every run is kept in the work folder: run again to go on. Prints a table, draws the losses and, last, one JSON line.
+
+    .venv/bin/python -m benchmarks.fp8 --work DIR
+    .venv/bin/python -m benchmarks.fp8 --work DIR --device cuda --speed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.fp8_speed import measure_speed
+from nvila_ros.errors import ConfigError
+from nvila_ros.loading import find_checkpoint
+from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.tools.options import positive, print_json, whole, wide_console
+from nvila_ros.tools.picture import save_picture
+from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
+from nvila_ros.training.conversations.forward import told_log_probs
+from nvila_ros.training.conversations.packing import Row, join, pack
+from nvila_ros.training.conversations.planted import Plan, PlantedWorld
+from nvila_ros.training.fp8 import Fp8AdamW, convert_linears
+from nvila_ros.training.score_files import staged
+from nvila_ros.training.tiny import SPEC, new_model
+
+CHECKPOINT = "nvila-tiny"
+PRECISIONS = ("bf16", "fp8")
+KINDS = ("color", "shape", "count", "exist", "where")
+PEAK_LR, NUM_HELD_OUT_ROWS = 1e-3, 12
+TRAIN_SEED, HELD_OUT_SEED = 900, 901
+TOKENS_PER_SAMPLE = 90  # less than any draw gives on average, so that there are rows enough
+SETTINGS = ("device", "steps", "row_tokens")
+
+
+class Encoded(Dataset):
+    """Samples of a planted world, drawn and encoded."""
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        self.world = PlantedWorld(
+            Plan(num_samples=num_samples, seed=seed, shares=(1, 0, 0), easy_kinds=KINDS, num_turns=5)
+        )
+        self.tokenizer = ChatTokenizer.from_folder(open_checkpoint(find_checkpoint(CHECKPOINT)).tokenizer_folder)
+
+    def __len__(self) -> int:
+        return len(self.world)
+
+    def __getitem__(self, index: int) -> tuple[int, EncodedSample]:
+        return index, encode_sample(SPEC, self.tokenizer, self.world.read(index))
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit code."""
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    told: dict[str, Any] = {"benchmark": "fp8", "device": device_name(args.device), "torch": torch.__version__}
+    if args.seeds:
+        note_settings(args)
+        results = run_all(args)
+        told |= {"steps": args.steps, "row_tokens": args.row_tokens, **summarize(results)}
+        wide_console().print(as_table(told))
+        if args.picture:
+            save_picture(args.picture, draw_losses(results))
+    if args.speed:
+        told["speed"] = measure_speed(use_compiler=args.compile)
+    print_json(told)
+    return 0
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="keeps all runs: run again to go on")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seeds", type=whole, default=3, metavar="N", help="0 trains nothing (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=200, metavar="N", help="default: %(default)s")
+    parser.add_argument("--row-tokens", type=positive, default=2048, metavar="N", help="of a step (default: 2048)")
+    parser.add_argument("--workers", type=whole, default=0, metavar="N", help="processes that draw (default: none)")
+    parser.add_argument("--threads", type=positive, default=2, metavar="N", help="default: %(default)s")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="where to draw the losses")
+    parser.add_argument("--speed", action="store_true", help="time layers of NVILA's sizes; needs a GPU")
+    parser.add_argument("--compile", action="store_true", help="with --speed: also what torch.compile makes of them")
+    args = parser.parse_args()
+    if args.speed and args.device != "cuda":
+        parser.error("--speed measures a GPU: add --device cuda")
+    return args
+
+
+def device_name(device: str) -> str:
+    """Return the name of the GPU, or `cpu`."""
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
+def note_settings(args: argparse.Namespace) -> None:
+    """Note the settings in the work folder, or see that they are those of the runs there.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    path, mine = args.work / "settings.json", {name: getattr(args, name) for name in SETTINGS}
+    args.work.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and json.loads(path.read_text()) != mine:
+        raise ConfigError(f"{args.work} holds runs with other settings, {path.read_text()}; choose another --work")
+    with staged(path) as part:
+        part.write_text(json.dumps(mine))
+
+
+def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the results of all runs; those that an earlier call finished are read."""
+    rows: list[Row] = []
+    held_out: list[Row] = []
+    results = []
+    for seed in range(args.seeds):
+        for precision in PRECISIONS:
+            path = args.work / f"{precision}-{seed}.json"
+            if not path.is_file():
+                rows = rows or draw_rows(TRAIN_SEED, args.steps, args)
+                held_out = held_out or draw_rows(HELD_OUT_SEED, NUM_HELD_OUT_ROWS, args)
+                result = run_one(precision, seed, rows, held_out, torch.device(args.device))
+                with staged(path) as part:
+                    part.write_text(json.dumps(result))
+            results.append(json.loads(path.read_text()))
+    return results
+
+
+def draw_rows(seed: int, num_rows: int, args: argparse.Namespace) -> list[Row]:
+    """Return rows of whole samples."""
+    samples = Encoded(num_rows * args.row_tokens // TOKENS_PER_SAMPLE + 64, seed)
+    loader = DataLoader(samples, batch_size=None, num_workers=args.workers)
+    rows = []
+    for group in pack(loader, args.row_tokens):
+        rows.append(join([sample for _, sample in group]))
+        if len(rows) == num_rows:
+            return rows
+    raise AssertionError(f"{len(samples)} samples fill {len(rows)} of {num_rows} rows")
+
+
+def run_one(precision: str, seed: int, rows: list[Row], held_out: list[Row], device: torch.device) -> dict[str, Any]:
+    """Train once and return the losses and the bytes."""
+    run = Run(precision, seed, device)
+    order, started_s, losses = np.random.default_rng(seed).permutation(len(rows)), time.monotonic(), []
+    for step, index in enumerate(order.tolist()):
+        losses.append(run.step(rows[index], step / len(rows)))
+        if (step + 1) % 50 == 0:
+            recent = statistics.fmean(each.item() for each in losses[-50:])
+            print(f"{precision}-{seed} {step + 1}/{len(rows)} loss {recent:.4f}", flush=True)
+    spent_s = time.monotonic() - started_s
+    return {
+        "precision": precision,
+        "seed": seed,
+        "losses": [each.item() for each in losses],
+        "held_out": run.evaluate(held_out),
+        "state_bytes": state_bytes(run.optimizer),
+        "saved_bytes": saved_bytes(run.model, rows[0]),
+        "num_weights": sum(master.numel() for master in run.masters),
+        "num_tokens": len(rows[0].ids_L),
+        "step_ms": 1e3 * spent_s / len(rows),
+    }
+
+
+class Run:
+    """A model in bf16, the float32 masters of what it learns, and what steps on them."""
+
+    def __init__(self, precision: str, seed: int, device: torch.device) -> None:
+        model = new_model(seed).requires_grad_()
+        tower = load_model(open_checkpoint(find_checkpoint(CHECKPOINT))).vision_tower
+        model.vision_tower.load_state_dict(tower.state_dict())
+        model.vision_tower.requires_grad_(False)
+        self.model: Nvila = model.to(device).train()
+        learned = [*model.mm_projector.parameters(), *model.llm.parameters()]
+        self.masters = [parameter.detach().clone() for parameter in learned]
+        self.model.bfloat16()
+        self.copies = [*model.mm_projector.parameters(), *model.llm.parameters()]
+        settings = {"lr": PEAK_LR, "betas": (0.9, 0.98), "weight_decay": 0.01}
+        if precision == "fp8":
+            convert_linears(self.model.llm)
+            self.optimizer: torch.optim.Optimizer = Fp8AdamW(self.masters, **settings)
+        else:
+            self.optimizer = torch.optim.AdamW(self.masters, **settings)
+
+    def step(self, row: Row, done: float) -> Tensor:
+        """Learn a row; `done` is the share of the run. Returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = PEAK_LR * min(1.0, (done + 0.002) / 0.05) * (0.51 + 0.49 * math.cos(math.pi * done))
+        loss = -told_log_probs(self.model, row).mean()
+        loss.backward()
+        for master, copy in zip(self.masters, self.copies, strict=True):
+            assert copy.grad is not None
+            master.grad, copy.grad = copy.grad.float(), None
+        nn.utils.clip_grad_norm_(self.masters, 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(self.copies, self.masters)
+        return loss.detach()
+
+    @torch.no_grad()
+    def evaluate(self, rows: list[Row]) -> float:
+        """Return the mean loss of a learned token."""
+        logs = torch.cat([told_log_probs(self.model, row) for row in rows])
+        return -logs.mean().item()
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Return the bytes of the optimizer's states, without its counts of steps."""
+    tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor.dim())
+
+
+def saved_bytes(model: Nvila, row: Row) -> int:
+    """Return the bytes that autograd keeps of one row for its backward pass, without the weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack_tensor(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # held, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack_tensor, lambda tensor: tensor):
+        told_log_probs(model, row).mean()
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in weights)
+
+
+def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return means and spreads (standard deviation) by precision, and how far fp8 is from bf16 at the same seed."""
+    told: dict[str, Any] = {}
+    for precision in PRECISIONS:
+        mine = [each for each in results if each["precision"] == precision]
+        told[precision] = {
+            name: statistics.fmean(each[name] for each in mine)
+            for name in ("held_out", "state_bytes", "saved_bytes", "step_ms")
+        }
+        told[precision]["last_losses"] = statistics.fmean(last_loss(each) for each in mine)
+        told[precision]["spread"] = statistics.stdev(each["held_out"] for each in mine) if len(mine) > 1 else 0.0
+    for name in ("num_weights", "num_tokens"):
+        told[name] = results[0][name]
+    pairs = zip(results[::2], results[1::2], strict=True)  # bf16 and fp8 of each seed
+    told["differences"] = [fp8["held_out"] - bf16["held_out"] for bf16, fp8 in pairs]
+    return told
+
+
+def last_loss(result: dict[str, Any]) -> float:
+    """Return the mean training loss of the last tenth of the steps."""
+    return statistics.fmean(result["losses"][-max(1, len(result["losses"]) // 10) :])
+
+
+def as_table(told: dict[str, Any]) -> Table:
+    """Return a row for each precision."""
+    table = Table("precision", "held-out loss", "last losses", "state B/weight", "kept B/token", "ms/step")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for precision in PRECISIONS:
+        row = told[precision]
+        table.add_row(
+            precision,
+            f"{row['held_out']:.4f} +- {row['spread']:.4f}",
+            f"{row['last_losses']:.4f}",
+            f"{row['state_bytes'] / told['num_weights']:.3f}",
+            f"{row['saved_bytes'] / told['num_tokens']:.0f}",
+            f"{row['step_ms']:.1f}",
+        )
+    table.caption = "fp8 - bf16 by seed: " + ", ".join(f"{each:+.4f}" for each in told["differences"])
+    return table
+
+
+def draw_losses(results: list[dict[str, Any]]) -> np.ndarray:
+    """Draw the training losses of all runs over the steps, logarithmic, (400, 900, 3) uint8 RGB."""
+    paper, ink, colors = (22, 24, 28), (150, 156, 166), {"bf16": (110, 168, 254), "fp8": (118, 222, 148)}
+    image = np.full((400, 900, 3), paper, np.uint8)
+    curves = [np.log(smooth(np.array(each["losses"]))) for each in results]
+    low, high = min(curve.min() for curve in curves), max(curve.max() for curve in curves)
+    for result, curve in zip(results, curves, strict=True):
+        x = np.linspace(60, 880, len(curve))
+        y = 370 - (curve - low) / (high - low) * 340
+        points = np.stack([x, y], axis=1).round().astype(np.int32)
+        cv2.polylines(image, [points], False, colors[result["precision"]], 1, cv2.LINE_AA)
+    font = cv2.FONT_HERSHEY_DUPLEX
+    for value, y in ((high, 34), (low, 374)):
+        cv2.putText(image, f"{math.exp(value):.2f}", (6, y), font, 0.45, ink, 1, cv2.LINE_AA)
+    for i, (name, color) in enumerate(colors.items()):
+        cv2.putText(image, name, (800, 40 + 24 * i), font, 0.6, color, 1, cv2.LINE_AA)
+    return image
+
+
+def smooth(losses: np.ndarray) -> np.ndarray:
+    """Return means over up to 10 steps."""
+    width = min(10, len(losses))
+    return np.convolve(losses, np.full(width, 1 / width), mode="valid")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
