@@ -1,9 +1,10 @@
-"""The decoder as an ONNX graph, in two forms that differ in how keys and values are kept.
+"""The decoder as an ONNX graph, in three forms that differ in how keys and values are kept.
 
 - append: takes the past keys and values token-major and gives only the new ones, so a runtime that binds `new` right
   behind `past` in one buffer appends without a copy. Query heads are folded into rows of their kv head.
 - in place: takes a cache of fixed size and where to write in it, and gives the same cache; a runtime binds both to one
   address. Attention, norms and rotation are ONNX's own operators, which TensorRT maps onto its kernels.
+- overlap: for ONNX Runtime alone, see `overlap.py`.
 
 Rotary angles and the mask are inputs: the graph holds no length. Rows of activations stay two-dimensional up to the
 attention itself, since TensorRT leaves a four-bit weight outside its GEMM where the input has three dimensions.
@@ -15,6 +16,7 @@ D decoder width, A query heads, K kv heads, Q = A / K, S head size, V vocabulary
 from __future__ import annotations
 
 from nvila_ros.export.graph import ORT, GraphForm, GraphPen, Weights
+from nvila_ros.export.overlap import draw_overlap
 from nvila_ros.models.spec import DecoderSpec
 
 NUM_TOP = 64
@@ -27,10 +29,16 @@ def draw_decoder(spec: DecoderSpec, weights: Weights, form: GraphForm = ORT) -> 
     Inputs beside: `rows` (R,) int64, which of the L tokens logits are wanted of. Append has `cos` and `sin` (L, S), an
     additive `mask` (L, M), and `past_k_0`... (T, K, S), and gives `new_k_0`... (L, K, S). In place has `cos` and `sin`
     (1, L, S/2), `mask` (L, M) bool that is true where a token may look, `start` (1,) int64 that is T, and `past_k_0`...
-    (1, K, M, S), and gives `present_k_0`... alike; `start` + L must not exceed M, which no runtime checks. In float16
-    there are also `top_logits` float32 and `top_ids` int64, (R, 64) or (R, V), best first.
+    (1, K, M, S), and gives `present_k_0`... alike; `start` + L must not exceed M, which no runtime checks. Overlap has
+    `embeds` (1, L, D) and what `draw_overlap` tells. In float16 there are also `top_logits` float32 and `top_ids`
+    int64, (R, 64) or (R, V), best first.
     """
     pen = GraphPen("decoder", form)
+    if form.decoder == "overlap":
+        rows = pen.input("rows", ("R",), "int64")
+        normed = pen.op("Gather", draw_overlap(pen, spec, weights), rows, axis=1)
+        _head(pen, spec, weights, pen.reshape(normed, -1, spec.width))
+        return pen
     x = pen.input("embeds", ("L", spec.width))
     attend = _InPlace(pen, spec, weights) if form.decoder == "in_place" else _Append(pen, spec, weights)
     for i in range(spec.num_layers):
@@ -41,14 +49,13 @@ def draw_decoder(spec: DecoderSpec, weights: Weights, form: GraphForm = ORT) -> 
         gate = pen.silu(pen.linear(normed, f"{name}.mlp.gate_proj", weights))
         hidden = pen.op("Mul", gate, pen.linear(normed, f"{name}.mlp.up_proj", weights))
         x = pen.op("Add", x, pen.linear(hidden, f"{name}.mlp.down_proj", weights))
-    _head(pen, spec, weights, x)
+    wanted = pen.op("Gather", x, pen.input("rows", ("R",), "int64"), axis=0)  # (R, D)
+    _head(pen, spec, weights, pen.rms_norm(wanted, "llm.model.norm", weights, spec.norm_eps))
     return pen
 
 
-def _head(pen: GraphPen, spec: DecoderSpec, weights: Weights, x: str) -> None:
-    """Give the logits of the wanted tokens. A head that is quantized beside a tied table has lm_head's name."""
-    wanted = pen.op("Gather", x, pen.input("rows", ("R",), "int64"), axis=0)  # (R, D)
-    normed = pen.rms_norm(wanted, "llm.model.norm", weights, spec.norm_eps)
+def _head(pen: GraphPen, spec: DecoderSpec, weights: Weights, normed: str) -> None:
+    """Give the logits of the wanted tokens, (R, D). A head that is quantized beside a tied table has lm_head's name."""
     head = "llm.lm_head.weight" if "llm.lm_head.weight" in weights else "llm.model.embed_tokens.weight"
     logits = pen.cast(pen.matmul(normed, head, weights[head]), "float32")
     pen.output(logits, "logits", ("R", spec.vocab_size), "float32")

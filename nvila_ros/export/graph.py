@@ -24,8 +24,9 @@ BLOCK_ROWS = 8192  # packed at a time, since a vocabulary's copy in bytes would 
 WEIGHTS_FILE = "weights.bin"
 DTYPES = ("float32", "float16")
 """What activations and the weights that are not quantized are computed in."""
-DECODERS = ("append", "in_place")
-"""How the decoder keeps keys and values: gives the new rows alone, or writes them into the cache that it reads."""
+DECODERS = ("append", "in_place", "overlap")
+"""How the decoder keeps keys and values: gives the new rows alone, writes them into the cache that it reads, or gives
+them in memory that it then reads as the cache's last rows, which is ONNX Runtime's alone."""
 MAPS = ("standard", "fused")
 """How a quantized map is told: by ONNX's own operators, or by one that only ONNX Runtime has."""
 ORT_DOMAIN = "com.microsoft"
@@ -65,6 +66,8 @@ class GraphForm:
 
     def __post_init__(self) -> None:
         """Check every choice."""
+        if self.decoder == "overlap" and self.dtype != "float32":
+            raise ConfigError(f"a graph whose rows overlap is computed in float32, not in {self.dtype}")
         for name, known in (("dtype", DTYPES), ("decoder", DECODERS), ("maps", MAPS)):
             if (value := getattr(self, name)) not in known:
                 raise ConfigError(f"unknown {name} of a graph {value!r}; known are {list(known)}")
@@ -73,6 +76,16 @@ class GraphForm:
     def opset(self) -> int:
         """The lowest opset with every operator: blocked four-bit weights came with 21, a cache in place with 24."""
         return 24 if self.decoder == "in_place" else 21
+
+    @property
+    def is_for_ort(self) -> bool:
+        """Whether ONNX Runtime on a CPU is what reads it."""
+        return self.dtype == "float32" and self.decoder != "in_place"
+
+    @property
+    def has_fused_operators(self) -> bool:
+        """Whether there are operators that only ONNX Runtime has."""
+        return self.maps == "fused" or self.decoder == "overlap"
 
     def of(self, part: str) -> GraphForm:
         """Return the form of one part: only the decoder has a choice of caches."""
@@ -88,7 +101,7 @@ class GraphForm:
 
 ORT = GraphForm()
 """For ONNX Runtime on a CPU, or any other that reads ONNX."""
-ORT_FUSED = GraphForm(maps="fused")
+ORT_FUSED = GraphForm(decoder="overlap", maps="fused")
 """For ONNX Runtime alone."""
 TRT_BASE = GraphForm(dtype="float16")
 """For any TensorRT from 10.1 on."""
@@ -149,6 +162,11 @@ class GraphPen:
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=stem, **attributes))
         return stem
 
+    def split(self, x: str, widths: Sequence[int], names: Sequence[str]) -> list[str]:
+        """Cut the last dimension into parts of given widths, each an output of the given name."""
+        self._nodes.append(helper.make_node("Split", [x, self.ints(*widths)], names, name=names[0], axis=-1))
+        return list(names)
+
     def scalar(self, value: float, dtype: str = "") -> str:
         """Refer to a scalar of the form's dtype unless another is named."""
         return self.constant(np.array(value, dtype or self.form.dtype))
@@ -171,10 +189,12 @@ class GraphPen:
 
     def linear(self, x: str, name: str, weights: Weights) -> str:
         """Multiply by a weight, stored (N, K) or quantized, and add its bias, where it has one."""
-        y = self.matmul(x, f"{name}.weight", weights[f"{name}.weight"])
-        if f"{name}.bias" not in weights:
-            return y
-        return self.op("Add", y, self.plain(f"{name}.bias", weights))
+        weight, has_bias = weights[f"{name}.weight"], f"{name}.bias" in weights
+        if group := self._fused_group(weight):
+            bias = self.plain(f"{name}.bias", weights) if has_bias else ""
+            return self._fused(x, f"{name}.weight", weight, group, bias)
+        y = self.matmul(x, f"{name}.weight", weight)
+        return self.op("Add", y, self.plain(f"{name}.bias", weights)) if has_bias else y
 
     def matmul(self, x: str, name: str, weight: Weight) -> str:
         """Multiply (L, K) by a weight, stored (N, K) or quantized, to (L, N).
@@ -182,12 +202,12 @@ class GraphPen:
         Raises:
             ConfigError: the weight cannot be told in this form.
         """
-        if self.form.maps == "fused" and not isinstance(weight, np.ndarray) and (group := _fused_group(weight)):
+        if group := self._fused_group(weight):
             return self._fused(x, name, weight, group)
         if isinstance(weight, Int4Weight):
             return self.op("MatMul", x, self._dequantize_int4(name, weight))
         if isinstance(weight, Int8Weight):
-            if self.form in (ORT, ORT_FUSED):
+            if self.form.is_for_ort:
                 return self._matmul_integers(x, name, weight)
             if weight.input_scale is None:
                 raise ConfigError(f"{name} has no input scale, which {self.form} needs; calibrate it")
@@ -234,7 +254,7 @@ class GraphPen:
         initializers += [_external(name, array, offset_by_weight[name]) for name, array in self.weights.items()]
         graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
         opsets = [helper.make_opsetid("", self.form.opset)]
-        if self.form.maps == "fused":
+        if self.form.has_fused_operators:
             opsets.append(helper.make_opsetid(ORT_DOMAIN, 1))
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="nvila_ros")
 
@@ -264,8 +284,19 @@ class GraphPen:
         scale = self._scale(name, weight.scale_GN)
         return self.op("DequantizeLinear", values, scale, axis=0, block_size=weight.group_size)
 
-    def _fused(self, x: str, name: str, weight: Int4Weight | Int8Weight, group: int) -> str:
+    def _fused_group(self, weight: Weight) -> int:
+        """Return the inputs that share a scale in the fused form of a weight, or 0 if there is none."""
+        if self.form.maps != "fused" or isinstance(weight, np.ndarray):
+            return 0
+        if isinstance(weight, Int4Weight):
+            return weight.group_size if weight.group_size in FUSED_GROUPS else 0
+        if weight.input_scale is not None:
+            return 0
+        return max((group for group in FUSED_GROUPS if len(weight.values_KN) % group == 0), default=0)
+
+    def _fused(self, x: str, name: str, weight: Weight, group: int, bias: str = "") -> str:
         """Multiply in integers; the values lie around 8 or 128, those of an output side by side in its groups."""
+        assert not isinstance(weight, np.ndarray), f"{name} is not quantized"
         (num_in, num_out), bits = weight.values_KN.shape, 4 if isinstance(weight, Int4Weight) else 8
         blocks = np.empty((num_out, num_in // group, group * bits // 8), np.uint8)
         for start in range(0, num_out, BLOCK_ROWS):
@@ -274,7 +305,8 @@ class GraphPen:
             packed = pack_nibbles(values_NK) ^ 0x88 if bits == 4 else values_NK.view(np.uint8) ^ 0x80
             blocks[rows] = packed.reshape(blocks[rows].shape)
         scale = weight.scale_GN.T if isinstance(weight, Int4Weight) else np.repeat(weight.scale_N, num_in // group)
-        inputs = (self._store(f"{name}.fused", blocks), self.weight(f"{name}.fused.scale", scale.reshape(-1)))
+        inputs = [self._store(f"{name}.fused", blocks), self.weight(f"{name}.fused.scale", scale.reshape(-1))]
+        inputs += ["", "", bias] if bias else []  # in between: zero points and an order of the groups
         sizes = {"K": num_in, "N": num_out, "bits": bits, "block_size": group, "accuracy_level": EIGHT_BITS}
         return self.op("MatMulNBits", x, *inputs, domain=ORT_DOMAIN, **sizes)
 
@@ -330,15 +362,6 @@ def _external(name: str, array: np.ndarray, offset: int) -> onnx.TensorProto:
     for key, value in (("location", WEIGHTS_FILE), ("offset", offset), ("length", num_bytes(array))):
         tensor.external_data.add(key=key, value=str(value))
     return tensor
-
-
-def _fused_group(weight: Int4Weight | Int8Weight) -> int:
-    """Return the inputs that share a scale in the fused form of a weight, or 0 if there is none."""
-    if isinstance(weight, Int4Weight):
-        return weight.group_size if weight.group_size in FUSED_GROUPS else 0
-    if weight.input_scale is not None:
-        return 0
-    return max((group for group in FUSED_GROUPS if len(weight.values_KN) % group == 0), default=0)
 
 
 def num_bytes(array: np.ndarray) -> int:

@@ -8,7 +8,7 @@ Shapes: K inputs, N outputs, G groups of inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,22 @@ class Int8Weight:
 
 Weight = np.ndarray | Int4Weight | Int8Weight
 """What a `part.key` may hold: an array as in the checkpoint, (N, K) for a linear map, or its quantized form."""
+
+
+def join_outputs(weights: Sequence[Weight]) -> Weight | None:
+    """Return maps of the same input as one with the outputs of all, or None where they are not of one kind."""
+    floats = [weight for weight in weights if isinstance(weight, np.ndarray)]
+    int4s = [weight for weight in weights if isinstance(weight, Int4Weight)]
+    int8s = [weight for weight in weights if isinstance(weight, Int8Weight)]
+    if len(floats) == len(weights):
+        return np.concatenate(floats)
+    if len(int4s) == len(weights) and len({weight.group_size for weight in int4s}) == 1:
+        values_KN = np.concatenate([weight.values_KN for weight in int4s], 1)
+        return Int4Weight(values_KN, np.concatenate([weight.scale_GN for weight in int4s], 1))
+    if len(int8s) == len(weights) and len({weight.input_scale for weight in int8s}) == 1:
+        values_KN = np.concatenate([weight.values_KN for weight in int8s], 1)
+        return Int8Weight(values_KN, np.concatenate([weight.scale_N for weight in int8s]), int8s[0].input_scale)
+    return None
 
 
 def as_array(weights: Mapping[str, Weight], key: str) -> np.ndarray:

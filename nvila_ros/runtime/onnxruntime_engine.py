@@ -25,34 +25,45 @@ PROVIDERS = ["CPUExecutionProvider"]
 INT4 = np.dtype(ml_dtypes.int4)
 EMBEDDING = "llm.model.embed_tokens.weight"
 
+Arrays = dict[str, np.ndarray]
+
 
 class OnnxRuntimeDecoder:
     """`Decoder` over one session."""
 
     def __init__(self, spec: DecoderSpec, weights: Weights, threads: int = 0, form: GraphForm = ORT) -> None:
-        self._vocab_size = spec.vocab_size
+        self._vocab_size, self._overlaps = spec.vocab_size, form.decoder == "overlap"
         self._session = _session(draw_decoder(spec, weights, form), threads)
 
     def run(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
         """Write the rows of new tokens behind those that the cache holds and return the wanted logits, (R, V)."""
-        start, end = cache.length, cache.length + len(new.embeds_LD)
         logits_RV = np.empty((len(new.rows_R), self._vocab_size), np.float32)
-        inputs = {
-            "embeds": new.embeds_LD,
-            "cos": new.cos_LS,
-            "sin": new.sin_LS,
-            "mask": new.mask_LM,
-            "rows": new.rows_R,
-        }
-        outputs = {"logits": logits_RV}
-        for name, buffer in cache.buffer_by_name.items():
-            inputs[f"past_{name}"], outputs[f"new_{name}"] = buffer[:start], buffer[start:end]
+        inputs, outputs = (_overlap if self._overlaps else _append)(new, cache)
         binding = self._session.io_binding()
-        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+        told = {"mask": new.mask_LM, "rows": new.rows_R, **inputs}
+        for bind, arrays in ((binding.bind_input, told), (binding.bind_output, {"logits": logits_RV, **outputs})):
             for name, array in arrays.items():
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._session.run_with_iobinding(binding)
         return logits_RV
+
+
+def _append(new: NewTokens, cache: AppendCache) -> tuple[Arrays, Arrays]:
+    """Return what the graph that appends reads and writes, by name, beside what every graph does."""
+    start, end = cache.length, cache.length + len(new.embeds_LD)
+    inputs = {"embeds": new.embeds_LD, "cos": new.cos_LS, "sin": new.sin_LS}
+    inputs |= {f"past_{name}": buffer[:start] for name, buffer in cache.buffer_by_name.items()}
+    return inputs, {f"new_{name}": buffer[start:end] for name, buffer in cache.buffer_by_name.items()}
+
+
+def _overlap(new: NewTokens, cache: AppendCache) -> tuple[Arrays, Arrays]:
+    """Return the same of the graph that overlaps: the new rows are the last of those that it reads."""
+    start, end = cache.length, cache.length + len(new.embeds_LD)
+    half = new.cos_LS.shape[1] // 2  # both halves of a head turn by the same angles
+    inputs = {"cos": new.cos_LS[:, :half].copy(), "sin": new.sin_LS[:, :half].copy(), "embeds": new.embeds_LD[None]}
+    inputs |= {f"all_{name}": buffer[:end] for name, buffer in cache.buffer_by_name.items()}
+    rows = {name: buffer[start:end] for name, buffer in cache.buffer_by_name.items()}
+    return inputs, {f"new_{name}": array.reshape(1, end - start, -1) for name, array in rows.items()}
 
 
 class OnnxRuntimeEngine(AppendEngine):

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nvila_ros.models.quantized import Int8Weight, Weight
+from nvila_ros.models.quantized import Int8Weight, Weight, join_outputs
 from nvila_ros.models.spec import DecoderSpec, ProjectorSpec, VisionSpec
 from nvila_ros.runtime.openvino_api import ops, ov
-from nvila_ros.runtime.openvino_weights import Value, WeightStore, join_outputs
+from nvila_ros.runtime.openvino_weights import Value, WeightStore
 
 Weights = Mapping[str, Weight]
 

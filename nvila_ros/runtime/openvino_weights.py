@@ -13,7 +13,6 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -105,22 +104,6 @@ def _map_file(num_bytes: int) -> mmap.mmap:
         # Claimed now: a disk that fills up while a map is written to would end the process.
         os.posix_fallocate(file.fileno(), 0, num_bytes)
         return mmap.mmap(file.fileno(), num_bytes)
-
-
-def join_outputs(weights: Sequence[Weight]) -> Weight | None:
-    """Return maps of the same input as one with the outputs of all, or None where they are not of one kind."""
-    floats = [weight for weight in weights if isinstance(weight, np.ndarray)]
-    int4s = [weight for weight in weights if isinstance(weight, Int4Weight)]
-    int8s = [weight for weight in weights if isinstance(weight, Int8Weight)]
-    if len(floats) == len(weights):
-        return np.concatenate(floats)
-    if len(int4s) == len(weights) and len({weight.group_size for weight in int4s}) == 1:
-        values_KN = np.concatenate([weight.values_KN for weight in int4s], 1)
-        return Int4Weight(values_KN, np.concatenate([weight.scale_GN for weight in int4s], 1))
-    if len(int8s) == len(weights) and len({weight.input_scale for weight in int8s}) == 1:
-        values_KN = np.concatenate([weight.values_KN for weight in int8s], 1)
-        return Int8Weight(values_KN, np.concatenate([weight.scale_N for weight in int8s]), int8s[0].input_scale)
-    return None
 
 
 def quantize_rows(table_VD: np.ndarray) -> Int8Weight:

@@ -126,7 +126,7 @@ def test_export_of_a_checkpoint_is_the_form_for_cpus(tmp_path: Path) -> None:
     [
         (GraphForm(decoder="in_place"), "vision", "vision.onnx"),
         (GraphForm(decoder="in_place"), "decoder", "decoder.in_place.onnx"),
-        (ORT_FUSED, "decoder", "decoder.fused.onnx"),
+        (ORT_FUSED, "decoder", "decoder.overlap.fused.onnx"),
     ],
 )
 def test_file_names_leave_out_what_is_usual(form: GraphForm, part: str, name: str) -> None:

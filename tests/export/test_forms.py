@@ -71,6 +71,36 @@ def run_append(
     return given
 
 
+def run_overlap(
+    session: onnxruntime.InferenceSession, spec: DecoderSpec, dtype: str, chunks: list[np.ndarray]
+) -> list[dict[str, np.ndarray]]:
+    """Return what the graph gives for each chunk of embeddings; every cache is full of NaN until its rows are given."""
+    cos, sin = (np.ascontiguousarray(table[:, : spec.head_size // 2]) for table in rotary_tables(spec, CAPACITY))
+    caches = [output.name.removeprefix("new_") for output in session.get_outputs() if output.name != "logits"]
+    buffers = {name: np.full((CAPACITY, spec.num_kv_heads, spec.head_size), np.nan, dtype) for name in caches}
+    given, start = [], 0
+    for chunk in chunks:
+        end, logits_LV = start + len(chunk), np.empty((len(chunk), spec.vocab_size), dtype)
+        feed = {
+            "embeds": chunk[None],
+            "cos": cos[start:end],
+            "sin": sin[start:end],
+            "mask": causal_mask(len(chunk), end),
+        }
+        feed |= {"rows": np.arange(len(chunk))[::-1].copy()} | {f"all_{k}": rows[:end] for k, rows in buffers.items()}
+        binding = session.io_binding()
+        for name, array in feed.items():
+            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        binding.bind_output("logits", "cpu", 0, logits_LV.dtype, logits_LV.shape, logits_LV.ctypes.data)
+        for name, rows in buffers.items():
+            shape = (1, len(chunk), spec.num_kv_heads * spec.head_size)
+            binding.bind_output(f"new_{name}", "cpu", 0, rows.dtype, shape, rows[start:end].ctypes.data)
+        session.run_with_iobinding(binding)
+        given.append({"logits": logits_LV})
+        start = end
+    return given
+
+
 def run_in_place(
     session: onnxruntime.InferenceSession, spec: DecoderSpec, dtype: str, chunks: list[np.ndarray]
 ) -> list[dict[str, np.ndarray]]:
@@ -93,7 +123,7 @@ def run_in_place(
     return given
 
 
-RUN = {"append": run_append, "in_place": run_in_place}
+RUN = {"append": run_append, "in_place": run_in_place, "overlap": run_overlap}
 
 
 def assert_close(name: str, got: np.ndarray, want: np.ndarray, tolerance: float) -> None:
@@ -245,6 +275,11 @@ def test_scale_that_float16_loses_is_refused() -> None:
 def test_form_of_unknown_dtype_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown dtype of a graph 'bfloat16'; known are"):
         GraphForm(dtype="bfloat16")
+
+
+def test_overlap_in_float16_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"computed in float32, not in float16"):
+        GraphForm(dtype="float16", decoder="overlap")
 
 
 def quantize_all(spec: ModelSpec, kind: str) -> dict:
