@@ -70,6 +70,8 @@ EXTRAS_REQUIRE = {
     "tensorrt": ["cuda-python>=12.6.2"],
     "torch": ["torch>=2.6,<2.14"],  # models, runtime.torch_engine, training: the reference engine
     "bags": ["rosbags>=0.11.9"],  # video.bags: ROS 2 bags without ROS
+    # tools.lmms_eval_model: the benchmarks of lmms-eval, which patches a module that filelock 4 no longer has.
+    "lmms": ["filelock<4", "lmms_eval>=0.7.3,<0.8"],
     "test": [
         "cv-bridge==1.13.0.post0",  # held against our table of encodings where it is right
         "hypothesis>=6.100",
@@ -183,7 +185,8 @@ setup(
             "nvila = nvila_ros.tools.cli:main",
             "nvila_camera = nvila_ros.tools.camera:main",
             "nvila_node = nvila_ros.node:main",
-        ]
+        ],
+        "lmms_eval.models": ["nvila_ros = nvila_ros.tools.lmms_eval_plugin:manifest"],
     },
     distclass=InterfacesDistribution,
     cmdclass={"install_data": BuildInterfaces},
