@@ -70,7 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, or name of an embedded one")
     parser.add_argument(
-        "data", nargs="*", type=Path, metavar="DATA", help="conversations in JSON or JSON lines; none asks a suite"
+        "data",
+        nargs="*",
+        type=Path,
+        metavar="DATA",
+        help="conversations in JSON or JSON lines, or bags with answers; none asks a suite",
     )
     _add_suite_options(parser)
     _add_data_options(parser)

@@ -1,7 +1,8 @@
 """`nvila eval CHECKPOINT DATA`: a model's answers to the questions of a data set, scored against its own answers.
 
-In: conversations in JSON or JSON lines about images, videos and ROS bags, as `nvila prune` takes them. Out: a table by
-sub-dataset, and as the last line one JSON object. Answers kept in a file are not asked for again.
+In: conversations in JSON or JSON lines about images, videos and ROS bags, as `nvila prune` takes them, or bags in which
+answers of the node were recorded. Out: a table by sub-dataset, and as the last line one JSON object. Answers kept in a
+file are not asked for again.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from nvila_ros.models.artefact import Artefact, fingerprint
 from nvila_ros.tools.answer_log import AnswerLog, Key
 from nvila_ros.tools.asking import Answerer, ask_sample
 from nvila_ros.tools.metrics import METRICS, best_match
-from nvila_ros.training.conversations.files import RecordFile
+from nvila_ros.training.conversations.files import RecordFile, Source
+from nvila_ros.training.conversations.recorded import RecordedAnswers
 from nvila_ros.training.conversations.samples import DataError, Sample, SampleError, right_answers
 from nvila_ros.training.conversations.stream import Tally
 from nvila_ros.types import Answer
+from nvila_ros.video.bags import is_bag
 
 NUM_SHOWN_WRONG = 3
 OnRecord = Callable[[], None]
@@ -47,23 +50,27 @@ class Score:
     wrong: tuple[tuple[str, str], ...]
 
 
-def open_sources(paths: Sequence[Path], media: Path | None, field: str) -> tuple[RecordFile, ...]:
-    """Return the files of conversations.
+def open_sources(paths: Sequence[Path], media: Path | None, field: str) -> tuple[Source, ...]:
+    """Return the files of conversations, and of bags the answers recorded in them.
 
     Raises:
         DataError: one is missing or empty, or two have one name.
     """
-    sources = tuple(RecordFile(path, media or path.parent, field) for path in paths)
-    for source in sources:
+    sources = tuple(_open(path, media or path.parent, field) for path in paths)
+    for path, source in zip(paths, sources, strict=True):
         if not len(source):
-            raise DataError(f"{source.path} holds no record; leave it out")
+            raise DataError(f"{path} holds no record; leave it out")
     twice = sorted(name for name, count in Counter(source.name for source in sources).items() if count > 1)
     if twice:
         raise DataError(f"files must have names of their own, since answers are kept by them; got {twice} twice")
     return sources
 
 
-def describe_run(args: argparse.Namespace, sources: Sequence[RecordFile]) -> dict[str, Any]:
+def _open(path: Path, media: Path, field: str) -> Source:
+    return RecordedAnswers(path, field) if is_bag(path) else RecordFile(path, media, field)
+
+
+def describe_run(args: argparse.Namespace, sources: Sequence[Source]) -> dict[str, Any]:
     """Return what decides the answers of a run."""
     model = open_model(find_checkpoint(args.checkpoint))
     weights = model.weights_sha256 if isinstance(model, Artefact) else fingerprint(model)
@@ -78,7 +85,7 @@ def describe_run(args: argparse.Namespace, sources: Sequence[RecordFile]) -> dic
 
 def ask_all(
     model: Answerer,
-    sources: Sequence[RecordFile],
+    sources: Sequence[Source],
     log: AnswerLog,
     tally: Tally,
     *,
@@ -116,9 +123,7 @@ def ask_all(
         on_record()
 
 
-def score_all(
-    sources: Sequence[RecordFile], log: AnswerLog, metrics: Sequence[str], limit: int = 0
-) -> dict[str, Score]:
+def score_all(sources: Sequence[Source], log: AnswerLog, metrics: Sequence[str], limit: int = 0) -> dict[str, Score]:
     """Return the scores of each sub-dataset that has an answer, in order of appearance."""
     turns: dict[str, list[dict[str, Any]]] = {}
     for key, _ in _records(sources, limit):
@@ -161,7 +166,7 @@ def check_metrics(names: Sequence[str]) -> None:
         raise ConfigError(f"--metric must be some of {','.join(METRICS)}, got {','.join(unknown) or 'none'}")
 
 
-def _records(sources: Sequence[RecordFile], limit: int) -> Iterator[tuple[Key, RecordFile]]:
+def _records(sources: Sequence[Source], limit: int) -> Iterator[tuple[Key, Source]]:
     for source in sources:
         for index in range(min(limit or len(source), len(source))):
             yield (source.name, index), source

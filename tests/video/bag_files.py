@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +12,11 @@ from typing import Any
 import cv2
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+ANSWER_TYPE = "nvila_ros/msg/Answer"
 TYPES = get_typestore(Stores.LATEST)
+TYPES.register(get_types_from_msg(Path(__file__).parents[2].joinpath("msg/Answer.msg").read_text(), ANSWER_TYPE))
 T0_NS = 1_700_000_000_000_000_000
 LAG_NS = 5_000_000
 """From capture to the bag."""
@@ -63,6 +67,26 @@ def compressed(rgb: np.ndarray, stamp_ns: int, topic: str = "/camera/compressed"
 def text(said: str, stamp_ns: int) -> Written:
     """Return a message that is no image."""
     return Written("/chatter", stamp_ns, TYPES.types["std_msgs/msg/String"](data=said))
+
+
+def answer(question: str, said: str, stamps_ns: Sequence[int], **fields: Any) -> Written:
+    """Return an answer of the node about frames with these captures."""
+    kind = TYPES.types[ANSWER_TYPE]
+    empty = {
+        "str": "",
+        "int": 0,
+        "float": 0.0,
+        "list": [],
+        "np": np.empty(0, np.float32),
+        "std_msgs__msg__Header": None,
+    }
+    plain = [each for each in dataclasses.fields(kind) if "ClassVar" not in str(each.type)]
+    values = {each.name: empty[re.split(r"[.\[]", str(each.type))[0]] for each in plain}
+    time = TYPES.types["builtin_interfaces/msg/Time"]
+    stamps = [time(sec=each // 10**9, nanosec=each % 10**9) for each in stamps_ns]
+    values |= {"question": question, "text": said, "finish_reason": 1, "stamps": stamps, "header": header(0)}
+    values |= {"num_frames": len(stamps), "cameras": ["camera"] * len(stamps), "model": "nvila-tiny"}
+    return Written("/nvila_ros/answer", max(stamps_ns, default=T0_NS) + 10 * LAG_NS, kind(**values | fields))
 
 
 def film(num_frames: int = 10, period_s: float = 0.5, topic: str = "/camera") -> list[Written]:
