@@ -31,7 +31,7 @@ from nvila_ros.tools.picture import save_picture
 from nvila_ros.tools.records import open_sources
 from nvila_ros.training.conversations.files import RecordFile
 from nvila_ros.training.finetuning.results import write_results
-from nvila_ros.training.finetuning.run import Data, Run
+from nvila_ros.training.finetuning.run import Data, Run, open_run
 from nvila_ros.training.finetuning.settings import BF16, FP32, FROZEN, LLM_MODES, PRECISIONS, TOWER_MODES, Settings
 from nvila_ros.training.finetuning.state import LOSS_FILE, RUN_FILE, note_run, read_losses
 from nvila_ros.training.finetuning.tuning import count_parameters
@@ -206,7 +206,7 @@ def _train(
     if ranks.is_first:
         note_run(folder / RUN_FILE, _note(checkpoint, data, settings))
     ranks.wait()
-    tuning = Run(checkpoint, data, settings, folder, ranks=ranks, device=local_device(args.device))
+    tuning = open_run(checkpoint, data, settings, folder, ranks, local_device(args.device))
     with _watched(tuning, args.out.name) as on_step:
         tuning.train(on_step)
     if ranks.is_first:

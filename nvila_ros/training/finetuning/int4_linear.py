@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.models.quantized import pack_nibbles
-from nvila_ros.quantization.int4 import quantize_int4
+from nvila_ros.quantization.int4 import group_scales, round_groups
 
 
 class Int4Linear(nn.Module):
@@ -30,12 +29,14 @@ class Int4Linear(nn.Module):
     def __init__(self, linear: nn.Linear, group_size: int) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = quantize_int4(linear.weight.detach().float().T.numpy(), group_size)
+        weight_KN = linear.weight.detach().float().T.contiguous()
+        scale_GN = group_scales(weight_KN, group_size)
+        values_KN = round_groups(weight_KN, scale_GN).to(torch.int8)
         # Parameters, though none learns, so that ranks which share a model share these too. peft looks for four-bit
-        # weights under this name.
-        self.qweight = _frozen(torch.from_numpy(pack_nibbles(weight.values_KN)))
+        # weights under this name; (K, N / 2) uint8.
+        self.qweight = nn.Parameter(_pack(values_KN), requires_grad=False)
         # Scales are whole in half precision, so nothing is lost.
-        self.scale_GN = _frozen(torch.from_numpy(weight.scale_GN).half())
+        self.scale_GN = nn.Parameter(scale_GN.half(), requires_grad=False)
         self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,8 +59,10 @@ def dequantize(packed: Tensor, scale_GN: Tensor, dtype: torch.dtype = torch.floa
     return (values_KN.unflatten(0, (len(scale_GN), -1)) * scale_GN.to(dtype)[:, None]).flatten(0, 1)
 
 
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)
+def _pack(values_KN: Tensor) -> Tensor:
+    """Return values two to a byte, the first in the low half, as `models.quantized.pack_nibbles`."""
+    nibbles = values_KN.view(torch.uint8) & 0xF
+    return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
 
 
 class _Product(torch.autograd.Function):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from nvila_ros.runtime.torch_engine import load_model
 from nvila_ros.training.conversations.encoding import encode_sample
 from nvila_ros.training.conversations.files import Source
 from nvila_ros.training.conversations.samples import REASONS, SampleError
-from nvila_ros.training.conversations.stream import Tally
+from nvila_ros.training.conversations.stream import Encode, Tally
 from nvila_ros.training.finetuning.learner import exchanged, in_precision, share_out
 from nvila_ros.training.finetuning.settings import Settings
 from nvila_ros.training.finetuning.state import LOSS_FILE, STATE_FILE, LossLog, load_state, save_state
@@ -53,20 +54,27 @@ class Data:
 
 
 class Run:
-    """A checkpoint on its way.
+    """A model on its way.
 
     Args:
-        checkpoint: what is tuned.
+        model: float32; it becomes what learns, on this rank's device.
+        encode: makes of a sample what the model reads.
         data: what from.
         settings: how.
-        folder: keeps the state and the losses.
+        folder: keeps the state and the losses; an earlier state in it is taken up.
         ranks: this process among those of the run.
         device: this rank's.
+
+    Attributes:
+        num_steps: of the whole run.
+        done: steps that were taken.
+        batches: this rank's part of each step.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        model: Nvila,
+        encode: Encode,
         data: Data,
         settings: Settings,
         folder: Path,
@@ -74,21 +82,18 @@ class Run:
         ranks: Ranks | None = None,
         device: torch.device | None = None,
     ) -> None:
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.model = settings, folder, model
         self.ranks, self.device = ranks or Ranks(), device or torch.device("cpu")
-        tokenizer = ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
-        self._encode = lambda sample: encode_sample(checkpoint.spec, tokenizer, sample)
-        self._data = data
-        self._batches = self._deal(data.sources, settings.seed)
-        self.num_steps = settings.num_steps or settings.epochs * self._batches.steps_per_epoch
-        self.model: Nvila = load_model(checkpoint)
-        prepare(self.model, settings)
-        self.model.to(self.device)
-        self.learner = share_out(self.model, settings, self.ranks, self.device)
-        groups = parameter_groups(self.model.named_parameters(), settings.lr_by_part, settings.weight_decay)
+        self._encode, self._data = encode, data
+        self.batches = self._deal(data.sources, settings.seed)
+        self.num_steps = settings.num_steps or settings.epochs * self.batches.steps_per_epoch
+        prepare(model, settings)
+        model.to(self.device)
+        self.learner = share_out(model, settings, self.ranks, self.device)
+        groups = parameter_groups(model.named_parameters(), settings.lr_by_part, settings.weight_decay)
         self.optimizer = new_optimizer(groups, settings, self.device)
         self.tally = Tally(is_strict=settings.is_strict)
-        self.done, left_out = load_state(self.state_path, self.model, self.optimizer)
+        self.done, left_out = load_state(self.state_path, model, self.optimizer)
         if self.ranks.is_first:  # saved are the counts of all ranks
             self.tally.counts.update(left_out)
         self._saved = self.done
@@ -110,9 +115,9 @@ class Run:
         """
         log = LossLog(self.folder / LOSS_FILE, self.done) if self.ranks.is_first else None
         steps = range(self.done, self.num_steps)
-        for step, batch in zip(steps, self._read(self._batches, steps), strict=True):
+        for step, batch in zip(steps, self._read(self.batches, steps), strict=True):
             started_s = time.monotonic()
-            entry = self._step(step, batch) | {"s": round(time.monotonic() - started_s, 4)}
+            entry = self.take_step(step, batch) | {"s": round(time.monotonic() - started_s, 4)}
             self.done = step + 1
             if log:
                 log.add(entry)
@@ -155,8 +160,17 @@ class Run:
             raise ConfigError("held-out samples must tell at least one token, got none; see which are left out")
         return total / count
 
-    def _step(self, step: int, batch: StepBatch) -> dict[str, Any]:
-        """Take one step; returns its entry in the log."""
+    def take_step(self, step: int, batch: StepBatch) -> dict[str, Any]:
+        """Learn from a batch; returns the entry of the log.
+
+        Args:
+            step: from 0.
+            batch: this rank's part of it.
+
+        Raises:
+            ConfigError: the loss or a gradient is no number; nothing was learned from it.
+            SampleError: a sample of it could not be read, and the settings are strict.
+        """
         _count(self.tally, batch)
         share = rate_share(step, self.num_steps, self.settings.warmup)
         set_rates(self.optimizer, share)
@@ -216,6 +230,19 @@ class Run:
 
     def _read(self, batches: StepBatches, steps: range) -> DataLoader:
         return DataLoader(batches, batch_size=None, sampler=steps, num_workers=self.settings.num_workers)
+
+
+def open_run(
+    checkpoint: Checkpoint, data: Data, settings: Settings, folder: Path, ranks: Ranks, device: torch.device
+) -> Run:
+    """Return the run that tunes a checkpoint.
+
+    Raises:
+        NvilaError: checkpoint, settings or an earlier state do not fit each other.
+    """
+    tokenizer = ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
+    encode = partial(encode_sample, checkpoint.spec, tokenizer)
+    return Run(load_model(checkpoint), encode, data, settings, folder, ranks=ranks, device=device)
 
 
 def _count(tally: Tally, batch: StepBatch) -> None:

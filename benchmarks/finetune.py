@@ -1,0 +1,400 @@
+"""Ways to fine-tune, side by side: memory, speed and what is learned where the tower must change.
+
+nvila-tiny knows the synthetic world in white light. Here it learns to see it under a deep blue lamp, which leaves a
+fifth of red and a third of green: the same questions, but what the tower makes of a frame must change. Each way of
+tuning takes the same steps over the same samples, with three seeds for their choice, their order and the adapters; held
+out are scenes that no run learns from. An answer is right if all of its tokens are the likeliest, as greedy decoding
+would say it.
+
+With `--shapes` also a published model's, of random weights: what a step of one sample of 448 pixels and 300 tokens
+takes in memory and time. Prints tables and, last, one JSON line.
+
+    .venv/bin/python -m benchmarks.finetune --device cpu
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import multiprocessing
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from nvila_ros.loading import find_checkpoint
+from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.spec import ModelSpec
+from nvila_ros.models.variants import VARIANTS
+from nvila_ros.preprocess.views import view_images
+from nvila_ros.prompt.chat import PLACEHOLDER
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.tools.options import positive, print_json, wide_console, words
+from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
+from nvila_ros.training.conversations.forward import told_hidden
+from nvila_ros.training.conversations.packing import join, pack
+from nvila_ros.training.conversations.samples import IMAGE, Sample, Turn
+from nvila_ros.training.finetuning.learner import in_precision
+from nvila_ros.training.finetuning.run import Data, Run
+from nvila_ros.training.finetuning.settings import BF16, FP32, Settings
+from nvila_ros.training.finetuning.step_batches import StepBatch
+from nvila_ros.training.finetuning.tuning import count_parameters
+from nvila_ros.training.moments import draw_moment
+from nvila_ros.training.questions import conversation
+from nvila_ros.training.scenes import Scene, render, scene_rng
+from nvila_ros.training.token_labels import IGNORE
+from nvila_ros.visual.encode import arrange
+
+MODEL = "nvila-tiny"
+WAYS = ("lora/lora", "layernorm/lora", "full/lora", "lora/qlora", "layernorm/qlora", "full/full", "frozen/lora")
+"""Tower and language model, in the order of the paper's table; the last shows what the tower's tuning is worth."""
+KINDS = ("color", "shape", "count", "exist", "where")
+SEED_BASE = 3 << 29  # of scenes that nothing else draws
+HELD_OUT_BASE = SEED_BASE + (1 << 28)
+LAMP = (0.2, 0.35, 1.0)
+"""Share of red, green and blue that is left."""
+ROWS = 168  # of a frame that is filmed, before the resize to a tile
+ROW_TOKENS = 2048
+WARM_STEPS = 3  # left out of the speed
+SHAPE_STEPS = 10
+CONTEXT = 300
+
+
+@dataclass(frozen=True, slots=True)
+class LitFrame:
+    """A frame under the lamp, filmed when it is asked for."""
+
+    scene: Scene
+    t_s: float
+    name: str
+    kind: str = IMAGE
+
+    def read(self, num_frames: int) -> list[np.ndarray]:
+        """Return the one frame, (`ROWS`, width, 3) uint8 RGB."""
+        frame = render(self.scene, self.t_s, round(ROWS * self.scene.aspect), ROWS)
+        return [np.rint(frame * np.array(LAMP)).astype(np.uint8)]
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Samples that lie encoded in memory, as a source: each is its number."""
+
+    size: int
+    name: str = "numbers"
+
+    def __len__(self) -> int:
+        return self.size
+
+    def read(self, index: int) -> Sample:
+        """Return a sample that says its number alone."""
+        return Sample(str(index), (), self.name)
+
+    def line(self, index: int) -> bytes:
+        """Return its number."""
+        return str(index).encode()
+
+    def digest(self) -> str:
+        """Return what stands for all."""
+        return str(self.size)
+
+
+def main() -> int:
+    """Run the benchmark; returns the exit code."""
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    told: dict[str, Any] = {"benchmark": "finetune", "device": device_name(args.device), "precision": precision(args)}
+    console = wide_console()
+    if not args.only_shapes:
+        told |= measure_tiny(args)
+        console.print(as_table(told["ways"], f"{MODEL}, {args.steps} steps of {args.batch}, {told['device']}"))
+        console.print(f"untuned: {told['untuned']:.3f}")
+    if args.shapes:
+        told["shapes"] = {"model": args.shapes, "ways": measure_shapes(args)}
+        console.print(as_table(told["shapes"]["ways"], f"{args.shapes}, random weights, 1 sample of {CONTEXT} tokens"))
+    print_json(told)
+    return 0
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--ways", type=words, default=WAYS, metavar="T/L,T/L", help="tower and language model")
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="default: %(default)s")
+    parser.add_argument("--steps", type=positive, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--batch", type=positive, default=32, metavar="N", help="images of a step (default: 32)")
+    parser.add_argument("--turns", type=positive, default=4, metavar="N", help="questions of an image (default: 4)")
+    parser.add_argument("--questions", type=positive, default=1500, metavar="N", help="held out (default: 1500)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of the language model (default: %(default)s)")
+    parser.add_argument("--ratio", type=float, default=5.0, help="the tower's is so many times lower (default: 5)")
+    parser.add_argument("--shapes", choices=sorted(VARIANTS), help="measure these too, with random weights")
+    parser.add_argument("--only-shapes", action="store_true", help="measure nothing else")
+    parser.add_argument("--threads", type=positive, default=2, help="torch's (default: 2)")
+    parser.add_argument("--workers", type=positive, default=multiprocessing.cpu_count(), help="that film the samples")
+    return parser.parse_args()
+
+
+def precision(args: argparse.Namespace) -> str:
+    """Return the precision of the work."""
+    return BF16 if args.device == "cuda" else FP32
+
+
+def device_name(kind: str) -> str:
+    """Return what the figures were measured on."""
+    return torch.cuda.get_device_name() if kind == "cuda" else f"{torch.get_num_threads()} threads of a CPU"
+
+
+def measure_tiny(args: argparse.Namespace) -> dict[str, Any]:
+    """Tune the embedded model in every way, with every seed."""
+    started_s = time.monotonic()
+    needed = 2 * args.steps * args.batch  # each seed learns from a half of its own
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        samples = pool.map(partial(film, num_turns=args.turns), range(SEED_BASE, SEED_BASE + needed), 64)
+        held_out = pool.map(partial(film, num_turns=1), range(HELD_OUT_BASE, HELD_OUT_BASE + args.questions), 64)
+    print(f"filmed {needed + args.questions} samples in {time.monotonic() - started_s:.0f} s", flush=True)
+    checkpoint = open_checkpoint(find_checkpoint(MODEL))
+    untuned = accuracy(load_model(checkpoint).to(args.device), held_out, settings_of(args, "frozen/frozen", 0))
+    ways: dict[str, Any] = {}
+    for way in args.ways:
+        runs = []
+        for seed in range(args.seeds):
+            chosen = np.random.default_rng(seed).permutation(needed)[: needed // 2]
+            runs.append(tune(settings_of(args, way, seed), chosen, samples, held_out, args.device))
+        ways[way] = summarize(runs)
+        print(f"{way}: {ways[way]}", flush=True)
+    return {"model": MODEL, "steps": args.steps, "batch": args.batch, "lr": args.lr, "ratio": args.ratio} | {
+        "seeds": args.seeds,
+        "questions": args.questions,
+        "untuned": untuned,
+        "ways": ways,
+    }
+
+
+def film(seed: int, num_turns: int) -> EncodedSample:
+    """Return what the model reads of a sample under the lamp."""
+    spec, tokenizer = _reader()
+    rng = scene_rng(seed)
+    scene, t_s = draw_moment(rng)
+    while not (turns := conversation(rng, scene, num_turns, KINDS, t_s=t_s)):
+        scene, t_s = draw_moment(rng)
+    parts = [(LitFrame(scene, t_s, str(seed)), turns[0].text), *((turn.text,) for turn in turns[1:])]
+    told = tuple(Turn(part, turn.answer) for part, turn in zip(parts, turns, strict=True))
+    return encode_sample(spec, tokenizer, Sample(str(seed), told, "lamp"))
+
+
+def _reader() -> tuple[ModelSpec, ChatTokenizer]:
+    if not _READER:
+        checkpoint = open_checkpoint(find_checkpoint(MODEL))
+        _READER.append((checkpoint.spec, ChatTokenizer.from_folder(checkpoint.tokenizer_folder)))
+    return _READER[0]
+
+
+_READER: list[tuple[ModelSpec, ChatTokenizer]] = []
+"""What a filming process has opened, once."""
+
+
+def settings_of(args: argparse.Namespace, way: str, seed: int) -> Settings:
+    """Return the settings of a run."""
+    tower, llm = way.split("/")
+    return Settings(
+        tower=tower,
+        llm=llm,
+        lr=args.lr,
+        tower_lr_ratio=args.ratio,
+        num_steps=args.steps,
+        batch=args.batch,
+        row_tokens=ROW_TOKENS,
+        precision=precision(args),
+        seed=seed,
+    )
+
+
+def tune(
+    settings: Settings,
+    chosen: np.ndarray,
+    samples: Sequence[EncodedSample],
+    held_out: Sequence[EncodedSample],
+    device: str,
+) -> Measured:
+    """Take all steps of one run, then ask the held-out questions."""
+    with measured(device) as found, tempfile.TemporaryDirectory() as folder:
+        model = load_model(open_checkpoint(find_checkpoint(MODEL)))
+        run = new_run(model, [samples[k] for k in chosen], settings, Path(folder), device)
+        found.begin(run)
+        for step in range(run.num_steps):
+            found.time(lambda step=step, batch=run.batches[step]: run.take_step(step, batch))
+    found.accuracy = accuracy(run.model, held_out, settings)
+    return found
+
+
+def new_run(model: Nvila, samples: Sequence[EncodedSample], settings: Settings, folder: Path, device: str) -> Run:
+    """Return a run over samples that lie encoded in memory."""
+    data = Data([Numbers(len(samples))])
+    return Run(model, lambda told: samples[int(told.name)], data, settings, folder, device=torch.device(device))
+
+
+@torch.no_grad()
+def accuracy(model: Nvila, samples: Sequence[EncodedSample], settings: Settings) -> float:
+    """Return the share of answers of which every token is the likeliest."""
+    model.eval()
+    num_right = 0
+    for group in pack(enumerate(samples), ROW_TOKENS):
+        row = join([sample for _, sample in group])
+        with in_precision(settings, model.llm.model["embed_tokens"].weight.device):
+            likeliest = model.llm.head(told_hidden(model, row)).argmax(-1).cpu().numpy()
+        is_missed = likeliest != row.labels_L[row.labels_L != IGNORE]
+        num_right += int((np.bincount(row.told_owners, is_missed, minlength=len(group)) == 0).sum())
+    return num_right / len(samples)
+
+
+def measure_shapes(args: argparse.Namespace) -> dict[str, Any]:
+    """Take steps on a published model's shapes in every way."""
+    spec = VARIANTS[args.shapes].spec
+    samples = [sample_of(spec)]
+    batch = StepBatch((join(samples),), ())
+    ways = {}
+    for way in args.ways:
+        with measured(args.device) as found, tempfile.TemporaryDirectory() as folder:
+            run = new_run(
+                random_model(spec, args.device), samples, settings_of(args, way, 0), Path(folder), args.device
+            )
+            found.begin(run)
+            for step in range(SHAPE_STEPS):
+                found.time(lambda step=step, run=run: run.take_step(step, batch))
+            del run
+        ways[way] = summarize([found])
+        print(f"{args.shapes} {way}: {ways[way]}", flush=True)
+    return ways
+
+
+def sample_of(spec: ModelSpec) -> EncodedSample:
+    """Return an image of one tile and text behind it, of which a third is learned."""
+    rng = np.random.default_rng(0)
+    px = spec.vision.image_px
+    view = view_images(spec, [rng.integers(0, 256, (px, px, 3), np.uint8)])
+    num_visual = len(arrange(spec, view, np.empty((1, spec.tokens_per_tile, 1), np.float32)).visual_GD)
+    text = rng.integers(0, 1000, CONTEXT - num_visual)
+    ids = np.concatenate([np.full(num_visual, PLACEHOLDER), text])
+    labels = np.where(np.arange(CONTEXT) < CONTEXT * 2 // 3, IGNORE, ids)
+    return EncodedSample(ids, labels, (view,))
+
+
+def random_model(spec: ModelSpec, device: str) -> Nvila:
+    """Return a model of random weights, made where it is used."""
+    with torch.device("meta"):
+        model = Nvila(spec)
+    model = model.to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.02)
+            else:
+                parameter.fill_(float(not name.endswith("bias")))
+    return model.requires_grad_(False)
+
+
+class Measured:
+    """What one run takes and gives.
+
+    Attributes:
+        peak_bytes: at the peak while it learns: of the GPU's memory what tensors take, of a CPU's what the process has
+            grown by.
+        step_s: of each step.
+        learned: parameters that learn.
+        accuracy: share of right answers.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device, self._before = device, memory(device)[0]
+        self.peak_bytes, self.learned, self.accuracy = 0, 0, 0.0
+        self.step_s: list[float] = []
+
+    def begin(self, run: Run) -> None:
+        """Take note of the model, and forget what making it took for a moment."""
+        self.learned, _ = count_parameters(run.model)
+        tidy(self._device)
+        if self._device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def time(self, take: Callable[[], Any]) -> None:
+        """Take a step."""
+        started_s = time.perf_counter()
+        take()
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        self.step_s.append(time.perf_counter() - started_s)
+
+    def end(self) -> None:
+        """Take note of the peak."""
+        self.peak_bytes = memory(self._device)[1] - self._before
+
+
+@contextmanager
+def measured(device: str) -> Iterator[Measured]:
+    """Measure what is done within."""
+    tidy(device)
+    found = Measured(device)
+    yield found
+    found.end()
+
+
+def memory(device: str) -> tuple[int, int]:
+    """Return the bytes that are in use, and the most since the peak was forgotten."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    told = Path("/proc/self/status").read_text()
+    now, peak = (int(re.search(rf"{name}:\s+(\d+) kB", told)[1]) << 10 for name in ("VmRSS", "VmHWM"))
+    return now, peak
+
+
+def tidy(device: str) -> None:
+    """Give back what nothing needs any more."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def summarize(runs: Sequence[Measured]) -> dict[str, Any]:
+    """Return the figures of one way: means over its runs, of accuracy also the spread, of steps the median."""
+    accuracies = [run.accuracy for run in runs]
+    steps_s = [step_s for run in runs for step_s in run.step_s[WARM_STEPS:]]
+    return {
+        "learned": runs[0].learned,
+        "peak_bytes": max(run.peak_bytes for run in runs),
+        "steps_per_s": 1 / statistics.median(steps_s),
+        "accuracy": statistics.fmean(accuracies),
+        "spread": statistics.stdev(accuracies) if len(runs) > 1 else 0.0,
+    }
+
+
+def as_table(ways: dict[str, Any], title: str) -> Table:
+    """Return a row for each way."""
+    table = Table("tower", "language model", "learned", "MiB", "steps/s", "right", title=title)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for way, row in ways.items():
+        right = f"{row['accuracy']:.3f} +- {row['spread']:.3f}" if row["accuracy"] else "-"
+        figures = (f"{row['learned']:,}", f"{row['peak_bytes'] / 2**20:,.0f}", f"{row['steps_per_s']:.2f}", right)
+        table.add_row(*way.split("/"), *figures)
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
