@@ -3,6 +3,7 @@
 # make check  format, lint, spelling, types and import contracts
 # make clean  forget everything that was built
 # make bench-engines   measure the CPU engine beside llama.cpp, onnxruntime-genai, openvino-genai and transformers
+# make train-tiny      train the embedded model from nothing into build/nvila-tiny, and examine it; go on after a stop
 # make bench-stream    measure a stream that is asked many questions, beside one that is read anew for each
 #
 # Needs python3 with venv and its headers, a C++ compiler and make; all else goes into .venv.
@@ -16,7 +17,7 @@ BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmak
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH RMW_IMPLEMENTATION
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test check clean bench-engines bench-stream
+.PHONY: demo test check clean bench-engines bench-stream train-tiny
 
 demo: .venv/ready
 	$(BIN)/nvila demo $(ARGS)
@@ -36,6 +37,10 @@ bench-stream: .venv/ready-to-test
 
 bench-engines: .venv/ready-to-bench
 	$(BIN)/python -m benchmarks.engines $(ARGS)
+
+train-tiny: .venv/ready-to-test
+	$(BIN)/nvila train-tiny --out build/nvila-tiny --work build/train-tiny $(ARGS)
+	$(BIN)/nvila eval build/nvila-tiny
 
 clean:
 	rm -rf .venv build *.egg-info

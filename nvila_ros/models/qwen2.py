@@ -81,7 +81,7 @@ class Decoder(nn.Module):
         start = cache.length if cache else 0
         num_tokens = embeds_BLD.shape[1]
         if positions_L is None:
-            positions_L = torch.arange(start, start + num_tokens)
+            positions_L = torch.arange(start, start + num_tokens, device=embeds_BLD.device)
         cos_LS, sin_LS = rotary_tables(self.spec, positions_L)
         hidden_BLD = embeds_BLD
         for layer in self.model["layers"]:
@@ -162,13 +162,13 @@ def attend(q_BALS: Tensor, k_BKMS: Tensor, v_BKMS: Tensor, sees_LM: Tensor | Non
     if sees_LM is None:
         if num_new == num_all:
             return functional.scaled_dot_product_attention(q_BALS, k_BKMS, v_BKMS, is_causal=True, enable_gqa=True)
-        sees_LM = torch.ones(num_new, num_all, dtype=torch.bool).tril(num_all - num_new)
+        sees_LM = torch.ones(num_new, num_all, dtype=torch.bool, device=q_BALS.device).tril(num_all - num_new)
     return functional.scaled_dot_product_attention(q_BALS, k_BKMS, v_BKMS, attn_mask=sees_LM, enable_gqa=True)
 
 
 def rotary_tables(spec: DecoderSpec, positions_L: Tensor) -> tuple[Tensor, Tensor]:
     """Return cos and sin of positions, (L, S) fp32 each; both halves of S hold the same angles."""
-    exponent = torch.arange(0, spec.head_size, 2, dtype=torch.float32) / spec.head_size
+    exponent = torch.arange(0, spec.head_size, 2, dtype=torch.float32, device=positions_L.device) / spec.head_size
     frequency = 1.0 / spec.rope_theta**exponent  # rounded before the product, as the checkpoints were trained
     angle = positions_L.to(torch.float32)[..., None] * frequency
     angle = torch.cat([angle, angle], dim=-1)

@@ -10,6 +10,7 @@ Shapes: B samples, F frames or tiles of each, N tiles in all, P patches, G visua
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Generic
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -19,7 +20,7 @@ from nvila_ros.preprocess.tiles import frame_tile
 from nvila_ros.preprocess.tiling import Grid, cut_tiles, scale_grids
 from nvila_ros.prompt.chat import Media
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.training.chats import Rows, encode_branches, encode_chat, pad_chats
+from nvila_ros.training.chats import Array, Rows, encode_branches, encode_chat, pad_chats
 from nvila_ros.training.events import sample_small_scene
 from nvila_ros.training.moments import (
     draw_aspect,
@@ -37,7 +38,8 @@ from nvila_ros.training.scenes import EVAL_SEED_BASE, Scene, patch_labels, rende
 from nvila_ros.training.token_labels import token_labels
 
 DRAWN_ROWS = 168
-"""Height of the frames drawn for training, before the resize to a tile."""
+"""Height of a frame drawn for training, before the resize to a tile."""
+_FEW_ROWS, _FEW_SHARE = 112, 0.6  # most are drawn smaller, which takes a quarter of the time
 MERGE_SCALES = (0, 1, -1, -1)
 """Scale to whose map the features of all are resized, drawn from for each batch of scaled images."""
 CHAT_SHARE = 0.15
@@ -45,8 +47,8 @@ CHAT_SHARE = 0.15
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """One step's arrays: frames, dense labels of what is to be learned from them, and conversations; any may lack.
+class Batch(Generic[Array]):
+    """One step's arrays, of numpy or of torch: frames, dense labels of what they show, conversations; any may lack.
 
     Attributes:
         tile_BFHWC: uint8 RGB tiles: a clip's frames, or an image's tiles scale by scale.
@@ -61,13 +63,13 @@ class Batch:
         pool: frames of a clip that are averaged into one.
     """
 
-    tile_BFHWC: np.ndarray
-    color_NP: np.ndarray | None = None
-    shape_NP: np.ndarray | None = None
-    motion_NG: np.ndarray | None = None
-    event_NG: np.ndarray | None = None
-    rank_NG: np.ndarray | None = None
-    told: Rows | None = None
+    tile_BFHWC: Array
+    color_NP: Array | None = None
+    shape_NP: Array | None = None
+    motion_NG: Array | None = None
+    event_NG: Array | None = None
+    rank_NG: Array | None = None
+    told: Rows[Array] | None = None
     grids: tuple[Grid, ...] = ()
     merge_scale: int = -1
     pool: int = 1
@@ -93,7 +95,7 @@ class Mix:
     seed_base: int
     num_samples: int
     num_clips: int = 0
-    num_turns: int = 6
+    num_turns: int = 8
     clip_grids: tuple[tuple[int, int], ...] = ((2, 1), (4, 1), (6, 1), (8, 1), (8, 1), (8, 1))
     small_share: float = 0.0
     has_patches: bool = True
@@ -105,7 +107,7 @@ class Batches(Dataset):
     def __init__(self, mix: Mix, tokenizer: ChatTokenizer, spec: ModelSpec) -> None:
         self.mix, self.tokenizer, self.spec = mix, tokenizer, spec
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch[np.ndarray]:
         """Return the batch of one step."""
         mix = self.mix
         kind = mix.kinds[step % len(mix.kinds)]
@@ -122,15 +124,15 @@ class Batches(Dataset):
         }
         return draw[kind](rngs)
 
-    def _dense(self, rngs: list[np.random.Generator]) -> Batch:
+    def _dense(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         return self._film(rngs, [(scene, [t_s]) for scene, t_s in map(draw_moment, rngs)], True)
 
-    def _images(self, rngs: list[np.random.Generator]) -> Batch:
+    def _images(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         moments = [self._draw_still(rng, draw_aspect(rng)) for rng in rngs]
         film = self._film(rngs, [(scene, [t_s]) for scene, t_s in moments], self.mix.has_patches)
         return self._with_chats(film, rngs, self._still_turns(rngs, moments), (self.spec.tokens_per_tile, "\n"))
 
-    def _scaled(self, rngs: list[np.random.Generator]) -> Batch:
+    def _scaled(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         spec, tile_px = self.spec, self.spec.vision.image_px
         aspect = draw_aspect(rngs[0])
         merge_scale = MERGE_SCALES[int(rngs[0].integers(len(MERGE_SCALES)))]
@@ -156,19 +158,19 @@ class Batches(Dataset):
         num_turns = self.mix.num_turns
         return [draw_turns(rng, *moment, num_turns) for rng, moment in zip(rngs, moments, strict=True)]
 
-    def _clips(self, rngs: list[np.random.Generator]) -> Batch:
+    def _clips(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         num_frames, pool = self._draw_grid(rngs[0])
         scenes = [draw_clip(rng) for rng in rngs]
         turns = [draw_turns(rng, scene, None, self.mix.num_turns) for rng, scene in zip(rngs, scenes, strict=True)]
         return self._film_clips(rngs, scenes, turns, num_frames, pool)
 
-    def _events(self, rngs: list[np.random.Generator]) -> Batch:
+    def _events(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         num_frames, pool = max(self.mix.clip_grids)
         scenes = [draw_events(rng, num_frames // pool) for rng in rngs]
         turns = [draw_event_turns(rng, scene) for rng, scene in zip(rngs, scenes, strict=True)]
         return self._film_clips(rngs, scenes, turns, num_frames, pool)
 
-    def _quick(self, rngs: list[np.random.Generator]) -> Batch:
+    def _quick(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         num_frames, pool = self._draw_grid(rngs[0])
         scenes = [draw_quick_events(rng) for rng in rngs]
         turns = [event_turns(rng, scene) for rng, scene in zip(rngs, scenes, strict=True)]
@@ -185,7 +187,7 @@ class Batches(Dataset):
         turns: list[list[Question]],
         num_frames: int,
         pool: int,
-    ) -> Batch:
+    ) -> Batch[np.ndarray]:
         clips = [(scene, np.linspace(0, scene.duration_s, num_frames).tolist()) for scene in scenes]
         film = self._film(rngs, clips, self.mix.has_patches)
         grid, side = self.spec.vision.grid, self.spec.token_grid
@@ -201,11 +203,12 @@ class Batches(Dataset):
 
     def _film(
         self, rngs: list[np.random.Generator], clips: list[tuple[Scene, list[float]]], has_patches: bool
-    ) -> Batch:
+    ) -> Batch[np.ndarray]:
         """Draw every frame of every clip, and what lies under its patches."""
         tile_px = self.spec.vision.image_px
         tiles = [
-            relight(rng, film_tiles(scene, times, tile_px)) for rng, (scene, times) in zip(rngs, clips, strict=True)
+            relight(rng, film_tiles(scene, times, tile_px, draw_rows(rng)))
+            for rng, (scene, times) in zip(rngs, clips, strict=True)
         ]
         batch = Batch(tile_BFHWC=np.stack(tiles))
         if not has_patches:
@@ -215,13 +218,22 @@ class Batches(Dataset):
         return replace(batch, color_NP=color, shape_NP=shape)
 
     def _with_chats(
-        self, film: Batch, rngs: list[np.random.Generator], turns: list[list[Question]], layout: tuple[int | str, ...]
-    ) -> Batch:
+        self,
+        film: Batch[np.ndarray],
+        rngs: list[np.random.Generator],
+        turns: list[list[Question]],
+        layout: tuple[int | str, ...],
+    ) -> Batch[np.ndarray]:
         encode = encode_chat if rngs[0].random() < CHAT_SHARE else encode_branches
         return replace(film, told=pad_chats([encode(self.tokenizer, Media(layout), each) for each in turns]))
 
 
-def film_tiles(scene: Scene, times_s: list[float], tile_px: int) -> np.ndarray:
-    """Return frames of a camera as tiles, (F, tile_px, tile_px, 3) uint8."""
-    width = round(DRAWN_ROWS * scene.aspect)
-    return np.stack([frame_tile(render(scene, t_s, width, DRAWN_ROWS), tile_px) for t_s in times_s])
+def draw_rows(rng: np.random.Generator) -> int:
+    """Draw how many rows a camera has."""
+    return _FEW_ROWS if rng.random() < _FEW_SHARE else DRAWN_ROWS
+
+
+def film_tiles(scene: Scene, times_s: list[float], tile_px: int, rows: int) -> np.ndarray:
+    """Return frames of a camera of so many rows as tiles, (F, tile_px, tile_px, 3) uint8."""
+    width = round(rows * scene.aspect)
+    return np.stack([frame_tile(render(scene, t_s, width, rows), tile_px) for t_s in times_s])

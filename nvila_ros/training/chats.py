@@ -4,23 +4,27 @@ Asked one after the other, a question is told what was answered before it, and l
 So as a rule each question is a branch: it sees the medium and itself, at the positions that it would have alone, which
 is what a prompt with one question is.
 
-Shapes: B samples, L tokens.
+Shapes: B samples, L tokens, V visual tokens of a sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from nvila_ros.prompt.chat import Media, answer_frame, next_turn, open_chat
+from nvila_ros.prompt.chat import PLACEHOLDER, Media, answer_frame, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.questions import Question
 from nvila_ros.training.token_labels import IGNORE
 
+Array = TypeVar("Array")
 PREFIX, PADDING = 0, -1
 """Owners of tokens that all branches see, and of tokens that nothing sees."""
+LENGTH_STEP = 32
+"""Rows come in few lengths, so that a GPU meets the same shapes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +46,17 @@ class Chat:
 
 def encode_branches(tokenizer: ChatTokenizer, media: Media, turns: Sequence[Question]) -> Chat:
     """Return the questions side by side, each as if it were the only one."""
-    shared = len(open_chat(tokenizer, [media]))
-    chat = Chat([], [], [], [])
+    shared = open_chat(tokenizer, [media])
+    frame = answer_frame(tokenizer)
+    chat = Chat(list(shared), [IGNORE] * len(shared), list(range(len(shared))), [PREFIX] * len(shared))
     for owner, turn in enumerate(turns, start=1):
-        ids, labels = _encode_turns(tokenizer, media, [turn])
-        start = shared if chat.ids else 0
-        chat.ids.extend(ids[start:])
-        chat.labels.extend(labels[start:])
-        chat.positions.extend(range(start, len(ids)))
-        chat.owners.extend(PREFIX if position < shared else owner for position in range(start, len(ids)))
+        asked = tokenizer.encode(turn.text) + frame
+        told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        branch = [*asked, *told][:-1]
+        chat.ids.extend(branch)
+        chat.labels.extend([IGNORE] * (len(asked) - 1) + told)
+        chat.positions.extend(range(len(shared), len(shared) + len(branch)))
+        chat.owners.extend([owner] * len(branch))
     return chat
 
 
@@ -75,25 +81,27 @@ def _encode_turns(tokenizer: ChatTokenizer, media: Media, turns: Sequence[Questi
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Chats of equal length.
+class Rows(Generic[Array]):
+    """Chats of equal length, as arrays of numpy or of torch.
 
     Attributes:
         ids_BL: right-padded with 0, int64.
         labels_BL: likewise with `IGNORE`.
         positions_BL: likewise with 0.
         owner_BL: likewise with `PADDING`, which nothing but padding sees.
+        visual_V: where the visual tokens are, the same in all chats, int64.
     """
 
-    ids_BL: np.ndarray
-    labels_BL: np.ndarray
-    positions_BL: np.ndarray
-    owner_BL: np.ndarray
+    ids_BL: Array
+    labels_BL: Array
+    positions_BL: Array
+    owner_BL: Array
+    visual_V: Array
 
 
-def pad_chats(chats: Sequence[Chat]) -> Rows:
-    """Return chats padded on the right."""
-    longest = max(len(chat.ids) for chat in chats)
+def pad_chats(chats: Sequence[Chat]) -> Rows[np.ndarray]:
+    """Return chats of one medium each, all laid out alike, padded on the right to a multiple of `LENGTH_STEP`."""
+    longest = -(-max(len(chat.ids) for chat in chats) // LENGTH_STEP) * LENGTH_STEP
 
     def padded(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
         array_BL = np.full((len(rows), longest), fill, np.int64)
@@ -101,9 +109,11 @@ def pad_chats(chats: Sequence[Chat]) -> Rows:
             row_L[: len(values)] = values
         return array_BL
 
+    ids_BL = padded([chat.ids for chat in chats], 0)
     return Rows(
-        ids_BL=padded([chat.ids for chat in chats], 0),
+        ids_BL=ids_BL,
         labels_BL=padded([chat.labels for chat in chats], IGNORE),
         positions_BL=padded([chat.positions for chat in chats], 0),
         owner_BL=padded([chat.owners for chat in chats], PADDING),
+        visual_V=np.flatnonzero(ids_BL[0] == PLACEHOLDER),
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,7 +18,6 @@ from torch.nn import functional
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.preprocess.tiling import Grid
-from nvila_ros.prompt.chat import PLACEHOLDER
 from nvila_ros.training.batches import Batch
 from nvila_ros.training.chats import PREFIX, Rows
 from nvila_ros.training.scenes import COLORS, DIRECTIONS, SHAPES
@@ -41,30 +39,24 @@ class Heads(nn.Module):
         self.rank = nn.Linear(spec.decoder.width, 2)
 
 
-def batch_loss(model: Nvila, heads: Heads, tower: Tower, batch: Batch) -> tuple[Tensor, Tensor]:
+def batch_loss(model: Nvila, heads: Heads, tower: Tower, batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the loss and the share of right predictions: of answer tokens, or else of objects' patches.
 
-    Both stay on the model's device, so that a step waits for nothing.
+    Nothing here waits for the device, and all shapes follow from those of the batch, so that a GPU can replay it.
     """
-    with torch.device(next(model.parameters()).device):
-        tile_NCHW = _tensor(batch.tile_BFHWC).flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
-        feat_NPE = tower(tile_NCHW)
-        loss, right = torch.zeros(()), torch.zeros(())
-        if batch.color_NP is not None and batch.shape_NP is not None:
-            # The dense labels go on teaching beside the questions: shapes are learned slowly.
-            loss, right = _patch_loss(heads, feat_NPE, _tensor(batch.color_NP), _tensor(batch.shape_NP))
-        if batch.told is None:
-            return loss, right
-        told_loss, right = _chat_loss(model, heads, see(model, feat_NPE, batch), batch, batch.told)
-        return loss + told_loss, right
+    tile_NCHW = batch.tile_BFHWC.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
+    feat_NPE = tower(tile_NCHW)
+    loss, right = feat_NPE.new_zeros(2)
+    if batch.color_NP is not None and batch.shape_NP is not None:
+        # The dense labels go on teaching beside the questions: shapes are learned slowly.
+        loss, right = _patch_loss(heads, feat_NPE, batch.color_NP, batch.shape_NP)
+    if batch.told is None:
+        return loss, right
+    told_loss, right = _chat_loss(model, heads, see(model, feat_NPE, batch), batch, batch.told)
+    return loss + told_loss, right
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    """Return an array on the device of the context."""
-    return torch.from_numpy(array).to(torch.get_default_device(), non_blocking=True)
-
-
-def see(model: Nvila, feat_NPE: Tensor, batch: Batch) -> Tensor:
+def see(model: Nvila, feat_NPE: Tensor, batch: Batch[Tensor]) -> Tensor:
     """Return the visual tokens of all samples in prompt order, (all, D); feat_NPE are the features of their tiles."""
     spec = model.spec
     if not batch.grids:
@@ -92,47 +84,51 @@ def merge_scales(feat_BFPE: Tensor, grids: Sequence[Grid], merge_scale: int) -> 
     return blocks.reshape(num_samples * rows * columns, num_patches, -1)
 
 
-def _chat_loss(model: Nvila, heads: Heads, visual_GD: Tensor, batch: Batch, rows: Rows) -> tuple[Tensor, Tensor]:
-    ids_BL, labels_BL = _tensor(rows.ids_BL), _tensor(rows.labels_BL)
-    is_visual_BL = ids_BL == PLACEHOLDER
-    embeds_BLD = model.llm.embed(ids_BL.clamp(min=0))
-    embeds_BLD = embeds_BLD.masked_scatter(is_visual_BL[..., None], visual_GD.to(embeds_BLD.dtype))
+def _chat_loss(
+    model: Nvila, heads: Heads, visual_GD: Tensor, batch: Batch[Tensor], rows: Rows[Tensor]
+) -> tuple[Tensor, Tensor]:
+    embeds_BLD = model.llm.embed(rows.ids_BL.clamp(min=0))
+    visual_BVD = visual_GD.unflatten(0, (len(embeds_BLD), -1)).to(embeds_BLD.dtype)
+    embeds_BLD = embeds_BLD.index_copy(1, rows.visual_V, visual_BVD)  # by a mask, gradients would wait for the device
     hidden_BLD, before_last_BLD = decode_branches(model, embeds_BLD, rows)
-    told_T = labels_BL.flatten()
-    logits_TV = model.llm.head(hidden_BLD).flatten(0, 1)
-    loss = functional.cross_entropy(logits_TV, told_T, ignore_index=IGNORE)
-    if batch.tile_BFHWC.shape[1] > 1 and batch.motion_NG is not None:
-        is_visual_T = torch.from_numpy(np.flatnonzero(rows.ids_BL == PLACEHOLDER)).to(ids_BL.device)
-        loss = loss + _token_loss(heads, before_last_BLD.flatten(0, 1)[is_visual_T], batch)
-    is_told_T = told_T != IGNORE
-    return loss, ((logits_TV.argmax(-1) == told_T) & is_told_T).sum() / is_told_T.sum()
+    logits_BLV = model.llm.head(hidden_BLD)
+    loss = _mean_loss(logits_BLV, rows.labels_BL)
+    if batch.tile_BFHWC.shape[1] > 1:
+        loss = loss + _token_loss(heads, before_last_BLD[:, rows.visual_V].flatten(0, 1), batch)
+    is_told_BL = rows.labels_BL != IGNORE
+    return loss, ((logits_BLV.argmax(-1) == rows.labels_BL) & is_told_BL).sum() / is_told_BL.sum()
 
 
-def _token_loss(heads: Heads, hidden_GD: Tensor, batch: Batch) -> Tensor:
+def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross entropy over all labels but `IGNORE`, 0 where there is none."""
+    total = functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+    )
+    return total / (labels != IGNORE).sum().clamp(min=1)
+
+
+def _token_loss(heads: Heads, hidden_GD: Tensor, batch: Batch[Tensor]) -> Tensor:
     """Return the loss of what the decoder makes of the visual tokens of clips."""
     told = [(heads.motion, batch.motion_NG), (heads.event, batch.event_NG), (heads.rank, batch.rank_NG)]
     if batch.event_NG is not None:
         # Changes are rare, a few of a hundred tokens, and all that matters: they count once more on their own.
-        told.append((heads.event, np.where(batch.event_NG > THERE, batch.event_NG, IGNORE)))
-    loss = torch.zeros(())
-    for head, labels in told:
-        if labels is not None and (labels != IGNORE).any():
-            loss = loss + functional.cross_entropy(head(hidden_GD), _tensor(labels).flatten(), ignore_index=IGNORE)
-    return loss
+        told.append((heads.event, batch.event_NG.where(batch.event_NG > THERE, IGNORE)))
+    losses = [_mean_loss(head(hidden_GD), labels) for head, labels in told if labels is not None]
+    return torch.stack(losses).sum() if losses else hidden_GD.new_zeros(())
 
 
-def decode_branches(model: Nvila, embeds_BLD: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+def decode_branches(model: Nvila, embeds_BLD: Tensor, rows: Rows[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the hidden states and those before the last layer, where an answer's last look still finds them.
 
     Each token sees what is shared and its own branch, up to itself.
     """
-    owner_BL, positions_BL = _tensor(rows.owner_BL), _tensor(rows.positions_BL)
+    owner_BL = rows.owner_BL
     is_shown_BLM = (owner_BL[:, None] == owner_BL[:, :, None]) | (owner_BL == PREFIX)[:, None]
     seen: list[Tensor] = []
     handle = model.llm.model["layers"][-2].register_forward_hook(lambda module, args, out: seen.append(out))
     try:
         sees_B1LM = is_shown_BLM.tril()[:, None]
-        hidden_BLD = model.llm(embeds_BLD, positions_L=positions_BL[:, None], sees_LM=sees_B1LM)
+        hidden_BLD = model.llm(embeds_BLD, positions_L=rows.positions_BL[:, None], sees_LM=sees_B1LM)
     finally:
         handle.remove()
     return hidden_BLD, seen[0]

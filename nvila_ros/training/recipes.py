@@ -50,15 +50,15 @@ class Recipe:
 
 
 _TINY_STAGES = (
-    Stage("tower", Mix(kinds=("dense",), seed_base=0, num_samples=64), 2500, 1e-3, 1e-3),
+    Stage("tower", Mix(kinds=("dense",), seed_base=0, num_samples=64), 5000, 1e-3, 1e-3),
     Stage("projector", Mix(kinds=("images",), seed_base=1 << 20, num_samples=64, has_patches=False), 2500, 1e-3, 0.0),
-    Stage("all", Mix(kinds=("images",), seed_base=1 << 22, num_samples=64), 4000, 1e-3, 5e-4),
+    Stage("all", Mix(kinds=("images",), seed_base=1 << 22, num_samples=64), 5500, 1e-3, 5e-4),
     Stage(
         "video",
         Mix(kinds=("images", "clips", "images", "events"), seed_base=1 << 24, num_samples=64, num_clips=24),
-        6000,
+        9000,
         1e-3,
-        4e-4,
+        5e-4,
     ),
 )
 _SCALE_GRIDS = (

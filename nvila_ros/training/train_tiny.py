@@ -15,34 +15,53 @@ import copy
 import logging
 import math
 import os
+import time
 from collections import deque
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.training.batches import Batches
+from nvila_ros.training.batches import Batch, Batches
 from nvila_ros.training.losses import Heads, Tower, batch_loss
 from nvila_ros.training.recipes import Recipe, Stage
 from nvila_ros.training.save import save_checkpoint
+from nvila_ros.training.steps import LossOf, Stepper
 
 _log = logging.getLogger(__name__)
 
-SAVE_EVERY = 100
+SAVE_EVERY_S = 60.0
 WARMUP_STEPS = 100
 READ_EVERY = 10
 
 
 def train(
-    recipe: Recipe, out: Path, work: Path, *, seed: int = 0, num_workers: int = 2, device: torch.device | str = "cpu"
+    recipe: Recipe,
+    out: Path,
+    work: Path,
+    *,
+    seed: int = 0,
+    num_workers: int = 2,
+    device: str = "cpu",
+    has_graphs: bool | None = None,
 ) -> None:
     """Train all stages of a recipe and write the checkpoint to `out`; `work` holds the state to go on from.
+
+    Args:
+        recipe: of the checkpoint.
+        out: folder of the checkpoint.
+        work: folder of the state.
+        seed: of what starts at random.
+        num_workers: processes that draw batches; 0 draws them in between.
+        device: that trains.
+        has_graphs: whether steps are replayed as CUDA graphs; by default where there is a GPU.
 
     Raises:
         ConfigError: the loss became NaN, or `work` holds another run's state.
@@ -53,32 +72,54 @@ def train(
     model = recipe.new_model(seed).to(device).train().requires_grad_()
     heads = Heads(recipe.spec).to(device)
     for stage in recipe.stages:
-        _run_stage(recipe, stage, model, heads, work, num_workers)
+        _run_stage(
+            recipe, stage, model, heads, work, num_workers, device == "cuda" if has_graphs is None else has_graphs
+        )
         save_checkpoint(model, work / "tokenizer", out)
 
 
-def _run_stage(recipe: Recipe, stage: Stage, model: Nvila, heads: Heads, work: Path, num_workers: int) -> None:
-    optimizer = _optimizer(stage, model, heads)
+def _run_stage(
+    recipe: Recipe, stage: Stage, model: Nvila, heads: Heads, work: Path, num_workers: int, has_graphs: bool
+) -> None:
+    optimizer = _optimizer(stage, model, heads, has_graphs)
     state_path = work / f"{stage.name}.pt"
     start = _resume(state_path, stage, model, heads, optimizer)
     if start >= stage.num_steps:
         return
     data = Batches(stage.mix, ChatTokenizer.from_folder(work / "tokenizer"), recipe.spec)
-    loader = DataLoader(data, batch_size=None, sampler=range(start, stage.num_steps), num_workers=num_workers)
-    tower, device = _tower(stage, model), next(model.parameters()).device
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(start, stage.num_steps),
+        num_workers=num_workers,
+        worker_init_fn=_use_one_thread,
+    )
+    step_on = Stepper(_loss_of(stage, model, heads), list(model.parameters()), optimizer, has_graphs=has_graphs)
+    saved_s = time.monotonic()
     with _Report(stage, start) as report:
         for step, batch in enumerate(loader, start):
             _set_rate(optimizer, step, stage.num_steps)
-            with torch.autocast(device.type, torch.bfloat16, enabled=stage.is_bf16):
-                loss, right = batch_loss(model, heads, tower, batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            report(step + 1, loss.detach(), right)
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.num_steps:
+            report(step + 1, *step_on(batch))
+            if time.monotonic() - saved_s >= SAVE_EVERY_S or step + 1 == stage.num_steps:
                 report.check()
                 _save(state_path, step + 1, model, heads, optimizer)
+                saved_s = time.monotonic()
+
+
+def _loss_of(stage: Stage, model: Nvila, heads: Heads) -> LossOf:
+    tower, device = _tower(stage, model), next(model.parameters()).device
+
+    def loss_of(batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
+        # Weights that were cast for one graph must not be kept for the next.
+        with torch.autocast(device.type, torch.bfloat16, enabled=stage.is_bf16, cache_enabled=device.type == "cpu"):
+            return batch_loss(model, heads, tower, batch)
+
+    return loss_of
+
+
+def _use_one_thread(worker: int) -> None:
+    """Let OpenCV be: there is a process for each core already."""
+    cv2.setNumThreads(1)
 
 
 def _tower(stage: Stage, model: Nvila) -> Tower:
@@ -94,11 +135,17 @@ def _tower(stage: Stage, model: Nvila) -> Tower:
     return see
 
 
-def _optimizer(stage: Stage, model: Nvila, heads: Heads) -> torch.optim.AdamW:
+def _optimizer(stage: Stage, model: Nvila, heads: Heads, has_graphs: bool) -> torch.optim.AdamW:
     tower = list(model.vision_tower.parameters())
     others = [*model.mm_projector.parameters(), *model.llm.parameters(), *heads.parameters()]
     groups = [{"params": tower, "peak_lr": stage.tower_lr}, {"params": others, "peak_lr": stage.lr}]
-    return torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(
+        groups, lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True, capturable=has_graphs
+    )
+    if has_graphs:  # a graph reads the rate where it lies
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(stage.lr, device=tower[0].device)
+    return optimizer
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, step: int, num_steps: int) -> None:
@@ -106,7 +153,11 @@ def _set_rate(optimizer: torch.optim.Optimizer, step: int, num_steps: int) -> No
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
     cosine = 0.51 + 0.49 * math.cos(math.pi * step / num_steps)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * warm * cosine
+        rate = group["peak_lr"] * warm * cosine
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def _resume(path: Path, stage: Stage, model: Nvila, heads: Heads, optimizer: torch.optim.Optimizer) -> int:
@@ -118,7 +169,10 @@ def _resume(path: Path, stage: Stage, model: Nvila, heads: Heads, optimizer: tor
     except RuntimeError as error:
         raise ConfigError(f"{path} is the state of another model; remove it or choose another --work") from error
     heads.load_state_dict(state["heads"])
+    rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(state["optimizer"])
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate  # set anew at each step, and a graph's lies where this run put it
     _log.info("stage %s goes on from step %d", stage.name, state["step"])
     return state["step"]
 

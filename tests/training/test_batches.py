@@ -19,6 +19,7 @@ from nvila_ros.training.batches import Batch, Batches, Mix
 from nvila_ros.training.events import sample_event_scene
 from nvila_ros.training.losses import Heads, batch_loss, merge_scales, see
 from nvila_ros.training.scenes import COLORS, Jump, Object, Scene, scene_rng
+from nvila_ros.training.steps import shape_key, to_device
 from nvila_ros.training.tiny_scale import SPEC, narrow, new_model, widen
 from nvila_ros.training.token_labels import GONE, IGNORE, MOTION_LABELS, token_labels
 from nvila_ros.visual.encode import arrange, merge_features
@@ -80,7 +81,7 @@ def test_batch_is_a_function_of_its_step_with_a_placeholder_for_each_visual_toke
 @pytest.mark.slow
 def test_clips_are_drawn_with_all_frames_and_pools(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        batches_module, "film_tiles", lambda scene, times_s, px: np.zeros((len(times_s), 8, 8, 3), np.uint8)
+        batches_module, "film_tiles", lambda scene, times_s, px, rows: np.zeros((len(times_s), 8, 8, 3), np.uint8)
     )
 
     drawn = {(batch.tile_BFHWC.shape[1], batch.pool) for batch in (batches[len(KINDS) * k + 4] for k in range(40))}
@@ -91,10 +92,18 @@ def test_clips_are_drawn_with_all_frames_and_pools(batches: Batches, monkeypatch
 @pytest.mark.slow
 @pytest.mark.parametrize("step", range(len(KINDS)))
 def test_every_batch_gives_a_loss(batches: Batches, model: Nvila, step: int) -> None:
-    loss, right = batch_loss(model, Heads(SPEC), model.vision, batches[step])
+    loss, right = batch_loss(model, Heads(SPEC), model.vision, to_device(batches[step], torch.device("cpu")))
 
     assert torch.isfinite(loss)
     assert 0 <= right <= 1
+
+
+@pytest.mark.slow
+def test_batches_of_one_shape_share_a_key_and_others_do_not(batches: Batches) -> None:
+    keys = [shape_key(batches[step]) for step in range(len(KINDS))]
+
+    assert len(set(keys)) == len(KINDS)
+    assert shape_key(batches[len(KINDS) - 1]) == shape_key(batches[2 * len(KINDS) - 1])
 
 
 def test_pooled_tokens_are_those_of_a_naive_loop(model: Nvila) -> None:

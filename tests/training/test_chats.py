@@ -50,18 +50,23 @@ def test_the_decoder_reads_a_branch_as_it_reads_the_question_alone(tokenizer: Ch
 
     owners = together.owner_BL[0]
     for owner, turn in enumerate(TURNS, start=1):
-        alone = _read(model, pad_chats([encode_chat(tokenizer, MEDIA, [turn])]), visual)[0]
+        alone = _read_alone(tokenizer, model, turn, visual)
         is_seen = (owners == PREFIX) | (owners == owner)
         assert torch.allclose(hidden_BLD[0, is_seen], alone, atol=1e-5)
     first = together.owner_BL[1] != PADDING
-    alone = _read(model, pad_chats([encode_chat(tokenizer, MEDIA, TURNS[:1])]), visual)[0]
+    alone = _read_alone(tokenizer, model, TURNS[0], visual)
     assert torch.allclose(hidden_BLD[1, first], alone, atol=1e-5)
 
 
+def _read_alone(tokenizer: ChatTokenizer, model: Nvila, turn: Question, visual: torch.Tensor) -> torch.Tensor:
+    chat = encode_chat(tokenizer, MEDIA, [turn])
+    return _read(model, pad_chats([chat]), visual)[0, : len(chat.ids)]
+
+
 @torch.inference_mode()
-def _read(model: Nvila, rows: Rows, visual: torch.Tensor) -> torch.Tensor:
-    ids_BL = torch.from_numpy(rows.ids_BL)
+def _read(model: Nvila, rows: Rows[np.ndarray], visual: torch.Tensor) -> torch.Tensor:
+    told = Rows(*(torch.from_numpy(getattr(rows, name)) for name in rows.__slots__))
+    ids_BL = told.ids_BL
     embeds = model.llm.embed(ids_BL.clamp(min=0))
     embeds = embeds.masked_scatter((ids_BL == PLACEHOLDER)[..., None], visual.repeat(len(ids_BL), 1))
-    with torch.device("cpu"):
-        return decode_branches(model, embeds, rows)[0]
+    return decode_branches(model, embeds, told)[0]

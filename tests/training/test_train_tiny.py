@@ -134,7 +134,7 @@ def test_run_that_was_stopped_ends_where_an_unbroken_one_does(tmp_path: Path) ->
 
     stopped = tmp_path / "work-stopped"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nvila_ros.training.train_tiny.SAVE_EVERY", 3)
+        patch.setattr("nvila_ros.training.train_tiny.SAVE_EVERY_S", 0.0)
         patch.setattr("nvila_ros.training.train_tiny.batch_loss", _fail_at(5))
         with pytest.raises(KeyboardInterrupt):
             train(recipe, tmp_path / "stopped", stopped, num_workers=0)
