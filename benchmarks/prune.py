@@ -3,8 +3,8 @@
 Everything happens in the synthetic world, where it is known which samples are good. A base model is trained on some
 kinds of question, with the tower of nvila-tiny; it is the small model of the scores and what every run starts from. The
 large one is nvila-tiny. A data set holds easy samples (kinds that the base knows), helpful ones (kinds that it does
-not) and wrong ones (false answers). Each way of choosing trains the base once on what it keeps, so half of the samples
-take half of the steps, and the held-out questions of the evaluation suite are asked. Clusters are those of k-means over
+not) and wrong ones (false answers). Each way of choosing trains the base on what it keeps, so half of the samples take
+half of the steps, and the held-out questions of the evaluation suite are asked. Clusters are those of k-means over
 what the base holds at the beginning of each sample's first answer; each gives as many samples, chosen by chance.
 
 Samples are drawn once and kept as arrays, by `--processes` at a time; then the trainings run beside each other. Every
@@ -48,7 +48,10 @@ from nvila_ros.training.tiny import new_model
 
 BASE_SEED = 1023  # the data sets have seeds from 0
 BASE_LR, LR = 1e-3, 4e-4
-SETTINGS = ("samples", "turns", "base_samples", "base_turns", "batch", "keep", "shares", "easy", "helpful")
+SETTINGS = (
+    *("samples", "turns", "epochs", "base_samples", "base_turns", "base_epochs"),
+    *("batch", "keep", "shares", "easy", "helpful"),
+)
 
 
 def main() -> int:
@@ -87,10 +90,12 @@ def parse_args() -> argparse.Namespace:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what decides the runs of a folder")
     for name, number, told in (
-        ("--samples", 12000, "of each data set"),
+        ("--samples", 8000, "of each data set"),
         ("--turns", 4, "most questions of each"),
+        ("--epochs", 2, "how often each is learned from"),
         ("--base-samples", 20000, "of what the base learns"),
         ("--base-turns", 6, "most questions of each"),
+        ("--base-epochs", 3, "how often each is learned from"),
         ("--batch", 32, "samples of a step"),
     ):
         group.add_argument(name, type=positive, default=number, metavar="N", help=f"{told} (default: %(default)s)")
@@ -228,7 +233,9 @@ def train_base(args: argparse.Namespace, large: Nvila) -> None:
     model = new_model(seed=0)
     model.vision_tower.load_state_dict(large.vision_tower.state_dict())
     drawn = open_set(args.work / "base-set")
-    learn(model.to(args.device), drawn, np.arange(len(drawn)), batch=args.batch, peak_lr=BASE_LR, name="base")
+    model.to(args.device)
+    indices = np.arange(len(drawn))
+    learn(model, drawn, indices, epochs=args.base_epochs, batch=args.batch, peak_lr=BASE_LR, name="base")
     save(model, path)
 
 
@@ -251,7 +258,8 @@ def run_one(args: argparse.Namespace, method: str, seed: int) -> None:
     small = load(base, args.device)
     is_kept = choose(args, method, seed, drawn, small)
     if not path.is_dir():
-        learn(small, drawn, np.flatnonzero(is_kept), batch=args.batch, peak_lr=LR, name=name)
+        indices = np.flatnonzero(is_kept)
+        learn(small, drawn, indices, epochs=args.epochs, batch=args.batch, peak_lr=LR, name=name)
         save(small, path)
     answered = is_right(load(path, args.device), cases)
     shares = {

@@ -106,13 +106,16 @@ def _in_order(drawn: DrawnSet) -> Iterator[np.ndarray]:
     yield from (order[first : first + AT_ONCE] for first in range(0, len(order), AT_ONCE))
 
 
-def learn(model: Nvila, drawn: DrawnSet, indices: np.ndarray, *, batch: int, peak_lr: float, name: str) -> None:
-    """Train projector and decoder on each of some samples once, in an order of its own.
+def learn(
+    model: Nvila, drawn: DrawnSet, indices: np.ndarray, *, epochs: int, batch: int, peak_lr: float, name: str
+) -> None:
+    """Train projector and decoder on some samples, each time all of them in another order.
 
     Args:
         model: is changed, on its device.
         drawn: the set.
         indices: numbers of the samples.
+        epochs: how often each is learned from.
         batch: samples of a step.
         peak_lr: of the learning rate.
         name: of the run, which says how far it is.
@@ -123,7 +126,8 @@ def learn(model: Nvila, drawn: DrawnSet, indices: np.ndarray, *, batch: int, pea
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     is_cuda = learned[0].is_cuda
     optimizer = torch.optim.AdamW(learned, lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=is_cuda)
-    order = np.random.default_rng(0).permutation(indices)
+    rng = np.random.default_rng(0)
+    order = np.concatenate([rng.permutation(indices) for _ in range(epochs)])
     num_steps = -(-len(order) // batch)
     losses: list[Tensor] = []
     for step in range(num_steps):
@@ -143,7 +147,7 @@ def learn(model: Nvila, drawn: DrawnSet, indices: np.ndarray, *, batch: int, pea
 
 
 def set_rate(optimizer: torch.optim.Optimizer, peak_lr: float, done: float) -> None:
-    """Warm up over a twentieth, then a cosine down to a fiftieth; `done` is the share of the samples."""
+    """Warm up over a twentieth, then a cosine down to a fiftieth; `done` is the share of the steps."""
     rate = peak_lr * min(1.0, (done + 0.001) / 0.05) * (0.51 + 0.49 * math.cos(math.pi * done))
     for group in optimizer.param_groups:
         group["lr"] = rate

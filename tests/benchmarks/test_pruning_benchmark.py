@@ -95,7 +95,7 @@ def test_learning_touches_all_but_the_tower_and_makes_answers_likelier(tmp_path:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     logs = learning.log_probs(model, known)
 
-    learning.learn(model, known, np.arange(16), batch=4, peak_lr=1e-3, name="wrong answers")
+    learning.learn(model, known, np.arange(16), epochs=2, batch=4, peak_lr=1e-3, name="wrong answers")
 
     assert learning.log_probs(model, known).sum() > logs.sum() + 1
     kept = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
