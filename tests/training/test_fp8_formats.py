@@ -180,23 +180,60 @@ def test_exponent_is_the_largest_that_keeps_the_smallest_value_in_range(x_GN: to
     assert k >= 1 or binades > log2_range - 1e-3  # a range is given up only where the format does not hold it
 
 
-@given(x_GN=groups())
-def test_what_divides_is_never_rounded_to_zero(x_GN: torch.Tensor) -> None:
+def chance(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(x_GN=groups(), seed=st.integers(0, 2**40))
+def test_what_divides_is_never_rounded_to_zero(x_GN: torch.Tensor, seed: int) -> None:
     x_GN = x_GN.abs()
 
-    got = contract(expand(x_GN, keep_above_zero=True))
+    got = contract(expand(x_GN, chance(seed)))
 
     assert ((got > 0) == (x_GN > 0)).all()
+    assert got.max() == x_GN.max()
 
 
-def test_without_the_floor_a_wide_group_loses_its_smallest() -> None:
+def test_without_chance_a_wide_group_loses_its_smallest() -> None:
     x_GN = torch.full((1, STATE_GROUP), 1e-12)
     x_GN[0, 0] = 1.0
 
     assert (contract(expand(x_GN))[0, 1:] == 0).all()
-    kept = contract(expand(x_GN, keep_above_zero=True))[0, 1:]
+    kept = contract(expand(x_GN, chance()))[0, 1:]
     assert (kept >= 1e-12).all()  # too large a divisor makes a small step, too small a one a huge one
     assert (kept <= 2.0**-33).all()
+
+
+@given(listed=st.lists(st.floats(0.007, 448), min_size=8, max_size=8))
+def test_chance_rounds_to_either_neighbour_and_keeps_the_mean(listed: list[float]) -> None:
+    values, num_draws = torch.tensor(listed), 2000
+    x_GN = torch.zeros(num_draws, STATE_GROUP)
+    x_GN[:, 0], x_GN[:, 1] = 1, 2.0**-16  # so wide that k is 1
+    x_GN[:, 2:10] = values / 448
+
+    codes_GN, _, k_G = expand(x_GN, chance())
+
+    assert (k_G == 16).all()
+    drawn, step = codes_GN[:, 2:10].float(), (2.0 ** values.log2().floor() / 8).clamp(min=2.0**-9)
+    assert ((drawn - values).abs() <= step * 1.001).all()
+    assert ((drawn.mean(0) - values).abs() <= 3 * step / num_draws**0.5 + 1e-5 * values).all()
+
+
+def test_a_second_moment_follows_gradients_that_fade_beside_others() -> None:
+    """Half of a group's gradients become a tenth: rounded to the nearest, the moment would stay far too large."""
+    generator, beta = chance(1), 0.995
+    v_GN, exact_GN, nearest_GN = (torch.zeros(8, STATE_GROUP) for _ in range(3))
+    for step in range(1800):
+        grad_GN = torch.randn(8, STATE_GROUP, generator=generator)
+        if step >= 300:
+            grad_GN[:, ::2] *= 0.1
+        v_GN = beta * contract(expand(v_GN, chance(step))) + (1 - beta) * grad_GN**2
+        nearest_GN = beta * contract(expand(nearest_GN)) + (1 - beta) * grad_GN**2
+        exact_GN = beta * exact_GN + (1 - beta) * grad_GN**2
+
+    ratio, nearest = ((each / exact_GN)[:, ::2].mean().item() for each in (v_GN, nearest_GN))
+    assert ratio == pytest.approx(1, abs=0.1)
+    assert nearest > 1.5
 
 
 def test_nearly_constant_group_is_told_apart_more_finely_than_plain_fp8() -> None:

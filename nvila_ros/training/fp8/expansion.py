@@ -10,8 +10,10 @@ sqrt(top bottom) before and by the largest f(x) after, put into one: they cancel
 back to the bit, zeros stay zeros and `bottom` is never rounded to 0.
 
 k is at most 255 / 16, where even neighbours of one magnitude are told apart, and at least 1/2: a group that spans more
-than 2^33 would be rounded ever more coarsely for the sake of its smallest values. What lies below is rounded to 0, or
-where that must not be to the smallest code.
+than 2^33 would be rounded ever more coarsely for the sake of its smallest values. What lies below is rounded to 0.
+
+A second moment is divided by, so what is not 0 must not become 0; and it changes by a thousandth a step, which rounding
+to the nearest code would undo for ever. So its code is rounded up or down by chance, at odds that keep the mean.
 
 Source: COAT (arXiv 2410.19313), section 4, and its code for 448^2 / 2 and the sixteenths.
 
@@ -35,6 +37,8 @@ STEPS = 16
 """Of k in a unit."""
 LOWEST_K, HIGHEST_K = 8, 255
 """In sixteenths."""
+_LEAST_NORMAL, _STEPS_OF_BINADE = 2.0**-6, 8
+_EXPONENT_BITS = 0x7F800000  # of float32
 _LOG2_RANGE = math.log2(LARGEST**2 / 2)
 
 
@@ -52,12 +56,12 @@ class Expanded(NamedTuple):
     k_G: Tensor
 
 
-def expand(x_GN: Tensor, *, keep_above_zero: bool = False) -> Expanded:
+def expand(x_GN: Tensor, chance: torch.Generator | None = None) -> Expanded:
     """Round groups of float32 values to codes.
 
     Args:
         x_GN: finite; a value that is not makes its group NaN.
-        keep_above_zero: round what would become 0, but is not, to the smallest code.
+        chance: for values that are divided by: round to either neighbour by chance, and to 0 only what is 0.
     """
     size_GN = x_GN.abs()
     is_zero_GN = size_GN == 0
@@ -67,9 +71,17 @@ def expand(x_GN: Tensor, *, keep_above_zero: bool = False) -> Expanded:
     k_G = (STEPS * _LOG2_RANGE / num_binades_G).floor().clamp(LOWEST_K, HIGHEST_K)
     value_GN = size_GN.div_(top_G.where(top_G != 0, 1.0)[:, None])
     value_GN.pow_((k_G / STEPS)[:, None]).mul_(LARGEST)
-    if keep_above_zero:
-        value_GN.clamp_(min=SMALLEST).masked_fill_(is_zero_GN, 0)
+    if chance is not None:
+        value_GN = _round_by_chance(value_GN, chance).clamp_(SMALLEST, LARGEST).masked_fill_(is_zero_GN, 0)
     return Expanded(value_GN.copysign_(x_GN).to(E4M3), top_G, k_G.to(torch.uint8))
+
+
+def _round_by_chance(value: Tensor, chance: torch.Generator) -> Tensor:
+    """Return codes whose mean is the value, which is not negative."""
+    binade = (value.view(torch.int32) & _EXPONENT_BITS).view(torch.float32)
+    step = binade.clamp_(min=_LEAST_NORMAL) / _STEPS_OF_BINADE
+    share = torch.rand(value.shape, generator=chance, device=value.device)
+    return (value / step).add_(share).floor_().mul_(step)
 
 
 def contract(x: Expanded) -> Tensor:

@@ -1,8 +1,8 @@
 """AdamW whose two moments are kept in FP8: 2.08 bytes for each parameter instead of 8.
 
 A step is that of `torch.optim.AdamW` on moments read from their codes, in float32; the moments of the step itself are
-used before they are rounded. The second moment divides, so what is not 0 never becomes 0: a weight whose second moment
-were lost would jump.
+used before they are rounded. The second moment is rounded by chance and never to 0; the chance of a step is a function
+of its number and of the parameter's, so that a run that was resumed and ranks that compute the same stay the same.
 
 Shapes: G groups of 128 neighbours in a flattened parameter, the last one filled up with zeros; N 128.
 """
@@ -23,6 +23,8 @@ from nvila_ros.training.fp8.formats import E4M3
 
 GROUPS_AT_ONCE = 2**17
 """Groups whose moments are in float32 at a time, 64 MiB for each of the two."""
+MOST_PARAMETERS = 2**20
+"""Parameters of an optimizer whose chances never coincide."""
 MOMENTS = ("first", "second")
 
 
@@ -63,10 +65,12 @@ class Fp8AdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        number = 0
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_one(parameter, group)
+                    self._step_one(parameter, number, group)
+                number += 1
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -83,11 +87,12 @@ class Fp8AdamW(torch.optim.Optimizer):
                     for name, value in saved.items()
                 }
 
-    def _step_one(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _step_one(self, parameter: Tensor, number: int, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             _begin(state, parameter)
         state["step"] += 1
+        chance = torch.Generator(parameter.device).manual_seed(state["step"] * MOST_PARAMETERS + number)
         flat, grad = parameter.detach().view(-1), parameter.grad.reshape(-1)
         span = GROUPS_AT_ONCE * STATE_GROUP
         for start in range(0, len(flat), span):
@@ -98,7 +103,7 @@ class Fp8AdamW(torch.optim.Optimizer):
             new = part.float() * (1 - group["lr"] * group["weight_decay"])
             part.copy_(new.sub_(update_GN.view(-1)[: len(part)], alpha=group["lr"]))
             _write(state, "first", groups, expand(first))
-            _write(state, "second", groups, expand(second, keep_above_zero=True))
+            _write(state, "second", groups, expand(second, chance))
 
 
 def _begin(state: dict[str, Any], parameter: Tensor) -> None:
