@@ -94,7 +94,7 @@ def _chat_loss(
     logits_BLV = model.llm.head(hidden_BLD)
     loss = _mean_loss(logits_BLV, rows.labels_BL)
     if batch.tile_BFHWC.shape[1] > 1:
-        loss = loss + _token_loss(heads, before_last_BLD[:, rows.visual_V].flatten(0, 1), batch)
+        loss = loss + _token_loss(heads, before_last_BLD.index_select(1, rows.visual_V).flatten(0, 1), batch)
     is_told_BL = rows.labels_BL != IGNORE
     return loss, ((logits_BLV.argmax(-1) == rows.labels_BL) & is_told_BL).sum() / is_told_BL.sum()
 

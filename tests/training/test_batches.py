@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
@@ -16,6 +17,7 @@ from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training import batches as batches_module
 from nvila_ros.training import tiny
 from nvila_ros.training.batches import Batch, Batches, Mix
+from nvila_ros.training.chats import PREFIX
 from nvila_ros.training.events import sample_event_scene
 from nvila_ros.training.losses import Heads, batch_loss, merge_scales, see
 from nvila_ros.training.scenes import COLORS, Jump, Object, Scene, scene_rng
@@ -104,6 +106,30 @@ def test_batches_of_one_shape_share_a_key_and_others_do_not(batches: Batches) ->
 
     assert len(set(keys)) == len(KINDS)
     assert shape_key(batches[len(KINDS) - 1]) == shape_key(batches[2 * len(KINDS) - 1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [0, 1])
+def test_loss_is_the_mean_over_the_answers_of_prompts_read_one_by_one(
+    batches: Batches, model: Nvila, step: int
+) -> None:
+    batch = to_device(replace(batches[step], color_NP=None, shape_NP=None), torch.device("cpu"))
+    rows = batch.told
+
+    loss, _ = batch_loss(model, Heads(SPEC), model.vision, batch)
+
+    tiles = batch.tile_BFHWC.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
+    visual_BVD = see(model, model.vision(tiles), batch).unflatten(0, (len(rows.ids_BL), -1))
+    told = []
+    for sample, owners in enumerate(rows.owner_BL):
+        for owner in range(1, max(int(owners.max()), 1) + 1):
+            is_read = (owners == PREFIX) | (owners == owner)
+            ids, labels = rows.ids_BL[sample, is_read], rows.labels_BL[sample, is_read]
+            embeds = model.llm.embed(ids.clamp(min=0))
+            embeds[ids == PLACEHOLDER] = visual_BVD[sample]
+            logits = model.llm.head(model.llm(embeds[None]))[0]
+            told.append(functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")[labels >= 0])
+    assert torch.isclose(loss, torch.cat(told).mean(), atol=1e-4)
 
 
 def test_pooled_tokens_are_those_of_a_naive_loop(model: Nvila) -> None:
