@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.fp8_picture import draw_losses
 from benchmarks.fp8_speed import measure_speed
 from nvila_ros.errors import ConfigError
 from nvila_ros.loading import find_checkpoint
@@ -228,7 +228,10 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def saved_bytes(model: Nvila, row: Row) -> int:
-    """Return the bytes that autograd keeps of one row for its backward pass, without the weights."""
+    """Return the bytes that autograd keeps of the decoder's pass over a row for its backward pass, without weights.
+
+    The row is one causal sequence here: some GPUs keep whole maps of attention where samples have borders.
+    """
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -236,8 +239,9 @@ def saved_bytes(model: Nvila, row: Row) -> int:
         kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)  # held, so that no address comes twice
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack_tensor, lambda tensor: tensor):
-        told_log_probs(model, row).mean()
+    embeds = model.llm.embed(torch.from_numpy(row.ids_L).clamp(min=0).to(next(model.parameters()).device))[None]
+    with torch.autograd.graph.saved_tensors_hooks(pack_tensor, lambda tensor: tensor), embeds.device:
+        model.llm(embeds)
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in weights)
 
 
@@ -266,7 +270,7 @@ def last_loss(result: dict[str, Any]) -> float:
 
 def as_table(told: dict[str, Any]) -> Table:
     """Return a row for each precision."""
-    table = Table("precision", "held-out loss", "last losses", "state B/weight", "kept B/token", "ms/step")
+    table = Table("precision", "held-out loss", "last losses", "state B/weight", "decoder keeps B/token", "ms/step")
     for column in table.columns[1:]:
         column.justify = "right"
     for precision in PRECISIONS:
@@ -281,31 +285,6 @@ def as_table(told: dict[str, Any]) -> Table:
         )
     table.caption = "fp8 - bf16 by seed: " + ", ".join(f"{each:+.4f}" for each in told["differences"])
     return table
-
-
-def draw_losses(results: list[dict[str, Any]]) -> np.ndarray:
-    """Draw the training losses of all runs over the steps, logarithmic, (400, 900, 3) uint8 RGB."""
-    paper, ink, colors = (22, 24, 28), (150, 156, 166), {"bf16": (110, 168, 254), "fp8": (118, 222, 148)}
-    image = np.full((400, 900, 3), paper, np.uint8)
-    curves = [np.log(smooth(np.array(each["losses"]))) for each in results]
-    low, high = min(curve.min() for curve in curves), max(curve.max() for curve in curves)
-    for result, curve in zip(results, curves, strict=True):
-        x = np.linspace(60, 880, len(curve))
-        y = 370 - (curve - low) / (high - low) * 340
-        points = np.stack([x, y], axis=1).round().astype(np.int32)
-        cv2.polylines(image, [points], False, colors[result["precision"]], 1, cv2.LINE_AA)
-    font = cv2.FONT_HERSHEY_DUPLEX
-    for value, y in ((high, 34), (low, 374)):
-        cv2.putText(image, f"{math.exp(value):.2f}", (6, y), font, 0.45, ink, 1, cv2.LINE_AA)
-    for i, (name, color) in enumerate(colors.items()):
-        cv2.putText(image, name, (800, 40 + 24 * i), font, 0.6, color, 1, cv2.LINE_AA)
-    return image
-
-
-def smooth(losses: np.ndarray) -> np.ndarray:
-    """Return means over up to 10 steps."""
-    width = min(10, len(losses))
-    return np.convolve(losses, np.full(width, 1 / width), mode="valid")
 
 
 if __name__ == "__main__":
