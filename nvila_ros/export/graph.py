@@ -26,7 +26,7 @@ DTYPES = ("float32", "float16")
 """What activations and the weights that are not quantized are computed in."""
 DECODERS = ("append", "in_place", "overlap")
 """How the decoder keeps keys and values: gives the new rows alone, writes them into the cache that it reads, or gives
-them in memory that it then reads as the cache's last rows, which is ONNX Runtime's alone."""
+them in memory that it then reads as part of the cache, which is ONNX Runtime's alone."""
 MAPS = ("standard", "fused")
 """How a quantized map is told: by ONNX's own operators, or by one that only ONNX Runtime has."""
 ORT_DOMAIN = "com.microsoft"

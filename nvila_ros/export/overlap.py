@@ -1,13 +1,13 @@
 """The decoder as ONNX Runtime decodes it fastest: nothing is copied, and what lies between the products is fused.
 
-Keys and values are read as one input, past and new, whose end is the very memory that the new rows are given in: the
-runtime binds `new` over the last rows of `all`. That is sound because no attention can run before its rows are there:
-its queries, and its new keys, come out of one split, and that of the values goes before the rotation of both.
+Keys and values are read as one input, past and new, part of which is the memory that the new rows are given in: the
+runtime binds `new` over rows of `all`. That is sound because no attention can run before its rows are there: its
+queries, and its new keys, come out of one split, and that of the values goes before the rotation of both.
 
 Query heads are folded into rows of their kv head, as in the other forms, so that keys are never repeated.
 
-Shapes: L tokens in this call, M tokens in the cache after it, D decoder width, A query heads, K kv heads, Q = A / K, S
-head size. Activations are (1, L, ...), as the runtime's operators want them.
+Shapes: L tokens in this call, M rows of the cache that are read, D decoder width, A query heads, K kv heads, Q = A / K,
+S head size. Activations are (1, L, ...), as the runtime's operators want them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nvila_ros.models.spec import DecoderSpec
 def draw_overlap(pen: GraphPen, spec: DecoderSpec, weights: Weights) -> str:
     """Draw `embeds` (1, L, D), `cos` and `sin` (L, S/2), `mask` (L, M) and the cache to the last norm, (1, L, D).
 
-    The cache is `all_k_0`... (M, K, S) and `new_k_0`... (1, L, K * S), which must be the last rows of `all`.
+    The cache is `all_k_0`... (M, K, S) and `new_k_0`... (1, L, K * S), which must lie among those of `all`.
     """
     attention = _Attention(pen, spec, weights)
     x = pen.input("embeds", (1, "L", spec.width))

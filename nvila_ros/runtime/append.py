@@ -15,21 +15,26 @@ from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime.contract import Tree
 from nvila_ros.runtime.rotary import additive_mask, causal_mask, rotary_tables
 
+STAGE_ROWS = 8
+"""Rows before the first of a cache, where a decoder may give new ones that belong behind the last."""
+
 
 class AppendCache:
     """Token-major buffers that a decoder reads its past from and writes its new rows behind, whichever runtime it is.
 
     Attributes:
         buffer_by_name: `k_0`, `v_0` and so on by layer, (capacity, K, S) float32 each.
+        staged_by_name: the same with the stage before it, (8 + capacity, K, S).
         capacity: tokens that fit.
         length: tokens held.
     """
 
     def __init__(self, spec: DecoderSpec, capacity: int) -> None:
-        shape = (capacity, spec.num_kv_heads, spec.head_size)
-        self.buffer_by_name = {
-            f"{key}_{i}": np.empty(shape, np.float32) for i in range(spec.num_layers) for key in "kv"
-        }
+        names = [f"{key}_{i}" for i in range(spec.num_layers) for key in "kv"]
+        # Zeros, since rows that no token has may be read, and masked: what is masked must at least be a number.
+        self._rows = np.zeros((len(names), STAGE_ROWS + capacity, spec.num_kv_heads, spec.head_size), np.float32)
+        self.staged_by_name = dict(zip(names, self._rows, strict=True))
+        self.buffer_by_name = {name: rows[STAGE_ROWS:] for name, rows in self.staged_by_name.items()}
         self.capacity = capacity
         self.length = 0
 
@@ -41,9 +46,14 @@ class AppendCache:
     def copy_prefix(self, source: AppendCache, length: int) -> None:
         """Hold the first `length` tokens of another cache."""
         assert length <= min(source.length, self.capacity), f"cannot take {length} of {source.length} tokens"
-        for name, buffer in self.buffer_by_name.items():
-            buffer[:length] = source.buffer_by_name[name][:length]
+        places = slice(STAGE_ROWS, STAGE_ROWS + length)
+        self._rows[:, places] = source._rows[:, places]
         self.length = length
+
+    def take_staged(self, count: int) -> None:
+        """Write the stage's first rows behind the tokens held; the length is the caller's to change."""
+        start = STAGE_ROWS + self.length
+        self._rows[:, start : start + count] = self._rows[:, :count]
 
 
 @dataclass(frozen=True, slots=True)

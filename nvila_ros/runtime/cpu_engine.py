@@ -16,13 +16,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nvila_ros.export.graph import ORT_FUSED
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, as_array
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.runtime.append import AppendCache, AppendEngine, Decoder, NewTokens
 from nvila_ros.runtime.contract import Source
 from nvila_ros.runtime.huge_pages import use_huge_pages
 from nvila_ros.runtime.onnxruntime_engine import EMBEDDING, OnnxRuntimeDecoder
+from nvila_ros.runtime.onnxruntime_steps import StepDecoder
 from nvila_ros.runtime.openvino_models import DECODER_PROBE, TOWER_PROBE, OpenvinoDecoder, OpenvinoVision
 from nvila_ros.runtime.openvino_weights import WeightStore, quantize_rows
 
@@ -92,7 +92,7 @@ def _load_decoder(
     head = weights[HEAD if HEAD in weights else EMBEDDING]
     head = quantize_rows(head) if isinstance(head, np.ndarray) else head
     told = ChainMap({HEAD: head}, weights)  # type: ignore[arg-type]
-    few = OnnxRuntimeDecoder(spec.decoder, told, threads, ORT_FUSED)  # first, since it needs most while it loads
+    few = StepDecoder(spec.decoder, told, threads)  # first, since it needs most while it loads
     many = OpenvinoDecoder(spec.decoder, told, head, store, threads)
     return store.hold(as_array(weights, EMBEDDING), np.float16), TwoDecoders(few, many)
 

@@ -6,6 +6,7 @@ The graphs are drawn in memory from the checkpoint and share its weights; nothin
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
-from nvila_ros.export.graph import ORT, GraphForm, GraphPen, Weights, pack
+from nvila_ros.export.graph import GraphPen, Weights, pack
 from nvila_ros.export.parts import draw_decoder, draw_projector, draw_vision
 from nvila_ros.models.quantized import as_array, name_precision
 from nvila_ros.models.spec import DecoderSpec
@@ -25,45 +26,39 @@ PROVIDERS = ["CPUExecutionProvider"]
 INT4 = np.dtype(ml_dtypes.int4)
 EMBEDDING = "llm.model.embed_tokens.weight"
 
-Arrays = dict[str, np.ndarray]
-
 
 class OnnxRuntimeDecoder:
-    """`Decoder` over one session."""
+    """`Decoder` over one session, for any number of tokens."""
 
-    def __init__(self, spec: DecoderSpec, weights: Weights, threads: int = 0, form: GraphForm = ORT) -> None:
-        self._vocab_size, self._overlaps = spec.vocab_size, form.decoder == "overlap"
-        self._session = _session(draw_decoder(spec, weights, form), threads)
+    def __init__(self, spec: DecoderSpec, weights: Weights, threads: int = 0) -> None:
+        self._vocab_size = spec.vocab_size
+        self._session = start_session(draw_decoder(spec, weights), threads)
 
     def run(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
         """Write the rows of new tokens behind those that the cache holds and return the wanted logits, (R, V)."""
+        start, end = cache.length, cache.length + len(new.embeds_LD)
         logits_RV = np.empty((len(new.rows_R), self._vocab_size), np.float32)
-        inputs, outputs = (_overlap if self._overlaps else _append)(new, cache)
+        inputs = {
+            "embeds": new.embeds_LD,
+            "cos": new.cos_LS,
+            "sin": new.sin_LS,
+            "mask": new.mask_LM,
+            "rows": new.rows_R,
+        }
+        outputs = {"logits": logits_RV}
+        for name, buffer in cache.buffer_by_name.items():
+            inputs[f"past_{name}"], outputs[f"new_{name}"] = buffer[:start], buffer[start:end]
         binding = self._session.io_binding()
-        told = {"mask": new.mask_LM, "rows": new.rows_R, **inputs}
-        for bind, arrays in ((binding.bind_input, told), (binding.bind_output, {"logits": logits_RV, **outputs})):
-            for name, array in arrays.items():
-                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        bind(binding.bind_input, inputs)
+        bind(binding.bind_output, outputs)
         self._session.run_with_iobinding(binding)
         return logits_RV
 
 
-def _append(new: NewTokens, cache: AppendCache) -> tuple[Arrays, Arrays]:
-    """Return what the graph that appends reads and writes, by name, beside what every graph does."""
-    start, end = cache.length, cache.length + len(new.embeds_LD)
-    inputs = {"embeds": new.embeds_LD, "cos": new.cos_LS, "sin": new.sin_LS}
-    inputs |= {f"past_{name}": buffer[:start] for name, buffer in cache.buffer_by_name.items()}
-    return inputs, {f"new_{name}": buffer[start:end] for name, buffer in cache.buffer_by_name.items()}
-
-
-def _overlap(new: NewTokens, cache: AppendCache) -> tuple[Arrays, Arrays]:
-    """Return the same of the graph that overlaps: the new rows are the last of those that it reads."""
-    start, end = cache.length, cache.length + len(new.embeds_LD)
-    half = new.cos_LS.shape[1] // 2  # both halves of a head turn by the same angles
-    inputs = {"cos": new.cos_LS[:, :half].copy(), "sin": new.sin_LS[:, :half].copy(), "embeds": new.embeds_LD[None]}
-    inputs |= {f"all_{name}": buffer[:end] for name, buffer in cache.buffer_by_name.items()}
-    rows = {name: buffer[start:end] for name, buffer in cache.buffer_by_name.items()}
-    return inputs, {f"new_{name}": array.reshape(1, end - start, -1) for name, array in rows.items()}
+def bind(to: Callable[..., None], arrays: Mapping[str, np.ndarray]) -> None:
+    """Bind arrays where they lie to inputs or outputs of a session."""
+    for name, array in arrays.items():
+        to(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 class OnnxRuntimeEngine(AppendEngine):
@@ -72,8 +67,8 @@ class OnnxRuntimeEngine(AppendEngine):
     def __init__(self, source: Source, threads: int = 0) -> None:
         spec, weights = source.spec, source.weights()
         self.precision = name_precision(weights)
-        self._vision = _session(draw_vision(spec.vision, weights), threads)
-        self._projector = _session(draw_projector(spec.projector, spec.vision.grid, weights), threads)
+        self._vision = start_session(draw_vision(spec.vision, weights), threads)
+        self._projector = start_session(draw_projector(spec.projector, spec.vision.grid, weights), threads)
         decoder = OnnxRuntimeDecoder(spec.decoder, weights, threads)
         super().__init__(spec, as_array(weights, EMBEDDING), decoder)
 
@@ -91,7 +86,8 @@ def load(source: Source, threads: int = 0) -> OnnxRuntimeEngine:
     return OnnxRuntimeEngine(source, threads)
 
 
-def _session(pen: GraphPen, threads: int) -> ort.InferenceSession:
+def start_session(pen: GraphPen, threads: int) -> ort.InferenceSession:
+    """Return a session over a drawn graph and its weights; `threads` 0 takes every core."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     # Threads that sleep between the operators of a step wake too late for the next; those that spin on after a run

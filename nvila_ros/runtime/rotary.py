@@ -6,6 +6,9 @@ import numpy as np
 
 from nvila_ros.models.spec import DecoderSpec
 
+HIDDEN = np.float32(-1e9)
+"""Added to the score of what a token may not see; finite, since a runtime that multiplies by it would make 0 * inf."""
+
 
 def rotary_tables(spec: DecoderSpec, num_positions: int) -> tuple[np.ndarray, np.ndarray]:
     """Return cos and sin of positions [0, num_positions), (num_positions, S) float32 each."""
@@ -18,10 +21,11 @@ def rotary_tables(spec: DecoderSpec, num_positions: int) -> tuple[np.ndarray, np
 
 def causal_mask(num_new: int, num_all: int) -> np.ndarray:
     """Return the additive mask of the last `num_new` of `num_all` tokens, (num_new, num_all) float32."""
+    if num_new == 1:
+        return np.zeros((1, num_all), np.float32)
     return additive_mask(np.tri(num_new, num_all, num_all - num_new, dtype=bool))
 
 
 def additive_mask(sees_LM: np.ndarray) -> np.ndarray:
     """Return what is added to scores so that each token attends to what it sees alone, (L, M) float32."""
-    # A finite floor: -inf would make 0 * inf in runtimes that fold the mask into the product.
-    return np.where(sees_LM, np.float32(0), np.float32(-1e9))
+    return np.where(sees_LM, np.float32(0), HIDDEN)

@@ -29,6 +29,7 @@ from nvila_ros.runtime import cpu_engine, openvino_models
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.runtime.cpu_engine import HEAD, CpuEngine, load, load_quantized
 from nvila_ros.runtime.onnxruntime_engine import EMBEDDING
+from nvila_ros.runtime.onnxruntime_steps import BLOCK_ROWS
 from nvila_ros.runtime.openvino_api import ov
 from nvila_ros.runtime.openvino_weights import quantize_rows
 from nvila_ros.runtime.torch_engine import TorchEngine
@@ -160,6 +161,16 @@ def test_copied_prefix_goes_on_as_its_source(engine: CpuEngine) -> None:
 
 def test_tree_of_which_nothing_is_wanted_is_appended(engine: CpuEngine) -> None:
     assert_appends_without_logits(engine)
+
+
+def test_steps_go_on_from_block_to_block(engine: CpuEngine) -> None:
+    want = exact()[1]
+    num_steps = want.spec.decoder.max_positions
+    assert num_steps > BLOCK_ROWS
+    cache, want_cache = engine.new_cache(num_steps), want.new_cache(num_steps)
+    for embeds_LD in np.split(want.embed(np.random.default_rng(4).integers(0, 289, num_steps)), num_steps):
+        logits_V = want.forward(embeds_LD, want_cache)
+        assert_near("logits", engine.forward(embeds_LD, cache), logits_V, ATOL)
 
 
 def test_two_caches_do_not_disturb_each_other(engine: CpuEngine) -> None:
