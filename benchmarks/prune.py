@@ -47,7 +47,7 @@ from nvila_ros.training.staging import staged
 from nvila_ros.training.tiny import new_model
 
 BASE_SEED = 1023  # the data sets have seeds from 0
-BASE_LR, LR = 1e-3, 4e-4
+BASE_LR, LR = 1e-3, 8e-4
 SETTINGS = (
     *("samples", "turns", "epochs", "base_samples", "base_turns", "base_epochs"),
     *("batch", "keep", "shares", "easy", "helpful"),
@@ -92,11 +92,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     for name, number, told in (
         ("--samples", 8000, "of each data set"),
         ("--turns", 4, "most questions of each"),
-        ("--epochs", 2, "how often each is learned from"),
-        ("--base-samples", 20000, "of what the base learns"),
+        ("--epochs", 4, "how often each is learned from"),
+        ("--base-samples", 16000, "of what the base learns"),
         ("--base-turns", 6, "most questions of each"),
-        ("--base-epochs", 3, "how often each is learned from"),
-        ("--batch", 32, "samples of a step"),
+        ("--base-epochs", 6, "how often each is learned from"),
+        ("--batch", 64, "samples of a step"),
     ):
         group.add_argument(name, type=positive, default=number, metavar="N", help=f"{told} (default: %(default)s)")
     group.add_argument("--keep", type=share, default=0.5, metavar="S", help="share kept (default: 0.5)")
