@@ -50,13 +50,13 @@ class Recipe:
 
 
 _TINY_STAGES = (
-    Stage("tower", Mix(kinds=("dense",), seed_base=0, num_samples=64), 5000, 1e-3, 1e-3),
-    Stage("projector", Mix(kinds=("images",), seed_base=1 << 20, num_samples=64, has_patches=False), 2500, 1e-3, 0.0),
-    Stage("all", Mix(kinds=("images",), seed_base=1 << 22, num_samples=64), 5500, 1e-3, 5e-4),
+    Stage("tower", Mix(kinds=("dense",), seed_base=0, num_samples=64), 4000, 1e-3, 1e-3),
+    Stage("projector", Mix(kinds=("images",), seed_base=1 << 20, num_samples=64, has_patches=False), 2000, 1e-3, 0.0),
+    Stage("all", Mix(kinds=("images",), seed_base=1 << 22, num_samples=64), 4400, 1e-3, 5e-4),
     Stage(
         "video",
         Mix(kinds=("images", "clips", "images", "events"), seed_base=1 << 24, num_samples=64, num_clips=24),
-        9000,
+        7200,
         1e-3,
         5e-4,
     ),
@@ -76,7 +76,7 @@ _SCALE_MIX = Mix(
     small_share=0.5,
     has_patches=False,
 )
-_SCALE_STAGES = (Stage("scale", _SCALE_MIX, 3000, 8e-4, 0.0),)
+_SCALE_STAGES = (Stage("scale", _SCALE_MIX, 2400, 8e-4, 0.0),)
 RECIPES: dict[str, Recipe] = {
     "nvila-tiny": Recipe(tiny.SPEC, _TINY_STAGES, tiny.new_model, tiny.write_tokenizer),
     "nvila-tiny-scale": Recipe(tiny_scale.SPEC, _SCALE_STAGES, tiny_scale.new_model, tiny_scale.write_tokenizer),
