@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.training.fp8 import Fp8AdamW, optimizer
@@ -172,6 +175,25 @@ def test_closure_runs_with_gradients_and_its_loss_is_returned() -> None:
 def test_numbers_outside_their_range_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="AdamW needs lr >= 0"):
         Fp8AdamW([nn.Parameter(torch.ones(4))], **bad)
+
+
+def test_shards_of_fsdp_are_stepped_on_as_what_they_are(tmp_path: Path) -> None:
+    """One process here: its shard is the whole."""
+    plain, sharded = (nn.Linear(40, 24, bias=False) for _ in range(2))
+    sharded.load_state_dict(plain.state_dict())
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+        x = torch.randn(8, 40)
+        for module in (plain, sharded):
+            steps = Fp8AdamW(module.parameters(), **SETTINGS)
+            for _ in range(3):
+                steps.zero_grad()
+                module(x).square().sum().backward()
+                steps.step()
+        assert torch.equal(sharded.weight.to_local(), plain.weight)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_parameter_with_strides_of_its_own_is_refused() -> None:

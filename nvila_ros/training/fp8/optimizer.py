@@ -88,12 +88,12 @@ class Fp8AdamW(torch.optim.Optimizer):
                 }
 
     def _step_one(self, parameter: Tensor, number: int, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
+        state, weights = self.state[parameter], _local(parameter.detach())
         if not state:
-            _begin(state, parameter)
+            _begin(state, weights)
         state["step"] += 1
-        chance = torch.Generator(parameter.device).manual_seed(state["step"] * MOST_PARAMETERS + number)
-        flat, grad = parameter.detach().view(-1), parameter.grad.reshape(-1)
+        chance = torch.Generator(weights.device).manual_seed(state["step"] * MOST_PARAMETERS + number)
+        flat, grad = weights.view(-1), _local(parameter.grad).reshape(-1)
         span = GROUPS_AT_ONCE * STATE_GROUP
         for start in range(0, len(flat), span):
             groups = slice(start // STATE_GROUP, (start + span) // STATE_GROUP)
@@ -115,6 +115,11 @@ def _begin(state: dict[str, Any], parameter: Tensor) -> None:
         state[f"{name}_codes"] = torch.zeros(num_groups, STATE_GROUP, dtype=E4M3, device=device)
         state[f"{name}_top"] = torch.zeros(num_groups, device=device)
         state[f"{name}_k"] = torch.full((num_groups,), 16, dtype=torch.uint8, device=device)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return a rank's shard of a tensor that FSDP spreads, and any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _advance(first_GN: Tensor, second_GN: Tensor, grad_GN: Tensor, step: int, group: dict[str, Any]) -> Tensor:
