@@ -97,10 +97,11 @@ def draw_vision(spec: VisionSpec, weights: Weights, store: WeightStore, attentio
 
 def _vision_layer(pen: Pen, spec: VisionSpec, name: str, x: Value, attention: ov.Type) -> Value:
     normed = pen.layer_norm(x, f"{name}.layer_norm1", spec.norm_eps)
-    heads = pen.linears(normed, *(f"{name}.self_attn.{key}_proj" for key in "qkv"))
+    # Not joined, since so many rows would be copied to split them again; halved before they are moved for attention.
+    heads = (ops.convert(pen.linear(normed, f"{name}.self_attn.{key}_proj"), attention) for key in "qkv")
     q, k, v = (pen.split_heads(head, spec.num_heads, spec.width // spec.num_heads) for head in heads)
-    mixed = ops.scaled_dot_product_attention(*(ops.convert(head, attention) for head in (q, k, v)))
-    mixed = pen.join_heads(ops.convert(mixed, np.float32).output(0), spec.width)
+    mixed = pen.join_heads(ops.scaled_dot_product_attention(q, k, v), spec.width)
+    mixed = ops.convert(mixed, np.float32).output(0)
     x = ops.add(x, pen.linear(mixed, f"{name}.self_attn.out_proj")).output(0)
     normed = pen.layer_norm(x, f"{name}.layer_norm2", spec.norm_eps)
     hidden = ops.gelu(pen.linear(normed, f"{name}.mlp.fc1"), "tanh").output(0)
