@@ -63,10 +63,12 @@ def main() -> int:
         run_all(args, missing)
     results = [json.loads(result_path(args, *job).read_text()) for job in jobs_of(args)]
     told = {method: summarize([each for each in results if each["method"] == method]) for method in METHODS}
-    wide_console().print(as_table(told))
+    base = json.loads(base_result_path(args).read_text())
+    wide_console().print(as_table(told, base))
     if args.figure:
         save_picture(args.figure, draw_figure(told, args.helpful.split(",")))
-    print_json({"benchmark": "prune", "seeds": args.seeds, "questions": args.questions, **settings(args), **told})
+    head = {"benchmark": "prune", "seeds": args.seeds, "questions": args.questions}
+    print_json({**head, **settings(args), "base": base, **told})
     return 0
 
 
@@ -101,8 +103,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, type=positive, default=number, metavar="N", help=f"{told} (default: %(default)s)")
     group.add_argument("--keep", type=share, default=0.5, metavar="S", help="share kept (default: 0.5)")
     group.add_argument("--shares", default="0.4,0.2,0.4", help="of easy, wrong, helpful (default: %(default)s)")
-    group.add_argument("--easy", default="color,shape,count,exist", help="kinds of the base (default: %(default)s)")
-    group.add_argument("--helpful", default="where", help="kinds that it never saw (default: %(default)s)")
+    group.add_argument("--easy", default="color,shape,exist", help="kinds of the base (default: %(default)s)")
+    group.add_argument("--helpful", default="count,where", help="kinds that it never saw (default: %(default)s)")
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -133,6 +135,11 @@ def result_path(args: argparse.Namespace, method: str, seed: int) -> Path:
     return args.work / f"{method}-{seed}.{args.questions}.json"
 
 
+def base_result_path(args: argparse.Namespace) -> Path:
+    """Return where it is kept how right the base answers."""
+    return args.work / f"base.{args.questions}.json"
+
+
 def run_all(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> None:
     """Draw what is needed, train the base while the data sets are drawn, then run the jobs.
 
@@ -154,6 +161,8 @@ def run_all(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> None:
             print(f"{folder.name}: {len(source)} drawn", flush=True)
             if folder.name == "base-set":
                 train_base(args, large)
+        with staged(base_result_path(args)) as part:
+            part.write_text(json.dumps(ask(args, args.work / "base")))
         for running in [pool.submit(run_one, args, *job) for job in jobs]:
             running.result()
 
@@ -254,23 +263,28 @@ def run_one(args: argparse.Namespace, method: str, seed: int) -> None:
     """Write the result of one run: chosen, trained and asked where an earlier call has not done so."""
     name = f"{method}-{seed}"
     path, base = args.work / name, args.work / "base"
-    drawn, cases = open_set(args.work / f"set-{seed}"), open_set(args.work / f"cases-{args.questions}")
-    small = load(base, args.device)
+    drawn, small = open_set(args.work / f"set-{seed}"), load(base, args.device)
     is_kept = choose(args, method, seed, drawn, small)
     if not path.is_dir():
         indices = np.flatnonzero(is_kept)
         learn(small, drawn, indices, epochs=args.epochs, batch=args.batch, peak_lr=LR, name=name)
         save(small, path)
-    answered = is_right(load(path, args.device), cases)
     shares = {
         f"kept_{plant}": float(is_kept[drawn.groups == number].mean())
         for number, plant in enumerate(PLANTS)
         if (drawn.groups == number).any()
     }
-    accuracies = {kind: float(answered[cases.groups == number].mean()) for number, kind in enumerate(kinds_of(args))}
-    result = {"method": method, "seed": seed, "kept": int(is_kept.sum()), **shares, **accuracies}
+    result = {"method": method, "seed": seed, "kept": int(is_kept.sum()), **shares, **ask(args, path)}
     with staged(result_path(args, method, seed)) as part:
-        part.write_text(json.dumps({**result, "overall": float(answered.mean())}))
+        part.write_text(json.dumps(result))
+
+
+def ask(args: argparse.Namespace, path: Path) -> dict[str, float]:
+    """Return the share of the held-out questions that a checkpoint answers right, by kind and over all."""
+    cases = open_set(args.work / f"cases-{args.questions}")
+    answered = is_right(load(path, args.device), cases)
+    accuracies = {kind: float(answered[cases.groups == number].mean()) for number, kind in enumerate(kinds_of(args))}
+    return {**accuracies, "overall": float(answered.mean())}
 
 
 if __name__ == "__main__":

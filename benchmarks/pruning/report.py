@@ -27,12 +27,13 @@ def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**means, "spread": spreads, "by_seed": by_seed}
 
 
-def as_table(told: dict[str, dict[str, Any]]) -> Table:
-    """Return one row for each way of choosing: shares of each plant kept, and accuracies."""
+def as_table(told: dict[str, dict[str, Any]], base: dict[str, float]) -> Table:
+    """Return one row for each way of choosing: shares of each plant kept, and accuracies; first those of the base."""
     kinds = list(next(iter(told.values()))["spread"])
     table = Table("chosen by", "samples", *PLANTS, *kinds)
     for column in table.columns[1:]:
         column.justify = "right"
+    table.add_row("nothing: the base", "0", *("-" for _ in PLANTS), *(f"{base[kind]:.3f}" for kind in kinds))
     for method, row in told.items():
         shares = [f"{row[f'kept_{plant}']:.2f}" if f"kept_{plant}" in row else "-" for plant in PLANTS]
         accuracies = [f"{row[kind]:.3f}" for kind in kinds]
