@@ -42,6 +42,12 @@ from nvila_ros.training.scenes import render
 from nvila_ros.types import Answer, Frame, Query
 
 NUM_SHOWN_WRONG = 3
+NUM_QUESTIONS = 500
+"""Asked of each kind where nobody says."""
+MAX_TOKENS = 64
+"""Of an answer to a data set, likewise."""
+SUITE_OPTIONS = ("suite", "questions", "kinds")
+DATA_OPTIONS = ("metric", "by", "media", "frames", "max_tokens", "limit", "skip_bad")
 
 
 @dataclass(slots=True)
@@ -88,22 +94,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_suite_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("without DATA")
     suites = "; ".join(f"{name}: {','.join(suite.kinds)}" for name, suite in SUITES.items())
-    group.add_argument("--suite", choices=SUITES, default=DEFAULT_SUITE, help="what is asked (default: %(default)s)")
-    group.add_argument("--questions", type=positive, default=500, metavar="N", help="per kind (default: %(default)s)")
+    group.add_argument("--suite", choices=SUITES, help=f"what is asked (default: {DEFAULT_SUITE})")
+    group.add_argument("--questions", type=positive, metavar="N", help=f"per kind (default: {NUM_QUESTIONS})")
     group.add_argument("--kinds", type=words, metavar="K,K", help=f"some of the suite's, by default all ({suites})")
 
 
 def _add_data_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("with DATA")
-    group.add_argument(
-        "--metric", type=words, default=("exact",), metavar="M,M", help=f"of {','.join(METRICS)} (default: exact)"
-    )
+    group.add_argument("--metric", type=words, metavar="M,M", help=f"of {','.join(METRICS)} (default: exact)")
     group.add_argument(
         "--by", default="", metavar="FIELD", help="field that names a sub-dataset; else each file is one"
     )
     group.add_argument("--media", type=Path, metavar="DIR", help="folder of the media; else that of each file")
     group.add_argument("--frames", type=positive, metavar="N", help="most of a video (default: the checkpoint's)")
-    group.add_argument("--max-tokens", type=positive, default=64, metavar="N", help="of an answer (default: 64)")
+    group.add_argument("--max-tokens", type=positive, metavar="N", help=f"of an answer (default: {MAX_TOKENS})")
     group.add_argument("--limit", type=whole, default=0, metavar="N", help="records of each file; 0 is all (default)")
     group.add_argument("--skip-bad", action="store_true", help="leave out and count records that cannot be asked about")
 
@@ -114,6 +118,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NvilaError: a kind is unknown, a record cannot be asked about, or checkpoint or backend is not acceptable.
     """
+    astray = SUITE_OPTIONS if args.data else DATA_OPTIONS
+    given = [f"--{name.replace('_', '-')}" for name in astray if getattr(args, name)]
+    if given:
+        raise ConfigError(f"{', '.join(given)} goes {'without' if args.data else 'with'} DATA; leave it out")
     return run_data(args) if args.data else run_suite(args)
 
 
@@ -123,9 +131,10 @@ def run_data(args: argparse.Namespace) -> int:
     Raises:
         NvilaError: as `run`.
     """
-    check_metrics(args.metric)
+    metrics, max_tokens = args.metric or ("exact",), args.max_tokens or MAX_TOKENS
+    check_metrics(metrics)
     sources = open_sources(args.data, args.media, args.by)
-    told = describe_run(args, sources)
+    told = describe_run(args, sources, max_tokens)
     tally = Tally(is_strict=not args.skip_bad)
     model = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads)
     total = sum(min(args.limit or len(source), len(source)) for source in sources)
@@ -136,18 +145,18 @@ def run_data(args: argparse.Namespace) -> int:
             log,
             tally,
             num_frames=told["frames"],
-            max_tokens=args.max_tokens,
+            max_tokens=max_tokens,
             limit=args.limit,
             on_record=partial(report.advance, ""),
         )
-    scores = score_all(sources, log, args.metric, args.limit)
+    scores = score_all(sources, log, metrics, args.limit)
     if not scores:
         raise DataError(f"no record could be asked about: {next(iter(tally.first.values()))}")
     if not args.json:
-        wide_console().print(as_data_table(scores, args.metric))
+        wide_console().print(as_data_table(scores, metrics))
         for reason, count in tally.counts.items():
             print(f"{count} left out, {reason}: {tally.first[reason]}")
-    print_json({**data_as_dict(scores, args.metric, tally), **_names(model)})
+    print_json({**data_as_dict(scores, metrics, tally), **_names(model)})
     return 0
 
 
@@ -157,14 +166,14 @@ def run_suite(args: argparse.Namespace) -> int:
     Raises:
         NvilaError: as `run`.
     """
-    suite = SUITES[args.suite]
+    suite, num_questions = SUITES[args.suite or DEFAULT_SUITE], args.questions or NUM_QUESTIONS
     kinds = suite.kinds if args.kinds is None else args.kinds
     unknown = sorted(set(kinds) - set(suite.kinds))
     if unknown or not kinds:
         raise ConfigError(f"--kinds must be some of {','.join(suite.kinds)}, got {','.join(unknown) or 'none'}")
     model = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads)
     with contextlib.ExitStack() as stack:
-        report = stack.enter_context(_Progress(len(kinds) * args.questions))
+        report = stack.enter_context(_Progress(len(kinds) * num_questions))
         lines = stack.enter_context(_Lines(args.out)) if args.out else None
 
         def on_case(kind: str, index: int, case: EvalCase, answer: Answer) -> None:
@@ -172,10 +181,10 @@ def run_suite(args: argparse.Namespace) -> int:
             if lines is not None:
                 lines.write(kind, index, case, answer)
 
-        scores = score(model, kinds, args.questions, on_case, suite=suite)
+        scores = score(model, kinds, num_questions, on_case, suite=suite)
     if not args.json:
         Console(highlight=False).print(as_table(scores))
-    print_json({**as_dict(scores), "questions": args.questions, **_names(model)})
+    print_json({**as_dict(scores), "questions": num_questions, **_names(model)})
     return 0
 
 

@@ -70,7 +70,7 @@ def _open(path: Path, media: Path, field: str) -> Source:
     return RecordedAnswers(path, field) if is_bag(path) else RecordFile(path, media, field)
 
 
-def describe_run(args: argparse.Namespace, sources: Sequence[Source]) -> dict[str, Any]:
+def describe_run(args: argparse.Namespace, sources: Sequence[Source], max_tokens: int) -> dict[str, Any]:
     """Return what decides the answers of a run."""
     model = open_model(find_checkpoint(args.checkpoint))
     weights = model.weights_sha256 if isinstance(model, Artefact) else fingerprint(model)
@@ -79,7 +79,7 @@ def describe_run(args: argparse.Namespace, sources: Sequence[Source]) -> dict[st
         "weights": weights,
         "backend": choose_backend(model, args.backend),
         "frames": args.frames or model.spec.num_video_frames,
-        "max_tokens": args.max_tokens,
+        "max_tokens": max_tokens,
     }
 
 

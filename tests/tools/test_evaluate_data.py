@@ -209,6 +209,11 @@ def test_choices_are_scored_and_not_told(tmp_path: Path, capsys: pytest.CaptureF
         ([{"question": "a"}], [], "record 1: a record must be an object"),
         ([{"question": "a"}], ["--skip-bad"], "no record could be asked about"),
         ([{"question": "a", "answer": "b", "choices": "a"}], [], "choices must be a list of texts"),
+        (
+            [{"question": "a", "answer": "a"}],
+            ["--kinds", "color", "--suite", "tiny-world"],
+            "--suite, --kinds goes without",
+        ),
         ([{"question": "a", "answer": "a"}], ["--by", "kind"], "field 'kind' must name the sub-dataset"),
     ],
 )
@@ -220,3 +225,9 @@ def test_what_cannot_be_asked_is_refused_by_name(
     assert main(["eval", "nvila-tiny", str(path), *options]) == 2
 
     assert complaint in capsys.readouterr().err
+
+
+def test_option_of_data_needs_some(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "nvila-tiny", "--metric", "anls", "--max-tokens", "3"]) == 2
+
+    assert "--metric, --max-tokens goes with DATA" in capsys.readouterr().err
