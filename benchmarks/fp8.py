@@ -42,7 +42,7 @@ from nvila_ros.training.conversations.forward import told_log_probs
 from nvila_ros.training.conversations.packing import Row, join, pack
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld
 from nvila_ros.training.fp8 import Fp8AdamW, convert_linears
-from nvila_ros.training.score_files import staged
+from nvila_ros.training.staging import staged
 from nvila_ros.training.tiny import SPEC, new_model
 
 CHECKPOINT = "nvila-tiny"
