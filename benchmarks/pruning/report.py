@@ -33,7 +33,7 @@ def as_table(told: dict[str, dict[str, Any]], base: dict[str, float]) -> Table:
     table = Table("chosen by", "samples", *PLANTS, *kinds)
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row("nothing: the base", "0", *("-" for _ in PLANTS), *(f"{base[kind]:.3f}" for kind in kinds))
+    table.add_row("none (base)", "0", *("-" for _ in PLANTS), *(f"{base[kind]:.3f}" for kind in kinds))
     for method, row in told.items():
         shares = [f"{row[f'kept_{plant}']:.2f}" if f"kept_{plant}" in row else "-" for plant in PLANTS]
         accuracies = [f"{row[kind]:.3f}" for kind in kinds]
