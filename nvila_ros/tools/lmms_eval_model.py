@@ -1,6 +1,6 @@
 """A model class for lmms-eval, so that its benchmarks run on any checkpoint, build and backend of ours.
 
-    python -m lmms_eval --model nvila_ros --model_args checkpoint=nvila-lite-2b-orin,backend=tensorrt --tasks chartqa
+    python -m lmms_eval --model nvila_ros --model_args checkpoint=nvila-tiny,backend=cpu --tasks chartqa
 
 Media and text go through the flow that answers the node's queries, so what is measured is what a robot gets. Decoding
 is greedy; a task that samples is refused.

@@ -1,6 +1,6 @@
 """What was asked and answered while a bag was recorded, as samples: the node's answers beside its cameras' frames.
 
-    ros2 bag record -s mcap /front/image_raw /nvila_ros/answer
+    ros2 bag record -s mcap /front/image_raw /nvila/answer
 
 An answer names its frames by their captures, so they are found among the bag's images to the nanosecond, on whichever
 topic holds all of them. Only answers that the model spoke to their end are taken. They are what a model said and not
