@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import importlib
 import multiprocessing
 import re
 import statistics
@@ -49,7 +50,7 @@ from nvila_ros.training.conversations.packing import join, pack
 from nvila_ros.training.conversations.samples import IMAGE, Sample, Turn
 from nvila_ros.training.finetuning.learner import in_precision
 from nvila_ros.training.finetuning.run import Data, Run
-from nvila_ros.training.finetuning.settings import BF16, FP32, Settings
+from nvila_ros.training.finetuning.settings import BF16, FP32, FULL, Settings
 from nvila_ros.training.finetuning.step_batches import StepBatch
 from nvila_ros.training.finetuning.tuning import count_parameters
 from nvila_ros.training.moments import draw_moment
@@ -115,6 +116,7 @@ def main() -> int:
     """Run the benchmark; returns the exit code."""
     args = parse_args()
     torch.set_num_threads(args.threads)
+    importlib.import_module("peft")  # before anything is measured: it is large
     told: dict[str, Any] = {"benchmark": "finetune", "device": device_name(args.device), "precision": precision(args)}
     console = wide_console()
     if not args.only_shapes:
@@ -139,7 +141,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--turns", type=positive, default=4, metavar="N", help="questions of an image (default: 4)")
     parser.add_argument("--questions", type=positive, default=1500, metavar="N", help="held out (default: 1500)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of the language model (default: %(default)s)")
-    parser.add_argument("--ratio", type=float, default=5.0, help="the tower's is so many times lower (default: 5)")
+    parser.add_argument("--ratio", type=float, default=5.0, help="a whole tower's is so many times lower (default: 5)")
+    parser.add_argument(
+        "--small-ratio", type=float, default=1.0, help="that of norms or adapters, which need more (default: 1)"
+    )
     parser.add_argument("--shapes", choices=sorted(VARIANTS), help="measure these too, with random weights")
     parser.add_argument("--only-shapes", action="store_true", help="measure nothing else")
     parser.add_argument("--threads", type=positive, default=2, help="torch's (default: 2)")
@@ -175,7 +180,9 @@ def measure_tiny(args: argparse.Namespace) -> dict[str, Any]:
             runs.append(tune(settings_of(args, way, seed), chosen, samples, held_out, args.device))
         ways[way] = summarize(runs)
         print(f"{way}: {ways[way]}", flush=True)
-    return {"model": MODEL, "steps": args.steps, "batch": args.batch, "lr": args.lr, "ratio": args.ratio} | {
+    return {"model": MODEL, "steps": args.steps, "batch": args.batch, "lr": args.lr} | {
+        "ratio": args.ratio,
+        "small_ratio": args.small_ratio,
         "seeds": args.seeds,
         "questions": args.questions,
         "untuned": untuned,
@@ -213,7 +220,7 @@ def settings_of(args: argparse.Namespace, way: str, seed: int) -> Settings:
         tower=tower,
         llm=llm,
         lr=args.lr,
-        tower_lr_ratio=args.ratio,
+        tower_lr_ratio=args.ratio if tower == FULL else args.small_ratio,
         num_steps=args.steps,
         batch=args.batch,
         row_tokens=ROW_TOKENS,
@@ -286,7 +293,7 @@ def sample_of(spec: ModelSpec) -> EncodedSample:
     px = spec.vision.image_px
     view = view_images(spec, [rng.integers(0, 256, (px, px, 3), np.uint8)])
     num_visual = len(arrange(spec, view, np.empty((1, spec.tokens_per_tile, 1), np.float32)).visual_GD)
-    text = rng.integers(0, 1000, CONTEXT - num_visual)
+    text = rng.integers(0, min(1000, spec.decoder.vocab_size), CONTEXT - num_visual)
     ids = np.concatenate([np.full(num_visual, PLACEHOLDER), text])
     labels = np.where(np.arange(CONTEXT) < CONTEXT * 2 // 3, IGNORE, ids)
     return EncodedSample(ids, labels, (view,))

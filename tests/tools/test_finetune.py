@@ -1,0 +1,340 @@
+"""`nvila finetune`: runs that are killed, shared or refused, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+
+from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.pipeline import load_perceiver
+from nvila_ros.tools.cli import main
+from nvila_ros.training.conversations.planted import Plan, PlantedWorld, write_world
+from nvila_ros.training.finetuning import run as run_room
+from nvila_ros.training.finetuning.state import read_losses
+from tests.golden_cases import GOLDEN
+
+ROOT = Path(__file__).parents[2]
+CKPT = str(GOLDEN / "lite" / "ckpt")
+SHORT = ["--checkpoint", CKPT, "--device", "cpu", "--llm", "full", "--tower", "full", "--lr", "2e-4", "--batch", "4"]
+TIMING = {"s"}  # what differs between two runs that are the same
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A planted world as files."""
+    return write_world(PlantedWorld(Plan(num_samples=10)), tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unbroken run of eight steps."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert finetune(data, "--out", out, "--steps", 8, "--save-every", 3) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def unbroken(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in a process of its own, which has one thread: on their number sums depend."""
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    _, err = (process := start(data, "--out", out, "--steps", 8, "--save-every", 3)).communicate(timeout=180)
+    assert process.returncode == 0, err
+    return out
+
+
+def finetune(*args: object) -> int:
+    return main(["finetune", *SHORT, *map(str, args)])
+
+
+def start(*args: object, ranks: int = 1) -> subprocess.Popen[str]:
+    """Start a run in a process of its own, or under torchrun in several."""
+    command = [sys.executable, "-m"]
+    if ranks > 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    command += ["nvila_ros.tools.cli", "finetune", *SHORT, *map(str, args)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def entries(out: Path) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in entry.items() if key not in TIMING}
+        for entry in read_losses(out / "training" / "losses.jsonl")
+    ]
+
+
+def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
+    deadline_s = time.monotonic() + 180
+    while len(entries(out)) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline_s, "the run takes no steps"
+        time.sleep(0.005)
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, two = (open_checkpoint(path).load() for path in (first, second))
+    return one.keys() == two.keys() and all((one[key] == two[key]).all() for key in one)
+
+
+def test_run_leaves_a_checkpoint_its_losses_and_a_picture(whole: Path) -> None:
+    found = entries(whole)
+
+    assert [entry["step"] for entry in found] == list(range(1, 9))
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert cv2.imread(str(whole / "training" / "loss.png")).std() > 0
+    assert load_perceiver(str(whole), backend="onnxruntime")
+    assert not [path for path in whole.rglob("*") if "part" in path.name]
+    assert not same_weights(whole, Path(CKPT))
+
+
+def test_finished_run_is_told_again_and_changes_nothing(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+
+    assert finetune(data, "--out", tmp_path / "out", "--steps", 8, "--save-every", 3, "--held-out", data) == 0
+
+    answer = told(capsys)
+    assert answer["steps"] == 8
+    assert answer["held_out_loss"] < entries(whole)[0]["loss"]
+    assert same_weights(tmp_path / "out", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("step", [2, 4])
+def test_run_that_was_killed_goes_on_to_the_same_bits(data: Path, unbroken: Path, tmp_path: Path, step: int) -> None:
+    out = tmp_path / "out"
+    process = start(data, "--out", out, "--steps", 8, "--save-every", 3)
+    wait_for_step(process, out, step)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=90)
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "config.json").exists()
+
+    second = start(data, "--out", out, "--steps", 8, "--save-every", 3)
+    _, err = second.communicate(timeout=180)
+
+    assert second.returncode == 0, err
+    saved = torch.load(out / "training" / "state.pt", weights_only=True)
+    assert saved["step"] == 8
+    if step >= 4:
+        assert re.search(r"goes on behind step (3|6)", err)
+    assert entries(out) == entries(unbroken)
+    assert same_weights(out, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("shard", [[], ["--shard"]])
+def test_two_processes_take_the_steps_of_one(data: Path, whole: Path, tmp_path: Path, shard: list[str]) -> None:
+    out = tmp_path / "out"
+    process = start(data, "--out", out, "--steps", 8, "--save-every", 3, "--json", *shard, ranks=2)
+    stdout, err = process.communicate(timeout=180)
+
+    assert process.returncode == 0, err
+    assert json.loads(stdout.splitlines()[-1])["steps"] == 8
+    for found, wanted in zip(entries(out), entries(whole), strict=True):
+        assert found["loss"] == pytest.approx(wanted["loss"], abs=1e-4)
+        assert found["tokens"] == wanted["tokens"]
+        assert found["norm"] == pytest.approx(wanted["norm"], rel=1e-3)
+    one, two = (open_checkpoint(path).load() for path in (out, whole))
+    # Weights are rounded to bfloat16, so a last bit may differ.
+    assert max(abs(one[key] - two[key]).max() for key in one) < 2e-2
+
+
+def child_of(process: subprocess.Popen[str], rank: int) -> int:
+    """Return the process that torchrun started for a rank."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parent = re.search(r"^PPid:\s+(\d+)", (path / "status").read_text(), re.M)
+            if parent and int(parent[1]) == process.pid:
+                variables = (path / "environ").read_bytes().split(b"\0")
+                if f"RANK={rank}".encode() in variables:
+                    return int(path.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_killed_rank_ends_the_run_which_loses_the_steps_since_its_state(
+    data: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(data, "--out", out, "--steps", 8, "--save-every", 3, ranks=2)
+    wait_for_step(process, out, 4)
+    os.kill(child_of(process, 1), signal.SIGKILL)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert re.search(r"rank\s*:\s*1|exitcode: -9|SIGKILL", err)
+    saved = torch.load(out / "training" / "state.pt", weights_only=True)["step"]
+    assert saved in (3, 6)
+
+    assert (
+        finetune(data, "--out", out, "--steps", 8, "--save-every", 3) == 0
+    )  # with one process, if that is what is left
+
+    losses = [entry["loss"] for entry in entries(out)]
+    assert losses == pytest.approx([entry["loss"] for entry in entries(whole)], abs=1e-4)
+
+
+def copy_data(data: Path, folder: Path) -> Path:
+    shutil.copytree(data.parent, folder)
+    return folder / data.name
+
+
+def test_bad_samples_are_refused_by_name_or_left_out_and_counted(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_data(data, tmp_path / "data")
+    (path.parent / "world-0" / "6.png").write_bytes(b"no picture")
+    (path.parent / "world-0" / "3.png").unlink()
+
+    assert finetune(path, "--out", tmp_path / "out") == 2
+    assert re.search(r"world-0\.jsonl, record (4: no image at|7: .*6\.png)", capsys.readouterr().err)
+
+    assert finetune(path, "--out", tmp_path / "out", "--skip-bad", "--epochs", 1) == 0
+    assert told(capsys)["left_out"] == {"missing_media": 1, "unreadable_media": 1}
+
+
+def test_step_without_a_readable_sample_learns_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_data(data, tmp_path / "data")
+    for image in (path.parent / "world-0").iterdir():
+        image.unlink()
+
+    assert finetune(path, "--out", tmp_path / "out", "--skip-bad", "--steps", 2) == 0
+
+    assert told(capsys)["loss"] is None
+    assert [entry["loss"] for entry in entries(tmp_path / "out")] == [None, None]
+    assert same_weights(tmp_path / "out", Path(CKPT))
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Let no file grow larger, which fails as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_full_disk_leaves_the_state_before(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, save = tmp_path / "out", run_room.save_state
+
+    def fill_the_disk(path: Path, step: int, *args: Any, **named: Any) -> None:
+        with largest_file(100_000 if step == 6 else 1 << 30):
+            save(path, step, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_room, "save_state", fill_the_disk)
+        assert finetune(data, "--out", out, "--steps", 8, "--save-every", 3) == 2
+    assert re.search(r"state\.pt cannot be written: .*; make room, then run again", capsys.readouterr().err)
+    assert torch.load(out / "training" / "state.pt", weights_only=True)["step"] == 3
+    assert not [path for path in out.rglob("*") if "part" in path.name]
+
+    assert finetune(data, "--out", out, "--steps", 8, "--save-every", 3) == 0
+    assert entries(out) == entries(whole)
+    assert same_weights(out, whole)
+
+
+def test_loss_that_is_no_number_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finetune(data, "--out", tmp_path / "out", "--steps", 8, "--lr", "1e30", "--clip", "1e30") == 2
+
+    assert re.search(
+        r"the (loss|norm of the gradients) is (nan|inf) at step \d; nothing was saved", capsys.readouterr().err
+    )
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_folder_of_another_run_or_thing_is_refused(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("do not lose me")
+
+    assert finetune(data, "--out", tmp_path / "full") == 2
+    assert "holds something that is no run of finetune; choose another" in capsys.readouterr().err
+    assert finetune(data, "--out", whole, "--steps", 8, "--seed", 5) == 2
+    assert "holds a run with another seed, 0 and not 5" in capsys.readouterr().err
+
+
+def test_rates_may_change_when_a_run_goes_on(data: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+
+    assert finetune(data, "--out", tmp_path / "out", "--steps", 8, "--save-every", 1, "--lr", "1e-5") == 0
+
+
+def test_two_runs_never_share_a_folder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    with run_room_alone(out):
+        assert finetune(data, "--out", out) == 2
+
+    assert "another run is at work" in capsys.readouterr().err
+
+
+@contextmanager
+def run_room_alone(out: Path) -> Iterator[None]:
+    from nvila_ros.training.staging import alone_in
+
+    with alone_in(out / "training"):
+        yield
+
+
+def test_sweep_tells_the_ratio_with_the_lowest_held_out_loss(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [data, "--out", tmp_path / "out", "--held-out", data, "--steps", 2, "--sweep-ratio", "1,50"]
+    assert finetune(*args) == 0
+
+    answer = told(capsys)
+    assert [row["ratio"] for row in answer["sweep"]] == [1, 50]
+    best = min(answer["sweep"], key=lambda row: row["held_out_loss"])
+    assert answer["best_ratio"] == best["ratio"]
+    assert answer["sweep"][0]["held_out_loss"] != answer["sweep"][1]["held_out_loss"]
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--sweep-ratio", "1,5"), "needs --held-out samples to judge by"),
+        (("--sweep-ratio", "0"), "expected a number > 0, got '0'"),
+        (("--lr", "nan"), "expected a number > 0, got 'nan'"),
+        (("--warmup", "1"), "expected a share in [0, 1), got '1'"),
+        (("--precision", "fp8", "--llm", "lora"), "fp8 is for the linear maps of a language model"),
+        (("--tower", "half"), "invalid choice: 'half'"),
+        (("--steps", "2", "--epochs", "2"), "not allowed with argument"),
+    ],
+)
+def test_bad_options_are_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], args: tuple[str, ...], message: str
+) -> None:
+    with suppress(SystemExit):  # raised by argparse for what it refuses itself
+        assert main(["finetune", str(data), *SHORT, "--out", str(tmp_path / "out"), *args]) == 2
+
+    assert message in capsys.readouterr().err
