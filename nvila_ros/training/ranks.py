@@ -7,6 +7,7 @@ number need not wait for its GPU.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,16 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from nvila_ros.errors import NvilaError
+
 LONG_WAIT = timedelta(days=7)
 """For ranks of which one may have far less to do than another."""
+_LOST = re.compile(r"Connection (reset|closed) by peer|Socket closed|Broken pipe|Timed out waiting|NCCL error[^\n]*")
+"""How gloo and NCCL say that another process is gone."""
+
+
+class LostRankError(NvilaError):
+    """Another process of the run ended, or cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +73,9 @@ def joined(kind: str = "cpu", timeout: timedelta = LONG_WAIT) -> Iterator[Ranks]
     Args:
         kind: of device on which tensors are exchanged, `cpu` or `cuda`.
         timeout: after which a rank gives up on the others.
+
+    Raises:
+        LostRankError: another one ended meanwhile.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if kind == "cuda":
@@ -72,6 +84,15 @@ def joined(kind: str = "cpu", timeout: timedelta = LONG_WAIT) -> Iterator[Ranks]
         yield Ranks()
         return
     distributed.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timeout)
-    yield Ranks(distributed.get_rank(), world_size)
+    try:
+        yield Ranks(distributed.get_rank(), world_size)
+    except RuntimeError as error:
+        lost = _LOST.search(str(error))
+        if not lost:
+            raise
+        raise LostRankError(
+            f"another process of this run ended or cannot be reached ({lost[0]}), see what it says; "
+            "run again, with as many or fewer, to go on behind what was saved"
+        ) from error
     # Only where all went well: after a failure the others may never answer.
     distributed.destroy_process_group()
