@@ -176,23 +176,27 @@ def child_of(process: subprocess.Popen[str], rank: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("shard", [[], ["--shard"]])
 def test_killed_rank_ends_the_run_which_loses_the_steps_since_its_state(
-    data: Path, whole: Path, tmp_path: Path
+    data: Path, whole: Path, tmp_path: Path, shard: list[str]
 ) -> None:
     out = tmp_path / "out"
-    process = start(data, "--out", out, "--steps", 8, "--save-every", 3, ranks=2)
+    args = [data, "--out", out, "--steps", 8, "--save-every", 3]
+    process = start(*args, *shard, ranks=2)
     wait_for_step(process, out, 4)
     os.kill(child_of(process, 1), signal.SIGKILL)
     _, err = process.communicate(timeout=90)
     assert process.returncode == 1
     assert re.search(r"rank +: 1 .*\n.*exitcode +: -9 ", err)  # what torchrun says of the one
     assert "[rank0]: Traceback" not in err  # and the other ends without a crash
-    saved = torch.load(out / "training" / "state.pt", weights_only=True)["step"]
-    assert saved in (3, 6)
+    assert torch.load(out / "training" / "state.pt", weights_only=True)["step"] in (3, 6)
 
-    assert (
-        finetune(data, "--out", out, "--steps", 8, "--save-every", 3) == 0
-    )  # with one process, if that is what is left
+    if shard:
+        second = start(*args, *shard, ranks=2)
+        _, err = second.communicate(timeout=180)
+        assert second.returncode == 0, err
+    else:
+        assert finetune(*args) == 0  # with one process, if that is what is left
 
     losses = [entry["loss"] for entry in entries(out)]
     assert losses == pytest.approx([entry["loss"] for entry in entries(whole)], abs=1e-4)

@@ -212,6 +212,17 @@ def test_checkpointing_changes_no_loss(checkpoint: Checkpoint, tmp_path: Path) -
     assert losses_of(tmp_path / "True") == losses_of(tmp_path / "False")
 
 
+@pytest.mark.parametrize(("precision", "apart"), [("bf16", 0.005), ("fp8", 0.015)])
+def test_lower_precision_learns_alike(checkpoint: Checkpoint, tmp_path: Path, precision: str, apart: float) -> None:
+    for each in ("fp32", precision):
+        new_run(checkpoint, tmp_path / each, tower="full", llm="full", num_steps=6, lr=1e-4, precision=each).train()
+
+    found, wanted = losses_of(tmp_path / precision), losses_of(tmp_path / "fp32")
+    assert found != wanted
+    assert found[0] == pytest.approx(wanted[0], rel=apart)  # nothing was learned yet
+    assert np.mean(found) == pytest.approx(np.mean(wanted), rel=0.03)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 5])
 def test_a_step_holds_the_same_samples_for_any_number_of_ranks(world_size: int) -> None:
     class Numbers:
@@ -266,7 +277,13 @@ def test_blank_row_tells_one_token_and_shows_nothing(checkpoint: Checkpoint) -> 
 
 
 @pytest.mark.parametrize(
-    "settings", [{"tower": "lora", "llm": "lora", "lora_dropout": 0.2}, {"tower": "full", "llm": "full"}]
+    "settings",
+    [
+        {"tower": "lora", "llm": "lora", "lora_dropout": 0.2},
+        {"tower": "full", "llm": "full"},
+        {"tower": "layernorm", "llm": "qlora", "precision": "bf16", "saves_memory": True},
+        {"tower": "layernorm", "llm": "full", "precision": "fp8"},
+    ],
 )
 def test_run_that_goes_on_is_the_run_that_never_stopped(
     checkpoint: Checkpoint, tmp_path: Path, settings: dict[str, Any]
