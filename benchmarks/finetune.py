@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from rich.table import Table
@@ -166,7 +167,7 @@ def measure_tiny(args: argparse.Namespace) -> dict[str, Any]:
     """Tune the embedded model in every way, with every seed."""
     started_s = time.monotonic()
     needed = 2 * args.steps * args.batch  # each seed learns from a half of its own
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+    with multiprocessing.get_context("spawn").Pool(args.workers, cv2.setNumThreads, (1,)) as pool:
         samples = pool.map(partial(film, num_turns=args.turns), range(SEED_BASE, SEED_BASE + needed), 64)
         held_out = pool.map(partial(film, num_turns=1), range(HELD_OUT_BASE, HELD_OUT_BASE + args.questions), 64)
     print(f"filmed {needed + args.questions} samples in {time.monotonic() - started_s:.0f} s", flush=True)
