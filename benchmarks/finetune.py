@@ -15,17 +15,12 @@ takes in memory and time. Prints tables and, last, one JSON line.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import importlib
 import multiprocessing
-import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,82 +30,28 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from benchmarks.finetune_measure import Measured, measured
+from benchmarks.finetune_samples import CONTEXT, HELD_OUT_BASE, MODEL, SEED_BASE, Numbers, film, random_model, sample_of
 from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import VARIANTS
-from nvila_ros.preprocess.views import view_images
-from nvila_ros.prompt.chat import PLACEHOLDER
-from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import load_model
 from nvila_ros.tools.options import positive, print_json, wide_console, words
-from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
+from nvila_ros.training.conversations.encoding import EncodedSample
 from nvila_ros.training.conversations.forward import told_hidden
 from nvila_ros.training.conversations.packing import join, pack
-from nvila_ros.training.conversations.samples import IMAGE, Sample, Turn
 from nvila_ros.training.finetuning.learner import in_precision
 from nvila_ros.training.finetuning.run import Data, Run
 from nvila_ros.training.finetuning.settings import BF16, FP32, FULL, Settings
 from nvila_ros.training.finetuning.step_batches import StepBatch
-from nvila_ros.training.finetuning.tuning import count_parameters
-from nvila_ros.training.moments import draw_moment
-from nvila_ros.training.questions import conversation
-from nvila_ros.training.scenes import Scene, render, scene_rng
 from nvila_ros.training.token_labels import IGNORE
-from nvila_ros.visual.encode import arrange
 
-MODEL = "nvila-tiny"
 WAYS = ("lora/lora", "layernorm/lora", "full/lora", "lora/qlora", "layernorm/qlora", "full/full", "frozen/lora")
 """Tower and language model, in the order of the paper's table; the last shows what the tower's tuning is worth."""
-KINDS = ("color", "shape", "count", "exist", "where")
-SEED_BASE = 3 << 29  # of scenes that nothing else draws
-HELD_OUT_BASE = SEED_BASE + (1 << 28)
-LAMP = (0.2, 0.35, 1.0)
-"""Share of red, green and blue that is left."""
-ROWS = 168  # of a frame that is filmed, before the resize to a tile
 ROW_TOKENS = 2048
 WARM_STEPS = 3  # left out of the speed
 SHAPE_STEPS = 10
-CONTEXT = 300
-
-
-@dataclass(frozen=True, slots=True)
-class LitFrame:
-    """A frame under the lamp, filmed when it is asked for."""
-
-    scene: Scene
-    t_s: float
-    name: str
-    kind: str = IMAGE
-
-    def read(self, num_frames: int) -> list[np.ndarray]:
-        """Return the one frame, (`ROWS`, width, 3) uint8 RGB."""
-        frame = render(self.scene, self.t_s, round(ROWS * self.scene.aspect), ROWS)
-        return [np.rint(frame * np.array(LAMP)).astype(np.uint8)]
-
-
-@dataclass(frozen=True, slots=True)
-class Numbers:
-    """Samples that lie encoded in memory, as a source: each is its number."""
-
-    size: int
-    name: str = "numbers"
-
-    def __len__(self) -> int:
-        return self.size
-
-    def read(self, index: int) -> Sample:
-        """Return a sample that says its number alone."""
-        return Sample(str(index), (), self.name)
-
-    def line(self, index: int) -> bytes:
-        """Return its number."""
-        return str(index).encode()
-
-    def digest(self) -> str:
-        """Return what stands for all."""
-        return str(self.size)
 
 
 def main() -> int:
@@ -191,29 +132,6 @@ def measure_tiny(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def film(seed: int, num_turns: int) -> EncodedSample:
-    """Return what the model reads of a sample under the lamp."""
-    spec, tokenizer = _reader()
-    rng = scene_rng(seed)
-    scene, t_s = draw_moment(rng)
-    while not (turns := conversation(rng, scene, num_turns, KINDS, t_s=t_s)):
-        scene, t_s = draw_moment(rng)
-    parts = [(LitFrame(scene, t_s, str(seed)), turns[0].text), *((turn.text,) for turn in turns[1:])]
-    told = tuple(Turn(part, turn.answer) for part, turn in zip(parts, turns, strict=True))
-    return encode_sample(spec, tokenizer, Sample(str(seed), told, "lamp"))
-
-
-def _reader() -> tuple[ModelSpec, ChatTokenizer]:
-    if not _READER:
-        checkpoint = open_checkpoint(find_checkpoint(MODEL))
-        _READER.append((checkpoint.spec, ChatTokenizer.from_folder(checkpoint.tokenizer_folder)))
-    return _READER[0]
-
-
-_READER: list[tuple[ModelSpec, ChatTokenizer]] = []
-"""What a filming process has opened, once."""
-
-
 def settings_of(args: argparse.Namespace, way: str, seed: int) -> Settings:
     """Return the settings of a run."""
     tower, llm = way.split("/")
@@ -286,97 +204,6 @@ def measure_shapes(args: argparse.Namespace) -> dict[str, Any]:
         ways[way] = summarize([found])
         print(f"{args.shapes} {way}: {ways[way]}", flush=True)
     return ways
-
-
-def sample_of(spec: ModelSpec) -> EncodedSample:
-    """Return an image of one tile and text behind it, of which a third is learned."""
-    rng = np.random.default_rng(0)
-    px = spec.vision.image_px
-    view = view_images(spec, [rng.integers(0, 256, (px, px, 3), np.uint8)])
-    num_visual = len(arrange(spec, view, np.empty((1, spec.tokens_per_tile, 1), np.float32)).visual_GD)
-    text = rng.integers(0, min(1000, spec.decoder.vocab_size), CONTEXT - num_visual)
-    ids = np.concatenate([np.full(num_visual, PLACEHOLDER), text])
-    labels = np.where(np.arange(CONTEXT) < CONTEXT * 2 // 3, IGNORE, ids)
-    return EncodedSample(ids, labels, (view,))
-
-
-def random_model(spec: ModelSpec, device: str) -> Nvila:
-    """Return a model of random weights, made where it is used."""
-    with torch.device("meta"):
-        model = Nvila(spec)
-    model = model.to_empty(device=device)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.02)
-            else:
-                parameter.fill_(float(not name.endswith("bias")))
-    return model.requires_grad_(False)
-
-
-class Measured:
-    """What one run takes and gives.
-
-    Attributes:
-        peak_bytes: at the peak while it learns: of the GPU's memory what tensors take, of a CPU's what the process has
-            grown by.
-        step_s: of each step.
-        learned: parameters that learn.
-        accuracy: share of right answers.
-    """
-
-    def __init__(self, device: str) -> None:
-        self._device, self._before = device, memory(device)[0]
-        self.peak_bytes, self.learned, self.accuracy = 0, 0, 0.0
-        self.step_s: list[float] = []
-
-    def begin(self, run: Run) -> None:
-        """Take note of the model, and forget what making it took for a moment."""
-        self.learned, _ = count_parameters(run.model)
-        tidy(self._device)
-        if self._device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def time(self, take: Callable[[], Any]) -> None:
-        """Take a step."""
-        started_s = time.perf_counter()
-        take()
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-        self.step_s.append(time.perf_counter() - started_s)
-
-    def end(self) -> None:
-        """Take note of the peak."""
-        self.peak_bytes = memory(self._device)[1] - self._before
-
-
-@contextmanager
-def measured(device: str) -> Iterator[Measured]:
-    """Measure what is done within."""
-    tidy(device)
-    found = Measured(device)
-    yield found
-    found.end()
-
-
-def memory(device: str) -> tuple[int, int]:
-    """Return the bytes that are in use, and the most since the peak was forgotten."""
-    if device == "cuda":
-        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
-    told = Path("/proc/self/status").read_text()
-    now, peak = (int(re.search(rf"{name}:\s+(\d+) kB", told)[1]) << 10 for name in ("VmRSS", "VmHWM"))
-    return now, peak
-
-
-def tidy(device: str) -> None:
-    """Give back what nothing needs any more."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def summarize(runs: Sequence[Measured]) -> dict[str, Any]:
