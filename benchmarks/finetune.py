@@ -209,7 +209,7 @@ def measure_shapes(args: argparse.Namespace) -> dict[str, Any]:
 def summarize(runs: Sequence[Measured]) -> dict[str, Any]:
     """Return the figures of one way: means over its runs, of accuracy also the spread, of steps the median."""
     accuracies = [run.accuracy for run in runs]
-    steps_s = [step_s for run in runs for step_s in run.step_s[WARM_STEPS:]]
+    steps_s = [step_s for run in runs for step_s in run.step_s[WARM_STEPS:] or run.step_s]
     return {
         "learned": runs[0].learned,
         "peak_bytes": max(run.peak_bytes for run in runs),
