@@ -98,9 +98,12 @@ def draw_vision(spec: VisionSpec, weights: Weights, store: WeightStore, attentio
 def _vision_layer(pen: Pen, spec: VisionSpec, name: str, x: Value, attention: ov.Type) -> Value:
     normed = pen.layer_norm(x, f"{name}.layer_norm1", spec.norm_eps)
     # Not joined, since so many rows would be copied to split them again; halved before they are moved for attention.
-    heads = (ops.convert(pen.linear(normed, f"{name}.self_attn.{key}_proj"), attention) for key in "qkv")
-    q, k, v = (pen.split_heads(head, spec.num_heads, spec.width // spec.num_heads) for head in heads)
-    mixed = pen.join_heads(ops.scaled_dot_product_attention(q, k, v), spec.width)
+    head_size = spec.width // spec.num_heads
+    q, k, v = (pen.linear(normed, f"{name}.self_attn.{key}_proj") for key in "qkv")
+    heads = (ops.convert(head, attention) for head in (ops.multiply(q, scalar(head_size**-0.5)), k, v))
+    q, k, v = (pen.split_heads(head, spec.num_heads, head_size) for head in heads)
+    share = ops.softmax(ops.matmul(q, k, False, True), -1)
+    mixed = pen.join_heads(ops.matmul(share, v, False, False), spec.width)
     mixed = ops.convert(mixed, np.float32).output(0)
     x = ops.add(x, pen.linear(mixed, f"{name}.self_attn.out_proj")).output(0)
     normed = pen.layer_norm(x, f"{name}.layer_norm2", spec.norm_eps)
