@@ -73,7 +73,7 @@ def test_map_has_the_gradients_of_its_emulation(num_rows: int) -> None:
 
     results = []
     for device in ("cpu", "cuda"):
-        mine, here = copy.deepcopy(module).to(device), x.to(device).requires_grad_()
+        mine, here = copy.deepcopy(module).to(device), x.to(device, copy=True).requires_grad_()
         y = mine(here)
         y.backward(told.to(device))
         results.append((y, here.grad, mine[0].weight.grad, mine[0].bias.grad))
@@ -90,7 +90,7 @@ def test_decoder_has_about_the_gradients_of_its_emulation() -> None:
 
     results = []
     for device in ("cpu", "cuda"):
-        mine, here = copy.deepcopy(decoder).to(device), embeds_BLD.to(device).requires_grad_()
+        mine, here = copy.deepcopy(decoder).to(device), embeds_BLD.to(device, copy=True).requires_grad_()
         with torch.device(device):
             mine(here).float().square().mean().backward()
         results.append((here.grad, *(each.grad for each in mine.model["layers"].parameters())))
