@@ -53,6 +53,7 @@ QUIZ: tuple[tuple[Item, ...], ...] = (
         Item("exist", 4),
         Item("where", 5, "action"),
         Item("motion", 6, "action", 8, CLIP_S),
+        Item("relation", 17),
     ),
     (
         Item("describe", 7, "action"),
@@ -60,6 +61,7 @@ QUIZ: tuple[tuple[Item, ...], ...] = (
         Item("exist", 9),
         Item("shape", 10),
         Item("motion", 11, "service", 8, CLIP_S),
+        Item("count-color", 18),
     ),
     (
         Item("count", 12),
@@ -67,6 +69,7 @@ QUIZ: tuple[tuple[Item, ...], ...] = (
         Item("where", 14),
         Item("count", 15, "service", 8, CLIP_S),
         Item("motion", 16, "action", 8, CLIP_S),
+        Item("size", 19, "action"),
     ),
 )
 """What each camera is asked."""

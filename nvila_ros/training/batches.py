@@ -31,6 +31,7 @@ from nvila_ros.training.moments import (
     draw_quick_events,
     draw_turns,
 )
+from nvila_ros.training.named_places import Place, name_places
 from nvila_ros.training.questions import Question
 from nvila_ros.training.relight import relight
 from nvila_ros.training.scale_questions import event_turns
@@ -88,7 +89,9 @@ class Mix:
         num_turns: questions of a sample.
         clip_grids: frames of a clip and how many of them are averaged, drawn from for each batch.
         small_share: share of the images that show small things.
+        num_sideways: questions of a frame, of its num_turns, after what lies left or right of what.
         has_patches: whether patches are labelled where questions are asked, as is of use while the tower learns.
+        has_events: whether what happens under visual tokens is labelled, as is of use while clips are new.
     """
 
     kinds: tuple[str, ...]
@@ -98,7 +101,9 @@ class Mix:
     num_turns: int = 8
     clip_grids: tuple[tuple[int, int], ...] = ((2, 1), (4, 1), (6, 1), (8, 1), (8, 1), (8, 1))
     small_share: float = 0.0
+    num_sideways: int = 0
     has_patches: bool = True
+    has_events: bool = True
 
 
 class Batches(Dataset):
@@ -130,7 +135,8 @@ class Batches(Dataset):
     def _images(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         moments = [self._draw_still(rng, draw_aspect(rng)) for rng in rngs]
         film = self._film(rngs, [(scene, [t_s]) for scene, t_s in moments], self.mix.has_patches)
-        return self._with_chats(film, rngs, self._still_turns(rngs, moments), (self.spec.tokens_per_tile, "\n"))
+        turns = self._still_turns(rngs, moments)
+        return self._with_chats(film, rngs, turns, (self.spec.tokens_per_tile, "\n"), moments)
 
     def _scaled(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         spec, tile_px = self.spec, self.spec.vision.image_px
@@ -147,7 +153,7 @@ class Batches(Dataset):
         rows, columns = grids[merge_scale]
         film = Batch(tile_BFHWC=np.stack(tiles), grids=grids, merge_scale=merge_scale)
         layout = (rows * columns * spec.tokens_per_tile, "\n")
-        return self._with_chats(film, rngs, self._still_turns(rngs, moments), layout)
+        return self._with_chats(film, rngs, self._still_turns(rngs, moments), layout, moments)
 
     def _draw_still(self, rng: np.random.Generator, aspect: float) -> tuple[Scene, float]:
         if self.mix.small_share and rng.random() < self.mix.small_share:
@@ -155,8 +161,10 @@ class Batches(Dataset):
         return draw_moment(rng, aspect)
 
     def _still_turns(self, rngs: list[np.random.Generator], moments: list[tuple[Scene, float]]) -> list[list[Question]]:
-        num_turns = self.mix.num_turns
-        return [draw_turns(rng, *moment, num_turns) for rng, moment in zip(rngs, moments, strict=True)]
+        mix = self.mix
+        return [
+            draw_turns(rng, *moment, mix.num_turns, mix.num_sideways) for rng, moment in zip(rngs, moments, strict=True)
+        ]
 
     def _clips(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         num_frames, pool = self._draw_grid(rngs[0])
@@ -189,16 +197,16 @@ class Batches(Dataset):
         pool: int,
     ) -> Batch[np.ndarray]:
         clips = [(scene, np.linspace(0, scene.duration_s, num_frames).tolist()) for scene in scenes]
-        film = self._film(rngs, clips, self.mix.has_patches)
-        grid, side = self.spec.vision.grid, self.spec.token_grid
-        labels = [token_labels(scene, times_s, pool, grid, side) for scene, times_s in clips]
-        film = replace(
-            film,
-            pool=pool,
-            motion_NG=np.concatenate([each.motion for each in labels]),
-            event_NG=np.concatenate([each.event for each in labels]),
-            rank_NG=np.concatenate([each.rank for each in labels]),
-        )
+        film = replace(self._film(rngs, clips, self.mix.has_patches), pool=pool)
+        if self.mix.has_events:
+            grid, side = self.spec.vision.grid, self.spec.token_grid
+            labels = [token_labels(scene, times_s, pool, grid, side) for scene, times_s in clips]
+            film = replace(
+                film,
+                motion_NG=np.concatenate([each.motion for each in labels]),
+                event_NG=np.concatenate([each.event for each in labels]),
+                rank_NG=np.concatenate([each.rank for each in labels]),
+            )
         return self._with_chats(film, rngs, turns, (self.spec.tokens_per_tile, "\n") * (num_frames // pool))
 
     def _film(
@@ -223,9 +231,19 @@ class Batches(Dataset):
         rngs: list[np.random.Generator],
         turns: list[list[Question]],
         layout: tuple[int | str, ...],
+        moments: list[tuple[Scene, float]] | None = None,
     ) -> Batch[np.ndarray]:
-        encode = encode_chat if rngs[0].random() < CHAT_SHARE else encode_branches
-        return replace(film, told=pad_chats([encode(self.tokenizer, Media(layout), each) for each in turns]))
+        media = Media(layout)
+        if rngs[0].random() < CHAT_SHARE:
+            return replace(film, told=pad_chats([encode_chat(self.tokenizer, media, each) for each in turns]))
+        places: list[list[tuple[Place, ...]]] = [[] for _ in turns]
+        if moments is not None:
+            places = [
+                [name_places(scene, turn.text, t_s) for turn in each]
+                for (scene, t_s), each in zip(moments, turns, strict=True)
+            ]
+        pairs = zip(turns, places, strict=True)
+        return replace(film, told=pad_chats([encode_branches(self.tokenizer, media, *pair) for pair in pairs]))
 
 
 def draw_rows(rng: np.random.Generator) -> int:

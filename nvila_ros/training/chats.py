@@ -17,6 +17,7 @@ import numpy as np
 
 from nvila_ros.prompt.chat import PLACEHOLDER, Media, answer_frame, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.training.named_places import Place
 from nvila_ros.training.questions import Question
 from nvila_ros.training.token_labels import IGNORE
 
@@ -36,19 +37,36 @@ class Chat:
         labels: the id that should follow each token, `IGNORE` outside answers.
         positions: of each token.
         owners: `PREFIX`, else from 1 the branch that the token is of.
+        columns: at the last token of a name the bin of its thing's place from the left, else `IGNORE`.
+        rows: likewise from the top.
     """
 
     ids: list[int]
     labels: list[int]
     positions: list[int]
     owners: list[int]
+    columns: list[int]
+    rows: list[int]
 
 
-def encode_branches(tokenizer: ChatTokenizer, media: Media, turns: Sequence[Question]) -> Chat:
-    """Return the questions side by side, each as if it were the only one."""
+def encode_branches(
+    tokenizer: ChatTokenizer,
+    media: Media,
+    turns: Sequence[Question],
+    places: Sequence[Sequence[Place]] = (),
+) -> Chat:
+    """Return the questions side by side, each as if it were the only one.
+
+    Args:
+        tokenizer: of the model.
+        media: what they are asked of.
+        turns: the questions.
+        places: of what each of them names; none labels none.
+    """
     shared = open_chat(tokenizer, [media])
     frame = answer_frame(tokenizer)
-    chat = Chat(list(shared), [IGNORE] * len(shared), list(range(len(shared))), [PREFIX] * len(shared))
+    silent = [IGNORE] * len(shared)
+    chat = Chat(list(shared), [*silent], list(range(len(shared))), [PREFIX] * len(shared), [*silent], [*silent])
     for owner, turn in enumerate(turns, start=1):
         asked = tokenizer.encode(turn.text) + frame
         told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
@@ -57,13 +75,20 @@ def encode_branches(tokenizer: ChatTokenizer, media: Media, turns: Sequence[Ques
         chat.labels.extend([IGNORE] * (len(asked) - 1) + told)
         chat.positions.extend(range(len(shared), len(shared) + len(branch)))
         chat.owners.extend([owner] * len(branch))
+        start = len(chat.columns)
+        chat.columns.extend([IGNORE] * len(branch))
+        chat.rows.extend([IGNORE] * len(branch))
+        for place in places[owner - 1] if places else ():
+            last = start + len(tokenizer.encode(turn.text[: place.end])) - 1
+            chat.columns[last], chat.rows[last] = place.column, place.row
     return chat
 
 
 def encode_chat(tokenizer: ChatTokenizer, media: Media, turns: Sequence[Question]) -> Chat:
     """Return the questions as one conversation, each seeing all before it."""
     ids, labels = _encode_turns(tokenizer, media, turns)
-    return Chat(ids, labels, list(range(len(ids))), [PREFIX] * len(ids))
+    silent = [IGNORE] * len(ids)
+    return Chat(ids, labels, list(range(len(ids))), [PREFIX] * len(ids), silent, silent)
 
 
 def _encode_turns(tokenizer: ChatTokenizer, media: Media, turns: Sequence[Question]) -> tuple[list[int], list[int]]:
@@ -89,6 +114,8 @@ class Rows(Generic[Array]):
         labels_BL: likewise with `IGNORE`.
         positions_BL: likewise with 0.
         owner_BL: likewise with `PADDING`, which nothing but padding sees.
+        column_BL: likewise with `IGNORE`.
+        row_BL: likewise.
         visual_V: where the visual tokens are, the same in all chats, int64.
     """
 
@@ -96,6 +123,8 @@ class Rows(Generic[Array]):
     labels_BL: Array
     positions_BL: Array
     owner_BL: Array
+    column_BL: Array
+    row_BL: Array
     visual_V: Array
 
 
@@ -115,5 +144,7 @@ def pad_chats(chats: Sequence[Chat]) -> Rows[np.ndarray]:
         labels_BL=padded([chat.labels for chat in chats], IGNORE),
         positions_BL=padded([chat.positions for chat in chats], 0),
         owner_BL=padded([chat.owners for chat in chats], PADDING),
+        column_BL=padded([chat.columns for chat in chats], IGNORE),
+        row_BL=padded([chat.rows for chat in chats], IGNORE),
         visual_V=np.flatnonzero(ids_BL[0] == PLACEHOLDER),
     )

@@ -20,11 +20,16 @@ from nvila_ros.models.spec import ModelSpec
 from nvila_ros.preprocess.tiling import Grid
 from nvila_ros.training.batches import Batch
 from nvila_ros.training.chats import PREFIX, Rows
+from nvila_ros.training.named_places import NUM_BINS
 from nvila_ros.training.scenes import COLORS, DIRECTIONS, SHAPES
 from nvila_ros.training.token_labels import IGNORE, NUM_EVENTS, THERE
 
 Tower = Callable[[Tensor], Tensor]
 """`tile_NCHW` in [-1, 1] to `feat_NPE`, float32."""
+
+
+PLACE_WEIGHT = 0.3
+"""Of the labels of places beside the answers'."""
 
 
 class Heads(nn.Module):
@@ -37,6 +42,8 @@ class Heads(nn.Module):
         self.motion = nn.Linear(spec.decoder.width, len(DIRECTIONS) + 1)
         self.event = nn.Linear(spec.decoder.width, NUM_EVENTS)
         self.rank = nn.Linear(spec.decoder.width, 2)
+        self.column = nn.Linear(spec.decoder.width, NUM_BINS)
+        self.row = nn.Linear(spec.decoder.width, NUM_BINS)
 
 
 def batch_loss(model: Nvila, heads: Heads, tower: Tower, batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
@@ -95,6 +102,8 @@ def _chat_loss(
     loss = _mean_loss(logits_BLV, rows.labels_BL)
     if batch.tile_BFHWC.shape[1] > 1:
         loss = loss + _token_loss(heads, before_last_BLD.index_select(1, rows.visual_V).flatten(0, 1), batch)
+    for head, bins_BL in ((heads.column, rows.column_BL), (heads.row, rows.row_BL)):
+        loss = loss + PLACE_WEIGHT * _mean_loss(head(before_last_BLD), bins_BL)
     is_told_BL = rows.labels_BL != IGNORE
     return loss, ((logits_BLV.argmax(-1) == rows.labels_BL) & is_told_BL).sum() / is_told_BL.sum()
 

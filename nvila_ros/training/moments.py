@@ -72,16 +72,28 @@ def draw_quick_events(rng: np.random.Generator) -> Scene:
     return sample_event_scene(rng, aspect=draw_aspect(rng), duration_s=EVENT_CLIP_S, gaps=gaps, jumps=jumps)
 
 
-def draw_turns(rng: np.random.Generator, scene: Scene, t_s: float | None, num_turns: int) -> list[Question]:
-    """Draw num_turns questions about one frame, or of a clip if t_s is None, and of some a description."""
+def draw_turns(
+    rng: np.random.Generator, scene: Scene, t_s: float | None, num_turns: int, num_sideways: int = 0
+) -> list[Question]:
+    """Draw num_turns questions about one frame, or of a clip if t_s is None, and of some a description.
+
+    Of those about one frame num_sideways at most ask what lies left or right of what, beside what falls to it anyway.
+    """
     if t_s is None:  # motion is what a clip is there for: half of its turns ask about it
         turns = conversation(rng, scene, num_turns // 2, ("motion",))
         turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS)
         turns = [turns[i] for i in rng.permutation(len(turns))]
     else:
-        turns = conversation(rng, scene, num_turns, STILL_KINDS, t_s=t_s)
+        turns = ask_sideways(rng, scene, t_s)[:num_sideways] if num_sideways else []
+        turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS, t_s=t_s)
     told = ask(rng, scene, "describe", t_s=t_s)
     return [*turns, told] if told is not None and rng.random() < DESCRIBE_SHARE else turns
+
+
+def ask_sideways(rng: np.random.Generator, scene: Scene, t_s: float) -> list[Question]:
+    """Return all questions after what lies left or right of what, in any order."""
+    asked = conversation(rng, scene, 100, ("relation",), t_s=t_s)
+    return [question for question in asked if "left of" in question.text or "right of" in question.text]
 
 
 def draw_event_turns(rng: np.random.Generator, scene: Scene) -> list[Question]:

@@ -60,6 +60,22 @@ _TINY_STAGES = (
         1e-3,
         5e-4,
     ),
+    # What lies above what is known by now, what lies beside what is at chance: asked more often, it follows.
+    Stage(
+        "sideways",
+        Mix(
+            kinds=("images", "images", "images", "images", "images", "events", "images", "images", "images", "clips"),
+            seed_base=1 << 25,
+            num_samples=16,
+            num_clips=8,
+            num_sideways=6,
+            has_patches=False,
+            has_events=False,
+        ),
+        1500,
+        8e-4,
+        0.0,
+    ),
 )
 _SCALE_GRIDS = (
     *((4, 1), (8, 1)) * 2,
