@@ -28,6 +28,9 @@ def load(kind: str, job: Job) -> Round:
         return decoder_round(load_cpu_engine(job.decoder_spec, job), job)
     if kind == "tower w8a8":
         return tower_round(load_cpu_engine(job.tower_spec, job))
+    if kind == "tower w8a8 by token":
+        weights = RandomWeights(job.tower_spec, job.head_bits, input_scale=None)
+        return tower_round(cpu_loader()(job.tower_spec, weights, job.threads))
     if kind == "tower fp32 onnxruntime":
         from nvila_ros.runtime.onnxruntime_engine import OnnxRuntimeEngine
 

@@ -31,6 +31,7 @@ SHARD_BYTES = 1 << 30
 NUM_NOISE = 1 << 24
 ALIGNMENT = 256  # values: of the blocks of all formats the longest
 NOISE_STD = 74.0  # of int8 noise that is uniform
+INPUT_SCALE = 4 / 127  # of activations that a norm has left with a spread of one
 
 
 def noise() -> np.ndarray:
@@ -50,11 +51,19 @@ class RandomWeights(Mapping[str, Weight]):
         spec: the shapes.
         head_bits: of the map to the vocabulary, 4 or 8.
         is_float: quantize nothing; else the decoder is W4A16 and the tower W8A8, as `nvila build` makes them.
+        input_scale: of the tower's activations; None rounds them by token.
     """
 
-    def __init__(self, spec: ModelSpec, head_bits: int = 4, *, is_float: bool = False) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        head_bits: int = 4,
+        *,
+        is_float: bool = False,
+        input_scale: float | None = INPUT_SCALE,
+    ) -> None:
         self._shapes = expected_shapes(spec)
-        self._head_bits, self._is_float = head_bits, is_float
+        self._head_bits, self._is_float, self._input_scale = head_bits, is_float, input_scale
         if not is_float:
             self._shapes[HEAD] = self._shapes[EMBEDDING]
         self._noise = noise()
@@ -65,8 +74,10 @@ class RandomWeights(Mapping[str, Weight]):
             return self._float(key, shape)
         num_out, num_in = shape
         scale = np.float32(num_in**-0.5)
-        if key.startswith("vision_tower.") or (key == HEAD and self._head_bits == 8):
-            return Int8Weight(self._values(key, num_in, num_out), np.full(num_out, scale / NOISE_STD, np.float32), None)
+        is_tower = key.startswith("vision_tower.")
+        if is_tower or (key == HEAD and self._head_bits == 8):
+            values, scales = self._values(key, num_in, num_out), np.full(num_out, scale / NOISE_STD, np.float32)
+            return Int8Weight(values, scales, self._input_scale if is_tower else None)
         scales = np.full((num_in // GROUP_SIZE, num_out), 16 * scale / NOISE_STD, np.float32)
         return Int4Weight(self._values(key, num_in, num_out) >> 4, scales)
 
