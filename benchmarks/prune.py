@@ -2,10 +2,12 @@
 
 Everything happens in the synthetic world, where it is known which samples are good. A base model is trained on some
 kinds of question, with the tower of nvila-tiny; it is the small model of the scores and what every run starts from. The
-large one is nvila-tiny. A data set holds easy samples (kinds that the base knows), helpful ones (kinds that it does
-not) and wrong ones (false answers). Each way of choosing trains the base on what it keeps, so half of the samples take
-half of the steps, and the held-out questions of the evaluation suite are asked. Clusters are those of k-means over
-what the base holds at the beginning of each sample's first answer; each gives as many samples, chosen by chance.
+large one is nvila-tiny. A data set is a mixture of tasks, as those that are learned from are: each kind of question is
+a sub-dataset, those that the base knows (easy) and those that it does not (helpful), and in each the same share of the
+answers is wrong. Each way of choosing trains the base on what it keeps, so half of the samples take half of the steps,
+and the held-out questions of the evaluation suite are asked. DeltaLoss keeps half of each sub-dataset, and so does
+chance; `mixed` is DeltaLoss of all samples as if they were one. Clusters are those of k-means over what the base holds
+at the beginning of each sample's first answer; each gives as many samples, chosen by chance.
 
 Samples are drawn once and kept as arrays, by `--processes` at a time; then the trainings run beside each other. Every
 data set and every training run is kept in the work folder: run again to go on. Prints a table of means over the seeds
@@ -18,29 +20,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
-from benchmarks.pruning.choosing import METHODS, select
-from benchmarks.pruning.drawn import LARGE, Cases, DrawnSet, Planted, draw_shard, finish, open_set, shards_of
+from benchmarks.pruning.choosing import METHODS, score, select
+from benchmarks.pruning.drawn import Cases, DrawnSet, Planted, draw_shard, finish, open_set, shards_of
 from benchmarks.pruning.learning import is_right, learn
-from benchmarks.pruning.report import as_table, draw_figure, summarize
+from benchmarks.pruning.processes import start, workers
+from benchmarks.pruning.report import as_table, draw_figure, kept_shares, summarize
 from nvila_ros.errors import ConfigError
 from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.tools.options import positive, print_json, share, wide_console
 from nvila_ros.tools.picture import save_picture
-from nvila_ros.training.conversations.planted import PLANTS, Plan, PlantedWorld
+from nvila_ros.training.conversations.planted import Plan, PlantedWorld
 from nvila_ros.training.pruning import load_for_scoring
 from nvila_ros.training.save import save_checkpoint
 from nvila_ros.training.staging import staged
@@ -50,7 +48,7 @@ BASE_SEED = 1023  # the data sets have seeds from 0
 BASE_LR, LR = 1e-3, 8e-4
 SETTINGS = (
     *("samples", "turns", "epochs", "base_samples", "base_turns", "base_epochs"),
-    *("batch", "keep", "shares", "easy", "helpful"),
+    *("batch", "keep", "wrong", "easy", "helpful", "large"),
 )
 
 
@@ -92,19 +90,22 @@ def parse_args() -> argparse.Namespace:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what decides the runs of a folder")
     for name, number, told in (
-        ("--samples", 8000, "of each data set"),
-        ("--turns", 4, "most questions of each"),
-        ("--epochs", 4, "how often each is learned from"),
-        ("--base-samples", 16000, "of what the base learns"),
-        ("--base-turns", 6, "most questions of each"),
-        ("--base-epochs", 6, "how often each is learned from"),
-        ("--batch", 64, "samples of a step"),
+        ("--samples", 4000, "of each data set"),
+        ("--turns", 2, "most questions of each"),
+        ("--epochs", 2, "how often each is learned from"),
+        ("--base-samples", 6000, "of what the base learns"),
+        ("--base-turns", 4, "most questions of each"),
+        ("--base-epochs", 4, "how often each is learned from"),
+        ("--batch", 32, "samples of a step"),
     ):
         group.add_argument(name, type=positive, default=number, metavar="N", help=f"{told} (default: %(default)s)")
     group.add_argument("--keep", type=share, default=0.5, metavar="S", help="share kept (default: 0.5)")
-    group.add_argument("--shares", default="0.4,0.2,0.4", help="of easy, wrong, helpful (default: %(default)s)")
+    group.add_argument("--wrong", type=share, default=0.3, metavar="S", help="share with wrong answers (default: 0.3)")
     group.add_argument("--easy", default="color,shape,exist", help="kinds of the base (default: %(default)s)")
-    group.add_argument("--helpful", default="count,where", help="kinds that it never saw (default: %(default)s)")
+    group.add_argument("--helpful", default="count,count-color", help="kinds that it never saw (default: %(default)s)")
+    group.add_argument(
+        "--large", default="nvila-tiny", metavar="CKPT", help="large model, of nvila-tiny's sizes (default: it)"
+    )
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -146,12 +147,12 @@ def run_all(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> None:
     Raises:
         NvilaError: of a process, whose error ends the run; what was finished is kept.
     """
-    _start(args.threads)
+    start(args.threads)
     sources = sources_of(args, sorted({seed for _, seed in jobs}))
-    large = load(find_checkpoint(LARGE), args.device)
-    with workers(args) as pool:
+    large = load(find_checkpoint(args.large), args.device)
+    with workers(args.processes, args.threads) as pool:
         drawing = {
-            folder: [pool.submit(draw_shard, source, first, end, folder) for first, end in shards_of(source)]
+            folder: [pool.submit(draw_shard, source, *ends, folder, args.large) for ends in shards_of(source)]
             for folder, source in sources.items()
         }
         for folder, source in sources.items():
@@ -163,6 +164,8 @@ def run_all(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> None:
                 train_base(args, large)
         with staged(base_result_path(args)) as part:
             part.write_text(json.dumps(ask(args, args.work / "base")))
+        for scoring in [pool.submit(score_set, args, seed) for seed in sorted({seed for _, seed in jobs})]:
+            scoring.result()
         for running in [pool.submit(run_one, args, *job) for job in jobs]:
             running.result()
 
@@ -177,15 +180,16 @@ def sources_of(args: argparse.Namespace, seeds: list[int]) -> dict[Path, Planted
         args.work / "base-set": Planted(PlantedWorld(base)),
         args.work / f"cases-{args.questions}": Cases(kinds_of(args), args.questions),
     }
-    easy_share, wrong_share, helpful_share = map(float, args.shares.split(","))
+    right = (1 - args.wrong) / len(easy + helpful)  # share of each kind's right answers
     for seed in seeds:
         plan = Plan(
             num_samples=args.samples,
             seed=seed,
-            shares=(easy_share, wrong_share, helpful_share),
+            shares=(right * len(easy), args.wrong, right * len(helpful)),
             easy_kinds=easy,
             helpful_kinds=helpful,
             num_turns=args.turns,
+            is_split=True,
         )
         sources[args.work / f"set-{seed}"] = Planted(PlantedWorld(plan))
     return sources
@@ -196,42 +200,14 @@ def kinds_of(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*args.easy.split(","), *args.helpful.split(",")]))
 
 
-class _Here(Executor):
-    """Does in this process what it is given, at once."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
-@contextmanager
-def workers(args: argparse.Namespace) -> Iterator[Executor]:
-    """Give what runs jobs; where one fails, those that wait are not begun."""
-    if args.processes == 1:
-        yield _Here()
-        return
-    spawned = multiprocessing.get_context("spawn")  # a process that has used a GPU must not be forked
-    pool = ProcessPoolExecutor(args.processes, spawned, _start, (args.threads,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start(threads: int) -> None:
-    torch.set_num_threads(threads)
-    cv2.setNumThreads(threads)
-
-
 def load(path: Path, device: str) -> Nvila:
     """Return a checkpoint's model in float32 on a device."""
     return load_for_scoring(open_checkpoint(path), torch.float32, device)
 
 
-def save(model: Nvila, path: Path) -> None:
-    """Write a model with nvila-tiny's tokenizer."""
-    save_checkpoint(model.cpu(), open_checkpoint(find_checkpoint(LARGE)).tokenizer_folder, path)
+def save(args: argparse.Namespace, model: Nvila, path: Path) -> None:
+    """Write a model with the tokenizer of the large one."""
+    save_checkpoint(model.cpu(), open_checkpoint(find_checkpoint(args.large)).tokenizer_folder, path)
 
 
 def train_base(args: argparse.Namespace, large: Nvila) -> None:
@@ -245,15 +221,26 @@ def train_base(args: argparse.Namespace, large: Nvila) -> None:
     model.to(args.device)
     indices = np.arange(len(drawn))
     learn(model, drawn, indices, epochs=args.base_epochs, batch=args.batch, peak_lr=BASE_LR, name="base")
-    save(model, path)
+    save(args, model, path)
+
+
+def score_set(args: argparse.Namespace, seed: int) -> None:
+    """Write the score of each sample of a data set, unless it is there."""
+    path = args.work / f"scores-{seed}.npy"
+    if path.is_file():
+        return
+    large, small = load(find_checkpoint(args.large), args.device), load(args.work / "base", args.device)
+    scores = score(open_set(args.work / f"set-{seed}"), large, small)
+    with staged(path) as part, part.open("wb") as file:
+        np.save(file, scores)
 
 
 def choose(args: argparse.Namespace, method: str, seed: int, drawn: DrawnSet, small: Nvila) -> np.ndarray:
     """Return which samples a method keeps, (N,) bool, as an earlier call chose or anew."""
     path = args.work / f"{method}-{seed}.kept.npy"
     if not path.is_file():
-        large = load(find_checkpoint(LARGE), args.device)
-        is_kept = select(method, drawn, large, small, keep=args.keep, seed=seed)
+        scores = np.load(args.work / f"scores-{seed}.npy")
+        is_kept = select(method, drawn, scores, small, keep=args.keep, seed=seed)
         with staged(path) as part, part.open("wb") as file:
             np.save(file, is_kept)
     return np.load(path)
@@ -268,12 +255,8 @@ def run_one(args: argparse.Namespace, method: str, seed: int) -> None:
     if not path.is_dir():
         indices = np.flatnonzero(is_kept)
         learn(small, drawn, indices, epochs=args.epochs, batch=args.batch, peak_lr=LR, name=name)
-        save(small, path)
-    shares = {
-        f"kept_{plant}": float(is_kept[drawn.groups == number].mean())
-        for number, plant in enumerate(PLANTS)
-        if (drawn.groups == number).any()
-    }
+        save(args, small, path)
+    shares = kept_shares(drawn, is_kept, kinds_of(args))
     result = {"method": method, "seed": seed, "kept": int(is_kept.sum()), **shares, **ask(args, path)}
     with staged(result_path(args, method, seed)) as part:
         part.write_text(json.dumps(result))

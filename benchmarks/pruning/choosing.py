@@ -1,5 +1,7 @@
 """Ways to choose a part of a drawn set: by DeltaLoss, by chance, and as many of each cluster.
 
+DeltaLoss keeps the best of each sub-dataset, and chance as many of each; `mixed` is DeltaLoss of the whole set as one.
+
 Shapes: N samples.
 """
 
@@ -15,24 +17,39 @@ from benchmarks.pruning.learning import first_hidden, log_probs
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.training.pruning import delta_loss, select_top
 
-METHODS = ("all", "deltaloss", "random", "clusters")
+METHODS = ("all", "deltaloss", "random", "clusters", "mixed")
 NUM_CLUSTERS = 32
 
 
-def select(method: str, drawn: DrawnSet, large: Nvila, small: Nvila, *, keep: float, seed: int) -> np.ndarray:
-    """Return which samples a method keeps, (N,) bool; `large` and `small` are the models of the scores."""
+def score(drawn: DrawnSet, large: Nvila, small: Nvila) -> np.ndarray:
+    """Return the DeltaLoss of each sample, (N,) float64, as `nvila prune` scores by default."""
+    return delta_loss(log_probs(large, drawn), log_probs(small, drawn), drawn.num_told, "mean")
+
+
+def select(method: str, drawn: DrawnSet, scores: np.ndarray, small: Nvila, *, keep: float, seed: int) -> np.ndarray:
+    """Return which samples a method keeps, (N,) bool.
+
+    Args:
+        method: one of `METHODS`.
+        drawn: the set.
+        scores: of `score`, (N,).
+        small: model that tells the clusters.
+        keep: share of the samples.
+        seed: of what is left to chance.
+    """
     rng = np.random.default_rng((seed, METHODS.index(method)))
-    num_kept = math.floor(keep * len(drawn) + 0.5)
     is_kept = np.zeros(len(drawn), bool)
     if method == "all":
         is_kept[:] = True
-    elif method == "deltaloss":
-        logs = log_probs(large, drawn), log_probs(small, drawn)
-        is_kept = select_top(delta_loss(*logs, drawn.num_told, "mean"), drawn.keys, keep)
-    elif method == "random":
-        is_kept[rng.permutation(len(drawn))[:num_kept]] = True
+    elif method == "mixed":
+        is_kept = select_top(scores, drawn.keys, keep)
+    elif method == "clusters":
+        is_kept[spread(find_clusters(small, drawn, seed), math.floor(keep * len(drawn) + 0.5), rng)] = True
     else:
-        is_kept[spread(find_clusters(small, drawn, seed), num_kept, rng)] = True
+        for subset in np.unique(drawn.subsets):
+            mine = np.flatnonzero(drawn.subsets == subset)
+            order = scores[mine] if method == "deltaloss" else rng.permutation(len(mine)).astype(float)
+            is_kept[mine] = select_top(order, drawn.keys[mine], keep)
     return is_kept
 
 

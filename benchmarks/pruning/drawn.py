@@ -1,6 +1,6 @@
-"""Samples of the synthetic world, drawn and encoded once, with what nvila-tiny's tower sees of each.
+"""Samples of the synthetic world, drawn and encoded once, with what the large model's tower sees of each.
 
-Four ways of choosing and twelve trainings read the same samples, and drawing one costs more than learning from it. The
+All ways of choosing and all trainings read the same samples, and drawing one costs more than learning from it. The
 tower is frozen and shared by all models, so its features stand for the frames; they are kept in float16, whose steps
 are finer than those of the bfloat16 that checkpoints have. A set is drawn in shards by any number of processes.
 
@@ -33,7 +33,6 @@ from nvila_ros.training.questions import EvalCase
 from nvila_ros.training.staging import staged
 from nvila_ros.training.token_labels import IGNORE
 
-LARGE = "nvila-tiny"
 SHARD = 500  # samples; of 19 MB
 TILES_AT_ONCE = 256
 
@@ -73,14 +72,14 @@ class Cases:
         turn = Turn((CaseMedium(case, f"case {index}"), case.question.text), case.question.answer)
         return Sample(f"case {index}", (turn,), self.name)
 
-    def key_and_group(self, index: int) -> tuple[int, int]:
-        """Return what stands for a case, and the number of its kind."""
-        return index, index // self.num_each
+    def marks(self, index: int) -> tuple[int, int, int]:
+        """Return what stands for a case, and twice the number of its kind."""
+        return index, index // self.num_each, index // self.num_each
 
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """The samples of a planted world; each is of one plant."""
+    """The samples of a planted world; each is of one plant and of one sub-dataset."""
 
     world: PlantedWorld
 
@@ -91,10 +90,14 @@ class Planted:
         """Return a sample."""
         return self.world.read(index)
 
-    def key_and_group(self, index: int) -> tuple[int, int]:
-        """Return the key by which `nvila prune` orders samples of equal score, and the number of a sample's plant."""
+    def marks(self, index: int) -> tuple[int, int, int]:
+        """Return the key by which `nvila prune` orders samples of equal score, and the numbers of plant and kind.
+
+        The kind is 0 for all where the world is one sub-dataset.
+        """
         line = self.world.line(index)
-        return content_key(line), PLANTS.index(json.loads(line)["plant"])
+        record, kinds = json.loads(line), self.world.plan.kinds
+        return content_key(line), PLANTS.index(record["plant"]), kinds.index(record.get("kind", kinds[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,8 @@ class DrawnSet:
         labels: (N, L) int16, as there, `IGNORE` behind each sample.
         lengths: (N,) int32, tokens of each sample.
         keys: (N,) int64, stands for its content.
-        groups: (N,) int8, its plant, or its kind of question.
+        groups: (N,) int8, its plant, or the kind of question of a case.
+        subsets: (N,) int8, its sub-dataset.
         features: (N, P, E) float16, what the tower sees.
     """
 
@@ -115,6 +119,7 @@ class DrawnSet:
     lengths: np.ndarray
     keys: np.ndarray
     groups: np.ndarray
+    subsets: np.ndarray
     features: np.ndarray = field(repr=False)
 
     def __len__(self) -> int:
@@ -127,8 +132,8 @@ class DrawnSet:
 
 
 @cache
-def _large() -> tuple[Checkpoint, ChatTokenizer]:
-    checkpoint = open_checkpoint(find_checkpoint(LARGE))
+def _open_large(name: str) -> tuple[Checkpoint, ChatTokenizer]:
+    checkpoint = open_checkpoint(find_checkpoint(name))
     return checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
 
 
@@ -137,25 +142,33 @@ def shards_of(source: Planted | Cases) -> list[tuple[int, int]]:
     return [(first, min(first + SHARD, len(source))) for first in range(0, len(source), SHARD)]
 
 
-def draw_shard(source: Planted | Cases, first: int, end: int, folder: Path) -> None:
+def draw_shard(source: Planted | Cases, first: int, end: int, folder: Path, large: str) -> None:
     """Draw and encode samples `first` to `end` into a file, unless the shard or the whole set is there.
 
+    Args:
+        source: of the samples.
+        first: number of the first.
+        end: number behind the last.
+        folder: of the set.
+        large: the checkpoint that all models take after, by path or name; it shows a frame as one tile.
+
     Raises:
-        NvilaError: a sample is too long for nvila-tiny, or the file cannot be written.
+        NvilaError: a sample is too long for the model, or the file cannot be written.
     """
     path = _shard_path(folder, first)
     if path.is_file() or is_drawn(folder):
         return
-    checkpoint, tokenizer = _large()
+    checkpoint, tokenizer = _open_large(large)
     samples = [encode_sample(checkpoint.spec, tokenizer, source.read(i)) for i in range(first, end)]
-    keys, groups = zip(*(source.key_and_group(i) for i in range(first, end)), strict=True)
+    keys, groups, subsets = zip(*(source.marks(i) for i in range(first, end)), strict=True)
     arrays = {
         **_pad(samples),
         "keys": np.array(keys, np.int64),
         "groups": np.array(groups, np.int8),
+        "subsets": np.array(subsets, np.int8),
         "tiles": np.stack([tile for sample in samples for view in sample.views for tile in view.tiles]),
     }
-    assert len(arrays["tiles"]) == len(samples), "nvila-tiny shows each frame as one tile"
+    assert len(arrays["tiles"]) == len(samples), "each frame is one tile"
     with staged(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)
 
@@ -184,7 +197,7 @@ def finish(source: Planted | Cases, folder: Path, tower: Nvila) -> None:
     Args:
         source: what was drawn; every shard of it is there.
         folder: of the set.
-        tower: a model with nvila-tiny's tower, on the device that shall work.
+        tower: a model with the tower that all share, on the device that shall work.
     """
     if is_drawn(folder):
         return

@@ -10,11 +10,23 @@ import cv2
 import numpy as np
 from rich.table import Table
 
+from benchmarks.pruning.drawn import DrawnSet
 from nvila_ros.training.conversations.planted import PLANTS
 
 _PAPER, _INK, _FAINT, _DOT = (255, 255, 255), (40, 44, 52), (208, 212, 218), (32, 106, 196)
 _FONT = cv2.FONT_HERSHEY_DUPLEX
 _WIDTH, _LEFT, _RIGHT, _ROW, _HEAD = 760, 130, 40, 34, 44  # px
+
+
+def kept_shares(drawn: DrawnSet, is_kept: np.ndarray, kinds: Sequence[str]) -> dict[str, float]:
+    """Return the share kept of each plant, `kept_wrong`, and of each in each sub-dataset, `kept_wrong_color`."""
+    found = {}
+    for number, plant in enumerate(PLANTS):
+        is_plant = drawn.groups == number
+        among = {f"kept_{plant}": is_plant}
+        among |= {f"kept_{plant}_{kind}": is_plant & (drawn.subsets == k) for k, kind in enumerate(kinds)}
+        found |= {name: float(is_kept[mine].mean()) for name, mine in among.items() if mine.any()}
+    return found
 
 
 def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

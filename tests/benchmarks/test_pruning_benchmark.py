@@ -26,6 +26,7 @@ from nvila_ros.training.conversations.planted import PLANTS, Plan, PlantedWorld
 from nvila_ros.training.pruning import Scorer, content_key
 from nvila_ros.training.questions import ANSWERS, EvalCase, is_correct
 
+LARGE = "nvila-tiny"
 SMALL = ["--seeds", "1", "--samples", "12", "--base-samples", "4", "--questions", "1", "--easy", "color"]
 
 
@@ -45,7 +46,7 @@ def test_every_cluster_gives_as_many_or_all_it_has(clusters: list[int], seed: in
 def draw(source: drawn.Planted | drawn.Cases, folder: Path, model: prune.Nvila) -> drawn.DrawnSet:
     """Draw a set in shards of `drawn.SHARD`."""
     for first, end in drawn.shards_of(source):
-        drawn.draw_shard(source, first, end, folder)
+        drawn.draw_shard(source, first, end, folder, LARGE)
     drawn.finish(source, folder, model)
     return drawn.open_set(folder)
 
@@ -54,7 +55,7 @@ def test_drawn_samples_score_as_those_of_the_data_set_do(tmp_path: Path, monkeyp
     monkeypatch.setattr(drawn, "SHARD", 5)
     monkeypatch.setattr(learning, "AT_ONCE", 3)
     world = PlantedWorld(Plan(num_samples=12, seed=7, num_turns=3))
-    scorer = Scorer(open_checkpoint(find_checkpoint(drawn.LARGE)))
+    scorer = Scorer(open_checkpoint(find_checkpoint(LARGE)))
 
     known = draw(drawn.Planted(world), tmp_path / "set", scorer.model)
 
@@ -63,6 +64,32 @@ def test_drawn_samples_score_as_those_of_the_data_set_do(tmp_path: Path, monkeyp
     assert [PLANTS[number] for number in known.groups] == [world.plant(i) for i in range(12)]
     assert known.keys.tolist() == [content_key(world.line(i)) for i in range(12)]
     assert not (tmp_path / "set.shards").exists()
+
+
+def test_best_half_is_of_each_subset_or_of_all_as_if_they_were_one(tmp_path: Path) -> None:
+    model = prune.load(find_checkpoint(LARGE), "cpu")
+    plan = Plan(num_samples=40, shares=(0.4, 0.2, 0.4), easy_kinds=("color",), helpful_kinds=("count",), is_split=True)
+    known = draw(drawn.Planted(PlantedWorld(plan)), tmp_path / "set", model)
+    scores = np.random.default_rng(1).normal(size=40) + 10 * known.subsets  # each of the second is above the first
+
+    kept = {
+        method: choosing.select(method, known, scores, model, keep=0.5, seed=0)
+        for method in ("deltaloss", "random", "mixed")
+    }
+
+    assert kept["mixed"].sum() == 20
+    assert np.sort(scores)[20] <= scores[kept["mixed"]].min()
+    for subset in (0, 1):
+        mine = known.subsets == subset
+        half = (int(mine.sum()) + 1) // 2
+        assert kept["deltaloss"][mine].sum() == kept["random"][mine].sum() == half
+        assert scores[mine & kept["deltaloss"]].min() > scores[mine & ~kept["deltaloss"]].max()
+    assert (kept["random"] != kept["deltaloss"]).any()
+    told = report.kept_shares(known, kept["deltaloss"], plan.kinds)
+    is_wrong = known.groups == PLANTS.index("wrong")
+    assert told["kept_wrong"] == kept["deltaloss"][is_wrong].mean()
+    assert told["kept_wrong_count"] == kept["deltaloss"][is_wrong & (known.subsets == 1)].mean()
+    assert "kept_easy_count" not in told
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +104,11 @@ class HalfFalse(drawn.Cases):
 
 def test_one_reading_tells_what_the_model_would_answer(tmp_path: Path) -> None:
     cases = HalfFalse(("color", "shape", "count", "exist", "where"), 4)
-    model = prune.load(find_checkpoint(drawn.LARGE), "cpu")
+    model = prune.load(find_checkpoint(LARGE), "cpu")
 
     found = learning.is_right(model, draw(cases, tmp_path / "cases", model))
 
-    perceiver = load_perceiver(drawn.LARGE, threads=1)
+    perceiver = load_perceiver(LARGE, threads=1)
     said = [ask_case(perceiver, cases.case(i), str(i)).text for i in range(len(cases))]
     expected = [is_correct(cases.case(i).question, text) for i, text in enumerate(said)]
     assert found.tolist() == expected
@@ -89,7 +116,7 @@ def test_one_reading_tells_what_the_model_would_answer(tmp_path: Path) -> None:
 
 
 def test_learning_touches_all_but_the_tower_and_makes_answers_likelier(tmp_path: Path) -> None:
-    model = prune.load(find_checkpoint(drawn.LARGE), "cpu")
+    model = prune.load(find_checkpoint(LARGE), "cpu")
     world = PlantedWorld(Plan(num_samples=16, seed=3, shares=(0, 1, 0)))
     known = draw(drawn.Planted(world), tmp_path / "set", model)
     before = {name: value.clone() for name, value in model.state_dict().items()}

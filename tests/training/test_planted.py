@@ -35,6 +35,30 @@ def test_samples_hold_what_their_plant_says() -> None:
     assert {k for p, k in zip(plants, kinds, strict=True) if p == "wrong"} == {"count", "shape"}
 
 
+def test_each_kind_is_a_subset_with_as_many_wrong_ones(tmp_path: Path) -> None:
+    kinds = {"easy": ("shape", "exist"), "helpful": ("count",)}
+    plan = Plan(
+        num_samples=600,
+        shares=(0.4, 0.4, 0.2),
+        easy_kinds=kinds["easy"],
+        helpful_kinds=kinds["helpful"],
+        num_turns=3,
+        is_split=True,
+    )
+    world = PlantedWorld(plan)
+
+    num_wrong = dict.fromkeys(plan.kinds, 0)
+    subsets = [json.loads(world.line(i))["kind"] for i in range(600)]
+    for i, kind in enumerate(subsets):
+        sample, plant = world.read(i), world.plant(i)
+        assert {kind_of(turn.parts[-1]) for turn in sample.turns} == {kind} == {sample.group}
+        assert plant == "wrong" or kind in kinds[plant]
+        num_wrong[kind] += plant == "wrong"
+
+    assert all(abs(subsets.count(kind) - 200) < 40 for kind in plan.kinds)
+    assert all(abs(num / subsets.count(kind) - 0.4) < 0.1 for kind, num in num_wrong.items())
+
+
 def test_wrong_answers_are_wrong_and_others_right() -> None:
     world = PlantedWorld(Plan(num_samples=80, easy_kinds=("count",), helpful_kinds=("count",)))
     for index in range(len(world)):

@@ -1,8 +1,9 @@
 """The synthetic world as a data set whose good and bad samples are known, to judge what chooses among them.
 
 Three kinds of sample, as the paper tells them apart: *easy* asks what any model knows; *wrong* asks the same questions
-as the other two, but its answers are false; *helpful* asks what is still to be learned. Sample i of a seed is always
-the same, and no scene of it is drawn by the recipes, the calibration or the evaluation.
+as the other two, but its answers are false; *helpful* asks what is still to be learned. The set is one sub-dataset, or
+one for each kind of question. Sample i of a seed is always the same, and no scene of it is drawn by the recipes, the
+calibration or the evaluation.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Plan:
         easy_kinds: kinds of question that are easy.
         helpful_kinds: kinds that are still to be learned.
         num_turns: questions of a sample, fewer where its scene has no more.
+        is_split: whether each sample asks of one kind alone, which is its sub-dataset. Of each kind that is easy as
+            many samples are expected, and likewise of each that is helpful; the share of wrong ones is the same in all.
     """
 
     num_samples: int
@@ -48,6 +51,12 @@ class Plan:
     easy_kinds: tuple[str, ...] = ("color", "shape", "count", "exist")
     helpful_kinds: tuple[str, ...] = ("where",)
     num_turns: int = 1
+    is_split: bool = False
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """All kinds of question, each once: where it is split, its sub-datasets."""
+        return tuple(dict.fromkeys(self.easy_kinds + self.helpful_kinds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,38 +89,49 @@ class PlantedWorld:
 
     def read(self, index: int) -> Sample:
         """Return a sample, as `Source.read`."""
-        _, medium, turns = self._draw(index)
+        _, kinds, medium, turns = self._draw(index)
         parts = [(medium, turns[0].text), *((turn.text,) for turn in turns[1:])]
         told = tuple(Turn(part, turn.answer) for part, turn in zip(parts, turns, strict=True))
-        return Sample(f"{self.name}, sample {index}", told, self.name)
+        return Sample(f"{self.name}, sample {index}", told, kinds[0] if self.plan.is_split else self.name)
 
     def line(self, index: int) -> bytes:
         """Return the record that `write_world` writes for a sample."""
-        plant, medium, turns = self._draw(index)
+        plant, kinds, medium, turns = self._draw(index)
         said: list[dict[str, str]] = []
         for turn in turns:
             tag = "" if said else "<image>\n"
             said += [{"from": "human", "value": tag + turn.text}, {"from": "gpt", "value": turn.answer}]
-        record: Mapping[str, Any] = {"id": index, "image": medium.name, "plant": plant, "conversations": said}
+        marks = {"plant": plant, **({"kind": kinds[0]} if self.plan.is_split else {})}
+        record: Mapping[str, Any] = {"id": index, "image": medium.name, **marks, "conversations": said}
         return json.dumps(record).encode()
 
     def digest(self) -> str:
         """Return the digest of the plan, which decides every sample."""
         return hashlib.blake2b(repr(self.plan).encode(), digest_size=16).hexdigest()
 
-    def _draw(self, index: int) -> tuple[str, SceneMedium, list[Question]]:
+    def _draw(self, index: int) -> tuple[str, tuple[str, ...], SceneMedium, list[Question]]:
         plan = self.plan
         rng = scene_rng(SEED_BASE + plan.seed * SEED_STEP + index)
         plant = PLANTS[int(rng.choice(len(PLANTS), p=np.array(plan.shares) / sum(plan.shares)))]
-        asked = {"easy": plan.easy_kinds, "helpful": plan.helpful_kinds}
-        kinds = asked.get(plant, tuple(dict.fromkeys(plan.easy_kinds + plan.helpful_kinds)))
+        kinds = self._kinds(rng, plant)
         turns: list[Question] = []
         while not turns:  # few scenes have nothing of a kind to ask
             scene, t_s = draw_moment(rng)
             turns = conversation(rng, scene, plan.num_turns, kinds, t_s=t_s)
         if plant == "wrong":
             turns = [_falsify(rng, turn) for turn in turns]
-        return plant, SceneMedium(scene, t_s, f"{self.name}/{index}.png"), turns
+        return plant, kinds, SceneMedium(scene, t_s, f"{self.name}/{index}.png"), turns
+
+    def _kinds(self, rng: np.random.Generator, plant: str) -> tuple[str, ...]:
+        """Return the kinds that a sample asks of, one where the set is split."""
+        plan = self.plan
+        asked = {"easy": plan.easy_kinds, "helpful": plan.helpful_kinds}
+        if not plan.is_split:
+            return asked.get(plant, plan.kinds)
+        if plant == "wrong":  # of either in proportion, so that the share of wrong ones is the same in all
+            easy, _, helpful = plan.shares
+            plant = "easy" if rng.random() * (easy + helpful) < easy else "helpful"
+        return (asked[plant][int(rng.integers(len(asked[plant])))],)
 
 
 def _falsify(rng: np.random.Generator, question: Question) -> Question:
@@ -130,7 +150,7 @@ def write_world(world: PlantedWorld, folder: Path) -> Path:
     with path.open("wb") as file:
         for index in range(len(world)):
             file.write(world.line(index) + b"\n")
-            _, medium, _ = world._draw(index)
+            _, _, medium, _ = world._draw(index)
             bgr = cv2.cvtColor(medium.read(1)[0], cv2.COLOR_RGB2BGR)
             if not cv2.imwrite(str(folder / medium.name), bgr):
                 raise FrameError(f"{folder / medium.name} cannot be written; choose a folder with room")
