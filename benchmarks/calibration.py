@@ -34,6 +34,8 @@ from nvila_ros.types import Frame, Query
 NUM_BINS = 10
 NUM_DRAWS = 1000  # of right and wrong, to see what luck does
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures searched
+CLOSED_KINDS = tuple(kind for kind in EVAL_KINDS if kind in ANSWERS)
+"""Kinds whose answers can all be told."""
 SMALLEST = 1e-300  # keeps the logarithm of a probability that underflowed finite
 
 
@@ -75,7 +77,7 @@ def main() -> int:
     parser.add_argument("--threads", type=whole, default=0, help="of the runtime, 0 for all")
     args = parser.parse_args()
     model = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads)
-    asked = {kind: [ask(model, kind, index) for index in range(args.questions)] for kind in EVAL_KINDS}
+    asked = {kind: [ask(model, kind, index) for index in range(args.questions)] for kind in CLOSED_KINDS}
     halves = {kind: (group[::2], group[1::2]) for kind, group in asked.items()}
     halves["overall"] = tuple([told for half in side for told in half] for side in zip(*halves.values(), strict=True))
     temperature = fit_temperature(halves["overall"][0])

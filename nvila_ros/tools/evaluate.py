@@ -217,7 +217,7 @@ def score(
 def ask_case(model: Answerer, case: EvalCase, query_id: str, render: Render = render) -> Answer:
     """Film the frames of a case and ask its question."""
     frames = [Frame(image=render(case.scene, t, WIDTH, HEIGHT), stamp_ns=round(t * 1e9)) for t in case.times_s]
-    query = Query(query_id=query_id, question=case.question.text, num_frames=len(frames), max_tokens=16)
+    query = Query(query_id=query_id, question=case.question.text, num_frames=len(frames), max_tokens=MAX_TOKENS)
     return model.answer(query, frames)
 
 

@@ -37,9 +37,10 @@ class Suite:
     render: Render = render
 
 
+WORLD_KINDS = (*EVAL_KINDS, "describe")
 SUITES: dict[str, Suite] = {
-    "tiny-world": Suite(EVAL_KINDS, eval_case),
-    "tiny-world-photo": Suite(EVAL_KINDS, eval_case, photography.render),
+    "tiny-world": Suite(WORLD_KINDS, eval_case),
+    "tiny-world-photo": Suite(WORLD_KINDS, eval_case, photography.render),
     "tiny-world-scale": Suite(SCALE_KINDS, eval_scale_case),
 }
 """By name; `tiny-world-photo` asks the questions of `tiny-world` of pictures that no training saw the like of."""

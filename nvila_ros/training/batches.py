@@ -89,7 +89,8 @@ class Mix:
         num_turns: questions of a sample.
         clip_grids: frames of a clip and how many of them are averaged, drawn from for each batch.
         small_share: share of the images that show small things.
-        num_sideways: questions of a frame, of its num_turns, after what lies left or right of what.
+        relations: asked about more often than others.
+        num_related: questions of a frame, of its num_turns, about those.
         has_patches: whether patches are labelled where questions are asked, as is of use while the tower learns.
         has_events: whether what happens under visual tokens is labelled, as is of use while clips are new.
     """
@@ -101,7 +102,8 @@ class Mix:
     num_turns: int = 8
     clip_grids: tuple[tuple[int, int], ...] = ((2, 1), (4, 1), (6, 1), (8, 1), (8, 1), (8, 1))
     small_share: float = 0.0
-    num_sideways: int = 0
+    relations: tuple[str, ...] = ()
+    num_related: int = 0
     has_patches: bool = True
     has_events: bool = True
 
@@ -163,7 +165,8 @@ class Batches(Dataset):
     def _still_turns(self, rngs: list[np.random.Generator], moments: list[tuple[Scene, float]]) -> list[list[Question]]:
         mix = self.mix
         return [
-            draw_turns(rng, *moment, mix.num_turns, mix.num_sideways) for rng, moment in zip(rngs, moments, strict=True)
+            draw_turns(rng, *moment, mix.num_turns, mix.relations, mix.num_related)
+            for rng, moment in zip(rngs, moments, strict=True)
         ]
 
     def _clips(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:

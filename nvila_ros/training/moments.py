@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from nvila_ros.training.events import QUICK_GAPS, QUICK_JUMPS, sample_appearing_scene, sample_event_scene
 from nvila_ros.training.questions import STILL_KINDS, Question, ask, conversation
-from nvila_ros.training.scenes import BACKGROUNDS, Scene, sample_scene
+from nvila_ros.training.scenes import BACKGROUNDS, MAX_OBJECTS, Scene, sample_scene
 
 ASPECTS = (1.0, 4 / 3, 16 / 9)
 EVENT_CLIP_S = 4.0
@@ -73,27 +74,33 @@ def draw_quick_events(rng: np.random.Generator) -> Scene:
 
 
 def draw_turns(
-    rng: np.random.Generator, scene: Scene, t_s: float | None, num_turns: int, num_sideways: int = 0
+    rng: np.random.Generator,
+    scene: Scene,
+    t_s: float | None,
+    num_turns: int,
+    relations: Sequence[str] = (),
+    num_related: int = 0,
 ) -> list[Question]:
     """Draw num_turns questions about one frame, or of a clip if t_s is None, and of some a description.
 
-    Of those about one frame num_sideways at most ask what lies left or right of what, beside what falls to it anyway.
+    Of those about one frame num_related at most ask whether some relations hold, beside what falls to relations anyway.
     """
     if t_s is None:  # motion is what a clip is there for: half of its turns ask about it
         turns = conversation(rng, scene, num_turns // 2, ("motion",))
         turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS)
         turns = [turns[i] for i in rng.permutation(len(turns))]
     else:
-        turns = ask_sideways(rng, scene, t_s)[:num_sideways] if num_sideways else []
+        turns = _ask_relations(rng, scene, t_s, relations)[:num_related] if relations else []
         turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS, t_s=t_s)
     told = ask(rng, scene, "describe", t_s=t_s)
     return [*turns, told] if told is not None and rng.random() < DESCRIBE_SHARE else turns
 
 
-def ask_sideways(rng: np.random.Generator, scene: Scene, t_s: float) -> list[Question]:
-    """Return all questions after what lies left or right of what, in any order."""
-    asked = conversation(rng, scene, 100, ("relation",), t_s=t_s)
-    return [question for question in asked if "left of" in question.text or "right of" in question.text]
+def _ask_relations(rng: np.random.Generator, scene: Scene, t_s: float, relations: Sequence[str]) -> list[Question]:
+    """Return all questions whether one of some relations holds, in any order."""
+    every = 4 * MAX_OBJECTS * (MAX_OBJECTS - 1)
+    asked = conversation(rng, scene, every, ("relation",), t_s=t_s)
+    return [question for question in asked if any(f" {relation} the " in question.text for relation in relations)]
 
 
 def draw_event_turns(rng: np.random.Generator, scene: Scene) -> list[Question]:

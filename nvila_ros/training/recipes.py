@@ -49,6 +49,15 @@ class Recipe:
         return replace(self, stages=tuple(stages))
 
 
+_RELATIONS = Mix(
+    kinds=("images", "images", "images", "images", "images", "events", "images", "images", "images", "clips"),
+    seed_base=0,
+    num_samples=16,
+    num_clips=8,
+    num_related=6,
+    has_patches=False,
+    has_events=False,
+)
 _TINY_STAGES = (
     Stage("tower", Mix(kinds=("dense",), seed_base=0, num_samples=64), 4000, 1e-3, 1e-3),
     Stage("projector", Mix(kinds=("images",), seed_base=1 << 20, num_samples=64, has_patches=False), 2000, 1e-3, 0.0),
@@ -60,22 +69,9 @@ _TINY_STAGES = (
         1e-3,
         5e-4,
     ),
-    # What lies above what is known by now, what lies beside what is at chance: asked more often, it follows.
-    Stage(
-        "sideways",
-        Mix(
-            kinds=("images", "images", "images", "images", "images", "events", "images", "images", "images", "clips"),
-            seed_base=1 << 25,
-            num_samples=16,
-            num_clips=8,
-            num_sideways=6,
-            has_patches=False,
-            has_events=False,
-        ),
-        1500,
-        8e-4,
-        0.0,
-    ),
+    # Left and right together tell nothing of one thing alone, so neither gets off the ground: one comes first.
+    Stage("left", replace(_RELATIONS, relations=("left of",), seed_base=1 << 25), 500, 8e-4, 0.0),
+    Stage("sideways", replace(_RELATIONS, relations=("left of", "right of"), seed_base=3 << 24), 1000, 8e-4, 0.0),
 )
 _SCALE_GRIDS = (
     *((4, 1), (8, 1)) * 2,

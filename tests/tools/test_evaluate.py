@@ -32,7 +32,7 @@ class Oracle:
         assert query.question == case.question.text
         assert [frame.stamp_ns for frame in frames] == [round(t * 1e9) for t in case.times_s]
         assert np.array_equal(frames[-1].image, self.suite.render(case.scene, case.times_s[-1], 640, 480))
-        text = "no idea" if kind in self.wrong_kinds else f" {case.question.answer.title()}. "
+        text = "no idea" if kind in self.wrong_kinds else f" {case.question.answer.title().removesuffix('.')}. "
         return Answer(query=query, finish_reason=FinishReason.STOP, text=text)
 
 
