@@ -58,6 +58,14 @@ _RELATIONS = Mix(
     has_patches=False,
     has_events=False,
 )
+_SETTLE = Mix(
+    kinds=("events", "images", "events", "images", "clips"),
+    seed_base=5 << 24,
+    num_samples=32,
+    num_clips=16,
+    clip_grids=((8, 1),),
+    has_patches=False,
+)
 _TINY_STAGES = (
     Stage("tower", Mix(kinds=("dense",), seed_base=0, num_samples=64), 4000, 1e-3, 1e-3),
     Stage("projector", Mix(kinds=("images",), seed_base=1 << 20, num_samples=64, has_patches=False), 2000, 1e-3, 0.0),
@@ -72,6 +80,7 @@ _TINY_STAGES = (
     # Left and right together tell nothing of one thing alone, so neither gets off the ground: one comes first.
     Stage("left", replace(_RELATIONS, relations=("left of",), seed_base=1 << 25), 500, 8e-4, 0.0),
     Stage("sideways", replace(_RELATIONS, relations=("left of", "right of"), seed_base=3 << 24), 1000, 8e-4, 0.0),
+    Stage("settle", _SETTLE, 700, 5e-4, 0.0),
 )
 _SCALE_GRIDS = (
     *((4, 1), (8, 1)) * 2,
