@@ -23,6 +23,7 @@ from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.chats import Array, Rows, encode_branches, encode_chat, pad_chats
 from nvila_ros.training.events import sample_small_scene
 from nvila_ros.training.moments import (
+    PALETTE_SHARE,
     draw_aspect,
     draw_clip,
     draw_event_turns,
@@ -91,6 +92,8 @@ class Mix:
         small_share: share of the images that show small things.
         relations: asked about more often than others.
         num_related: questions of a frame, of its num_turns, about those.
+        palette_share: share of the images that show things of two colours alone.
+        least_objects: things in a clip of events.
         has_patches: whether patches are labelled where questions are asked, as is of use while the tower learns.
         has_events: whether what happens under visual tokens is labelled, as is of use while clips are new.
     """
@@ -104,6 +107,8 @@ class Mix:
     small_share: float = 0.0
     relations: tuple[str, ...] = ()
     num_related: int = 0
+    palette_share: float = PALETTE_SHARE
+    least_objects: int = 2
     has_patches: bool = True
     has_events: bool = True
 
@@ -160,7 +165,7 @@ class Batches(Dataset):
     def _draw_still(self, rng: np.random.Generator, aspect: float) -> tuple[Scene, float]:
         if self.mix.small_share and rng.random() < self.mix.small_share:
             return sample_small_scene(rng, aspect=aspect), 0.0
-        return draw_moment(rng, aspect)
+        return draw_moment(rng, aspect, self.mix.palette_share)
 
     def _still_turns(self, rngs: list[np.random.Generator], moments: list[tuple[Scene, float]]) -> list[list[Question]]:
         mix = self.mix
@@ -177,7 +182,7 @@ class Batches(Dataset):
 
     def _events(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         num_frames, pool = max(self.mix.clip_grids)
-        scenes = [draw_events(rng, num_frames // pool) for rng in rngs]
+        scenes = [draw_events(rng, num_frames // pool, self.mix.least_objects) for rng in rngs]
         turns = [draw_event_turns(rng, scene) for rng, scene in zip(rngs, scenes, strict=True)]
         return self._film_clips(rngs, scenes, turns, num_frames, pool)
 

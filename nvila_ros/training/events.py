@@ -94,15 +94,17 @@ def sample_event_scene(
     return dress_scene(rng, tuple(objects[k] for k in order), aspect=aspect, duration_s=duration_s)
 
 
-def sample_appearing_scene(rng: np.random.Generator, *, aspect: float, duration_s: float, num_frames: int) -> Scene:
-    """Draw a scene of 2 to 4 standing objects of which two appear, one vanishes, or both, told by num_frames frames.
+def sample_appearing_scene(
+    rng: np.random.Generator, *, aspect: float, duration_s: float, num_frames: int, least: int = 2
+) -> Scene:
+    """Draw a scene of least to 4 standing objects: two appear, one vanishes, or both, as num_frames frames tell.
 
     Frames lie evenly from 0 to duration_s. One at least lies between the two appearances, two before anything vanishes
     and two after; what vanishes was there from the beginning.
     """
     has_pair, has_gone = ((True, False), (False, True), (True, True))[int(rng.integers(3))]
     num_events = 2 * has_pair + has_gone
-    count = int(rng.integers(max(num_events, 2), 5))
+    count = int(rng.integers(max(num_events, least), 5))
     step = 1 / (num_frames - 1)
     placed = list(_place_all(rng, _draw_wanted(rng, count), _EVENT_SIZES, aspect))
     if has_pair:

@@ -16,7 +16,8 @@ EVENT_CLIP_S = 4.0
 """Seconds of a clip of events."""
 TRAIN_BACKGROUNDS = (*BACKGROUNDS, "clouds", "clouds")
 """What a model shall know beyond the suites' own: real grounds are of many sizes at once."""
-PALETTE_SHARE = 0.3  # of the scenes have things of two colours alone: else two of a colour are rare
+PALETTE_SHARE = 0.3
+"""Share of the scenes that have things of two colours alone: else two of a colour are rare."""
 DESCRIBE_SHARE = 0.35  # of the samples are described as well: descriptions are long, and all else is short
 SLOW_GAPS, SLOW_JUMPS = (0.1, 0.4), (0.14, 0.3)
 QUICK_SHARE = 0.5  # of the events are as quick as those of the suite
@@ -27,11 +28,13 @@ def draw_aspect(rng: np.random.Generator) -> float:
     return float(rng.choice(ASPECTS))
 
 
-def draw_moment(rng: np.random.Generator, aspect: float | None = None) -> tuple[Scene, float]:
-    """Draw a scene, of any of `ASPECTS` if none is given, and a time (s) within it."""
+def draw_moment(
+    rng: np.random.Generator, aspect: float | None = None, palette_share: float = PALETTE_SHARE
+) -> tuple[Scene, float]:
+    """Draw a scene, of any of `ASPECTS` if none is given, and a time (s) within it; a share has two colours alone."""
     duration_s = float(rng.uniform(1.0, 4.0))
     aspect = draw_aspect(rng) if aspect is None else aspect
-    scene = _draw_scene(rng, aspect, duration_s, None)
+    scene = _draw_scene(rng, aspect, duration_s, None, palette_share)
     return scene, float(rng.uniform(0, duration_s))
 
 
@@ -49,8 +52,14 @@ def draw_clip(rng: np.random.Generator) -> Scene:
     return dataclasses.replace(scene, objects=tuple(moved), duration_s=length_s)
 
 
-def _draw_scene(rng: np.random.Generator, aspect: float, duration_s: float, is_moving: bool | None) -> Scene:
-    num_colors = 2 if rng.random() < PALETTE_SHARE else None
+def _draw_scene(
+    rng: np.random.Generator,
+    aspect: float,
+    duration_s: float,
+    is_moving: bool | None,
+    palette_share: float = PALETTE_SHARE,
+) -> Scene:
+    num_colors = 2 if rng.random() < palette_share else None
     return sample_scene(
         rng,
         aspect=aspect,
@@ -61,9 +70,10 @@ def _draw_scene(rng: np.random.Generator, aspect: float, duration_s: float, is_m
     )
 
 
-def draw_events(rng: np.random.Generator, num_frames: int) -> Scene:
-    """Draw a clip in which things appear and vanish, as slowly as num_frames frames tell."""
-    return sample_appearing_scene(rng, aspect=draw_aspect(rng), duration_s=EVENT_CLIP_S, num_frames=num_frames)
+def draw_events(rng: np.random.Generator, num_frames: int, least: int = 2) -> Scene:
+    """Draw a clip of at least so many things of which some appear or vanish, as slowly as num_frames frames tell."""
+    aspect = draw_aspect(rng)
+    return sample_appearing_scene(rng, aspect=aspect, duration_s=EVENT_CLIP_S, num_frames=num_frames, least=least)
 
 
 def draw_quick_events(rng: np.random.Generator) -> Scene:

@@ -66,6 +66,7 @@ _SETTLE = Mix(
     clip_grids=((8, 1),),
     has_patches=False,
 )
+_CROWDS = replace(_SETTLE, kinds=("events", "images", "events"), seed_base=7 << 24, palette_share=0.7, least_objects=4)
 _TINY_STAGES = (
     Stage("tower", Mix(kinds=("dense",), seed_base=0, num_samples=64), 4000, 1e-3, 1e-3),
     Stage("projector", Mix(kinds=("images",), seed_base=1 << 20, num_samples=64, has_patches=False), 2000, 1e-3, 0.0),
@@ -81,6 +82,7 @@ _TINY_STAGES = (
     Stage("left", replace(_RELATIONS, relations=("left of",), seed_base=1 << 25), 500, 8e-4, 0.0),
     Stage("sideways", replace(_RELATIONS, relations=("left of", "right of"), seed_base=3 << 24), 1000, 8e-4, 0.0),
     Stage("settle", _SETTLE, 700, 5e-4, 0.0),
+    Stage("crowds", _CROWDS, 550, 5e-4, 0.0),
 )
 _SCALE_GRIDS = (
     *((4, 1), (8, 1)) * 2,
