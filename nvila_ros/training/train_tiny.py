@@ -5,7 +5,8 @@ Every stage is deterministic in its step, saves its state at intervals and goes 
 nvila-tiny comes from nothing: dense labels for the tower, then questions on images, then on clips. Question answering
 alone does not get off the ground (colour 0.65, shape at chance after 60,000 images), so the tower first learns what
 lies under each patch. Motion is alike: asked about alone, it stays at chance for 6,000 clips, so the decoder learns
-densely how what lies under each visual token has moved. nvila-tiny-scale goes on from there with the tower left as it
+densely how what lies under each visual token has moved. Left of and right of, asked about together, stay at chance for
+half a million questions; left of comes first, then both. nvila-tiny-scale goes on from there with the tower left as it
 is, and learns densely what happens under each visual token and which of two events came first.
 """
 
