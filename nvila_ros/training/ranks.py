@@ -84,8 +84,10 @@ def joined(kind: str = "cpu", timeout: timedelta = LONG_WAIT) -> Iterator[Ranks]
         yield Ranks()
         return
     distributed.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=timeout)
+    ranks = Ranks(distributed.get_rank(), world_size)
     try:
-        yield Ranks(distributed.get_rank(), world_size)
+        yield ranks
+        ranks.wait()  # one that leaves while another still works may be torn down amid its threads
     except RuntimeError as error:
         lost = _LOST.search(str(error))
         if not lost:
