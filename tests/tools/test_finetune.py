@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from nvila_ros.tools.cli import main
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld, write_world
 from nvila_ros.training.finetuning import run as run_room
 from nvila_ros.training.finetuning.state import read_losses
+from tests.full_disk import largest_file
 from tests.golden_cases import GOLDEN
 
 ROOT = Path(__file__).parents[2]
@@ -234,17 +234,6 @@ def test_step_without_a_readable_sample_learns_nothing(
     assert told(capsys)["loss"] is None
     assert [entry["loss"] for entry in entries(tmp_path / "out")] == [None, None]
     assert same_weights(tmp_path / "out", Path(CKPT))
-
-
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """Let no file grow larger, which fails as a full disk does."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_full_disk_leaves_the_state_before(

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from nvila_ros.tools.cli import main
 from nvila_ros.tools.prune_report import find_examples
 from nvila_ros.training import score_run
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld, write_world
+from tests.full_disk import largest_file
 from tests.golden_cases import GOLDEN
 
 ROOT = Path(__file__).parents[2]
@@ -194,17 +193,6 @@ def test_sub_dataset_must_not_be_or_become_empty(
     assert "empty.jsonl holds no sample" in capsys.readouterr().err
     assert prune(path, "--out", tmp_path / "b", "--skip-bad") == 2
     assert "no sample of world-0 could be scored" in capsys.readouterr().err
-
-
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """Let no file grow larger, which fails as a full disk does."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_full_disk_leaves_what_was_finished(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
