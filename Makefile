@@ -11,7 +11,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # What the interfaces are built from; the Python sources are used in place.
-BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmake/* msg/* srv/* action/*)
+BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmake/* native/* msg/* srv/* action/*)
 
 # .venv brings its own ROS 2: one that is sourced in this shell would be mixed with it.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH RMW_IMPLEMENTATION

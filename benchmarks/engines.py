@@ -9,9 +9,10 @@ Four parts, of which `--only` chooses:
 - answers: what quantization costs nvila-tiny in answers, as the engine itself gives them.
 
 Each runtime has a process of its own, loaded once; then they take turns round by round, and whoever is not measured is
-stopped. Of a round the median step counts, of the rounds the best; the table shows the worst as well. Runtimes that are
-not installed, or fail, are shown with the reason. Prints tables and, last, one JSON line, in which `X_vs_Y` and `ratio`
-above 1 mean that ours is that many times as fast; what was not measured is null.
+stopped. Of a round the median step counts, of the rounds the median; the table shows the worst as well. A ratio is that
+of one round, and of the rounds' ratios the median. Runtimes that are not installed, or fail, are shown with the reason.
+Prints tables and, last, one JSON line, in which `X_vs_Y` and `ratio` above 1 mean that ours is that many times as fast;
+what was not measured is null.
 
     make bench-engines
     .venv/bin/python -m benchmarks.engines --layers 2 --tower-layers 2 --questions 5
@@ -117,7 +118,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--tower-layers", type=whole, default=0, help="of the vision tower (default: all)")
     parser.add_argument("--prompt", type=positive, default=512, help="tokens of the prefill")
     parser.add_argument("--tokens", type=positive, default=48, help="decode steps of a round")
-    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--head-bits", type=int, choices=(4, 8), default=4, help="of our map to the vocabulary")
     parser.add_argument("--questions", type=positive, default=167, help="to nvila-tiny, of each of six kinds")
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1)
@@ -167,11 +168,17 @@ def as_dict(
 
 
 def ratios(heard: Mapping[str, Heard], step: str) -> dict[str, float]:
-    """Return how many times as fast ours is at a step as each other runtime of its rounds."""
-    ours = heard[OURS].best(step) if OURS in heard else None
-    if ours is None:
-        return {}
-    return {name: theirs / ours for name, each in heard.items() if name != OURS and (theirs := each.best(step))}
+    """Return how many times as fast ours is at a step as each other runtime: round by round, and of those the median.
+
+    Best against best would compare a good minute of the machine's with another's bad one.
+    """
+    ours = heard[OURS].steps.get(step, []) if OURS in heard else []
+    found = {}
+    for name, each in heard.items():
+        pairs = list(zip(each.steps.get(step, []), ours, strict=False))
+        if name != OURS and pairs:
+            found[name] = median(median(theirs) / median(mine) for theirs, mine in pairs)
+    return found
 
 
 def all_ratios(groups: Sequence[Mapping[str, Heard]], step: str) -> dict[str, float]:
@@ -180,9 +187,9 @@ def all_ratios(groups: Sequence[Mapping[str, Heard]], step: str) -> dict[str, fl
 
 
 def read_bytes_s(groups: Sequence[Mapping[str, Heard]]) -> float | None:
-    """Return the fastest that memory was read in any round, or None."""
-    seconds = [each for heard in groups if (each := heard[MEMORY].best("read"))]
-    return GB / min(seconds) if seconds else None
+    """Return how fast memory was read in a typical round, or None."""
+    rounds = [min(read) for heard in groups for read in heard[MEMORY].steps.get("read", [])]
+    return GB / median(rounds) if rounds else None
 
 
 def roofline(heard: Mapping[str, Heard], job: Job) -> float | None:
@@ -229,7 +236,7 @@ def decoder_rows(heard: Mapping[str, Heard], job: Job) -> list[Sequence[str]]:
         if name == MEMORY:
             continue
         holds = f"{each.entry.holds}, head {job.head_bits}" if name == OURS else each.entry.holds
-        prefill_s, step_s = each.best("prefill"), each.best("decode")
+        prefill_s, step_s = each.typical("prefill"), each.typical("decode")
         if not prefill_s or not step_s:
             rows.append((name, holds, f"skipped: {each.fault}"))
             continue
@@ -244,7 +251,7 @@ def tower_rows(heard: Mapping[str, Heard]) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
     times = ratios(heard, "tile")
     for name, each in heard.items():
-        if (tile_s := each.best("tile")) is None:
+        if (tile_s := each.typical("tile")) is None:
             rows.append((name, each.entry.holds, f"skipped: {each.fault}"))
             continue
         ratio = f"{times[name]:.2f}x" if name in times else ""

@@ -63,9 +63,9 @@ class Heard:
     rss_bytes: int = 0
     fault: str = ""
 
-    def best(self, name: str) -> float | None:
-        """Return the seconds of a step: the best round's median; None if it was never measured."""
-        return min(map(statistics.median, self.steps[name])) if name in self.steps else None
+    def typical(self, name: str) -> float | None:
+        """Return the seconds of a step: of the rounds' medians the median; None if it was never measured."""
+        return statistics.median(map(statistics.median, self.steps[name])) if name in self.steps else None
 
     def worst(self, name: str) -> float:
         """Return the worst round's median."""

@@ -78,7 +78,7 @@ class RandomWeights(Mapping[str, Weight]):
         if is_tower or (key == HEAD and self._head_bits == 8):
             values, scales = self._values(key, num_in, num_out), np.full(num_out, scale / NOISE_STD, np.float32)
             return Int8Weight(values, scales, self._input_scale if is_tower else None)
-        scales = np.full((num_in // GROUP_SIZE, num_out), 16 * scale / NOISE_STD, np.float32)
+        scales = np.full((num_in // GROUP_SIZE, num_out), np.float16(16 * scale / NOISE_STD), np.float32)
         return Int4Weight(self._values(key, num_in, num_out) >> 4, scales)
 
     def __iter__(self) -> Iterator[str]:
@@ -88,13 +88,13 @@ class RandomWeights(Mapping[str, Weight]):
         return len(self._shapes)
 
     def bytes_per_step(self, spec: DecoderSpec, context: int) -> float:
-        """Return what a decode step must read: matrices, scales in float32, and the cache in two bytes a value."""
+        """Return what a decode step must read: matrices with their scales, and the cache in two bytes a value."""
         total = 2 * spec.num_layers * spec.num_kv_heads * spec.head_size * context * 2.0
         for key, shape in self._shapes.items():
             if key.startswith("llm.") and self._is_quantized(key):
                 bits = self._head_bits if key == HEAD else 4
                 num_scales = shape[0] if bits == 8 else math.prod(shape) // GROUP_SIZE
-                total += math.prod(shape) * bits / 8 + 4 * num_scales
+                total += math.prod(shape) * bits / 8 + (4 if bits == 8 else 2) * num_scales
         return total
 
     def _is_quantized(self, key: str) -> bool:

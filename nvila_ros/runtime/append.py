@@ -38,6 +38,11 @@ class AppendCache:
         self.capacity = capacity
         self.length = 0
 
+    @property
+    def placement(self) -> tuple[int, int]:
+        """Address of the first buffer, and floats from one to the next: `k_0`, `v_0`, `k_1` and so on."""
+        return self._rows[0, STAGE_ROWS:].ctypes.data, self._rows.strides[0] // self._rows.itemsize
+
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
         assert 0 <= length <= self.length, f"cannot cut {self.length} tokens to {length}"

@@ -1,9 +1,9 @@
-"""The fast engine on a CPU: OpenVINO and ONNX Runtime, each where it is the faster.
+"""The fast engine on a CPU: OpenVINO and our own kernels, each where it is the faster.
 
-OpenVINO runs the tower, the projector and, of a quantized decoder, calls of many tokens; ONNX Runtime runs calls of few
-tokens, where reading the weights is all that counts. Both read and write one `AppendCache`, so they take turns freely,
-and never run at once. Each keeps a quantized decoder in the form that its kernels read, so it is held twice. A decoder
-in float stays with ONNX Runtime alone.
+OpenVINO runs the tower, the projector and, of a quantized decoder, calls of many tokens; our kernels run calls of few
+tokens, where reading the weights is all that counts, or ONNX Runtime where there are none for a processor or a weight.
+Both read and write one `AppendCache`, so they take turns freely, and never run at once. Each keeps a quantized decoder
+in the form that its kernels read, so it is held twice. A decoder in float stays with ONNX Runtime alone.
 
 Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, R tokens whose logits are wanted, D
 decoder width, V vocabulary.
@@ -11,35 +11,43 @@ decoder width, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections import ChainMap
 from collections.abc import Mapping
 
 import numpy as np
 
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, as_array
-from nvila_ros.models.spec import ModelSpec
+from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime.append import AppendCache, AppendEngine, Decoder, NewTokens
 from nvila_ros.runtime.contract import Source
 from nvila_ros.runtime.huge_pages import use_huge_pages
+from nvila_ros.runtime.native_decoder import NativeDecoder, UnknownFormError
 from nvila_ros.runtime.onnxruntime_engine import EMBEDDING, OnnxRuntimeDecoder
 from nvila_ros.runtime.onnxruntime_steps import StepDecoder
 from nvila_ros.runtime.openvino_models import DECODER_PROBE, TOWER_PROBE, OpenvinoDecoder, OpenvinoVision
 from nvila_ros.runtime.openvino_weights import WeightStore, quantize_rows
 
+_log = logging.getLogger(__name__)
+
 HEAD = "llm.lm_head.weight"
-MANY_TOKENS = 6
-"""From how many tokens in a call on OpenVINO is the faster, measured on two cores of a Zen 4."""
+MOST_FEW = {NativeDecoder: 8, StepDecoder: 5}
+"""Up to how many tokens in a call each is faster than OpenVINO, measured on two cores of a Zen 4."""
 
 
 class TwoDecoders:
-    """`Decoder` that leaves short calls to one and long ones to another, over the same cache."""
+    """`Decoder` that leaves short calls to one and long ones to another, over the same cache.
 
-    def __init__(self, few: Decoder, many: Decoder) -> None:
-        self._few, self._many = few, many
+    Attributes:
+        most_few: tokens of the longest call that is short.
+    """
+
+    def __init__(self, few: Decoder, many: Decoder, most_few: int) -> None:
+        self._few, self._many, self.most_few = few, many, most_few
 
     def run(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
         """Write the rows of new tokens behind those that the cache holds and return the wanted logits, (R, V)."""
-        decoder = self._many if len(new.embeds_LD) >= MANY_TOKENS else self._few
+        decoder = self._few if len(new.embeds_LD) <= self.most_few else self._many
         return decoder.run(new, cache)
 
 
@@ -92,9 +100,19 @@ def _load_decoder(
     head = weights[HEAD if HEAD in weights else EMBEDDING]
     head = quantize_rows(head) if isinstance(head, np.ndarray) else head
     told = ChainMap({HEAD: head}, weights)  # type: ignore[arg-type]
-    few = StepDecoder(spec.decoder, told, threads)  # first, since it needs most while it loads
+    few = _load_few(spec.decoder, told, head, threads)  # first, since it needs most while it loads
     many = OpenvinoDecoder(spec.decoder, told, head, store, threads)
-    return store.hold(as_array(weights, EMBEDDING), np.float16), TwoDecoders(few, many)
+    return store.hold(as_array(weights, EMBEDDING), np.float16), TwoDecoders(few, many, MOST_FEW[type(few)])
+
+
+def _load_few(
+    spec: DecoderSpec, weights: Mapping[str, Weight], head: Weight, threads: int
+) -> NativeDecoder | StepDecoder:
+    try:
+        return NativeDecoder(spec, weights, head, threads)
+    except UnknownFormError as error:
+        _log.info("short calls go to ONNX Runtime: %s", error)
+        return StepDecoder(spec, weights, threads)
 
 
 def _name_precision(weights: Mapping[str, Weight]) -> str:

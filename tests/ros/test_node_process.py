@@ -32,6 +32,7 @@ def test_signal_while_answering_still_answers_everyone(number: int) -> None:
         asked = [robot.ask_later("word " * 500, max_tokens=500), robot.ask_later("waiting")]
         goal = robot.send_goal("a goal").get_result_async()
         wait_until(lambda: bool(robot.tokens), "the first answer is being told")
+        wait_until(lambda: robot.fresh_diagnostics()["queue_depth"] == "2", "the others have come")
 
         assert robot.process.stop(number) == 0, robot.process.log
 
