@@ -1,8 +1,9 @@
 # The decoder's own kernels, one library for each kind of processor that this compiler writes for; which of them the
 # machine at hand can run is found when they are loaded. Elsewhere there are none, and ONNX Runtime decodes.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set(kinds avx512vnni avx2)
+  set(kinds avx512vnni avxvnni avx2)
   set(avx512vnni_options -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma)
+  set(avxvnni_options -mavx2 -mavxvnni -mf16c -mfma)
   set(avx2_options -mavx2 -mf16c -mfma)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   set(kinds dotprod)

@@ -42,7 +42,7 @@ enum VectorSlot { kInputNorm, kPostNorm, kBiasQ, kBiasK, kBiasV, kNumVectors };
 class Decoder {
  public:
   Decoder(const Spec& spec, int threads) : spec_(spec), team_(threads), layers_(spec.num_layers), own_(threads) {
-    dealers_ = std::make_unique<Dealer[]>(5 * spec.num_layers + 1);
+    dealers_ = std::make_unique<Dealer[]>(num_dealers());
   }
 
   // Layer -1 holds the head and the last norm, in slot 0.
@@ -55,6 +55,7 @@ class Decoder {
       });
     });
     matrix.forget_source();
+    most_groups_ = std::max(most_groups_, matrix.num_input_groups());
     (layer < 0 ? head_ : layers_[layer].matrices[slot]) = std::move(matrix);
   }
 
@@ -65,7 +66,7 @@ class Decoder {
   }
 
   void run(const Call& call) {
-    for (int first = 0; first < call.num_new; first += kMostRows) run_rows(call, first);
+    for (int first = 0; first < call.num_new; first += kMostRows) run_pass(call, first);
   }
 
  private:
@@ -77,134 +78,189 @@ class Decoder {
   // What a thread has for itself.
   struct Own {
     Rounded rounded;
-    Buffer<float> normed, queries, scores;
+    Buffer<float> row, queries, scores;
+  };
 
-    // Queries lie by head, so that those of one key and value head follow one another.
-    float* query(const Spec& spec, int head, int row, int rows) const {
-      return &queries[size_t(head * rows + row) * spec.head_size];
+  // Up to kMostRows tokens of a call, or those of them that are still of use.
+  struct Pass {
+    const Call& call;
+    int first, rows;
+    int64_t start;    // rows of the cache before
+    const int* kept;  // which of the tokens the rows are, or null for all
+    bool is_short;    // every thread does for itself what takes less than to wait
+
+    int token(int row) const { return kept ? kept[row] : row; }
+    int64_t num_all() const { return start + rows; }
+    const float* mask(int row) const {
+      return call.mask + (first + token(row)) * (call.start + call.num_new);
     }
   };
 
-  // Up to kMostRows tokens of a call.
-  struct Part {
-    const Call& call;
-    int first, rows;
-    int64_t start;  // rows of the cache before
-    int64_t num_all() const { return start + rows; }
-    int64_t mask_width() const { return call.start + call.num_new; }
-  };
-
-  void run_rows(const Call& call, int first) {
+  void run_pass(const Call& call, int first) {
     const int rows = std::min(kMostRows, call.num_new - first);
-    const Part part{call, first, rows, call.start + first};
-    reserve(part);
-    for (int i = 0; i < 5 * spec_.num_layers + 1; ++i) dealers_[i].next.store(0, std::memory_order_relaxed);
+    const Pass pass{call, first, rows, call.start + first, nullptr, rows <= kShortRows};
+    kept_.clear();
+    wanted_.clear();
+    for (int row = 0; row < rows; ++row) {
+      for (int j = 0; j < call.num_wanted; ++j) {
+        if (call.rows[j] - first == row) kept_.push_back(row), wanted_.push_back(j);
+      }
+    }
+    reserve(pass);
+    for (int i = 0; i < num_dealers(); ++i) dealers_[i].next.store(0, std::memory_order_relaxed);
     std::memcpy(hidden_.data(), call.embeds + size_t(first) * spec_.width, sizeof(float) * rows * spec_.width);
     team_.run([&](int rank) {
-      for (int i = 0; i < spec_.num_layers; ++i) run_layer(part, i, own_[rank]);
-      run_head(part, own_[rank]);
+      for (int i = 0; i < spec_.num_layers; ++i) run_layer(pass, i, rank);
+      run_head(pass, own_[rank]);
     });
   }
 
-  void reserve(const Part& part) {
-    const int heads = spec_.num_heads + 2 * spec_.num_kv_heads;
-    grow(hidden_, part.rows * spec_.width);
-    grow(joined_, part.rows * heads * spec_.head_size);
-    grow(inner_, part.rows * spec_.mlp_width);
-    const size_t combos = size_t(part.rows) * spec_.num_heads;
-    grow(mixes_, num_chunks(part) * combos * spec_.head_size);
-    grow(weights_, num_chunks(part) * combos * 2);
-    const int widest = std::max(spec_.width, spec_.mlp_width);
+  void reserve(const Pass& pass) {
+    const size_t rows = pass.rows, width = spec_.width, s = spec_.head_size, widest = std::max(width, mlp_width());
+    grow(hidden_, rows * width);
+    grow(joined_, rows * joined_width());
+    grow(inner_, rows * mlp_width());
+    const size_t combos = rows * spec_.num_heads, chunks = pass.is_short ? num_chunks(pass) : 1;
+    grow(mixes_, chunks * combos * s);
+    grow(weights_, chunks * combos * 2);
+    if (!pass.is_short) {
+      rounded_.reserve(rows, widest, most_groups_);
+      grow(turned_keys_, pad(pass.num_all()) * spec_.num_kv_heads * s);
+    }
+    const size_t at_once = pass.is_short ? combos : size_t(kBlockRows) * spec_.num_heads / spec_.num_kv_heads;
     for (Own& own : own_) {
-      own.rounded.reserve(part.rows, widest, widest / 4);
-      grow(own.normed, spec_.width);
-      grow(own.queries, combos * spec_.head_size);
-      grow(own.scores, combos * chunk_rows(part));
+      own.rounded.reserve(std::max<size_t>(kGroupRows, pass.is_short ? rows : 0), widest, most_groups_);
+      grow(own.row, width);
+      grow(own.queries, at_once * s);
+      grow(own.scores, at_once * (pass.is_short ? chunk_rows(pass) : pad(pass.num_all())));
     }
   }
 
   static void grow(Buffer<float>& buffer, size_t count) {
     if (buffer.size() < count) buffer = Buffer<float>(count + count / 4);
   }
+  static int64_t pad(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
+  size_t mlp_width() const { return spec_.mlp_width; }
+  int joined_width() const { return (spec_.num_heads + 2 * spec_.num_kv_heads) * spec_.head_size + kLanes; }
+  int num_dealers() const { return kDealers * spec_.num_layers + 1; }
 
-  void run_layer(const Part& part, int i, Own& own) {
+  void run_layer(const Pass& whole, int i, int rank) {
     const Layer& layer = layers_[i];
-    Dealer* dealers = &dealers_[5 * i];
-    round_normed(part, own, layer.vectors[kInputNorm], layer.matrices[kQ]);
-    join_heads(part, layer, own, dealers[0]);
-    team_.wait();
-    attend(part, i, own, dealers[1]);
-    team_.wait();
-    round_merged(part, own, layer.matrices[kO]);
-    add_product(part, layer.matrices[kO], own, dealers[2]);
-    team_.wait();
-    round_normed(part, own, layer.vectors[kPostNorm], layer.matrices[kGate]);
-    gate(part, layer, own, dealers[3]);
-    team_.wait();
-    round_rows(part, own, inner_.data(), layer.matrices[kDown]);
-    add_product(part, layer.matrices[kDown], own, dealers[4]);
-    team_.wait();
-  }
-
-  void run_head(const Part& part, Own& own) {
-    // Of this part's tokens only those that are wanted, and where their logits belong.
-    const Call& call = part.call;
-    float* to[kMostRows];
-    int count = 0;
-    own.rounded.reserve(part.rows, head_.num_inputs(), head_.num_input_groups());
-    for (int wanted = 0; wanted < call.num_wanted; ++wanted) {
-      const int64_t row = call.rows[wanted] - part.first;
-      if (row < 0 || row >= part.rows) continue;
-      norm(&hidden_[row * spec_.width], last_norm_.data(), own.normed.data());
-      own.rounded.round(count, own.normed.data(), head_.input_scale());
-      to[count++] = call.logits + int64_t(wanted) * spec_.vocab_size;
-    }
-    if (!count) return;
-    deal_tiles(head_, head_.num_tiles(), dealers_[5 * spec_.num_layers], [&](int tile) {
-      F32 out[kMostRows];
-      head_.multiply(tile, own.rounded, 0, count, out);
-      for (int j = 0; j < count; ++j) put(tile, head_, out[j], to[j]);
+    Own& own = own_[rank];
+    Dealer* dealer = &dealers_[kDealers * i];
+    const Matrix* matrices = layer.matrices.data();
+    const Rounded& normed = round(whole, matrices[kQ], own, *dealer++, [&](int row) {
+      return norm(&hidden_[size_t(row) * spec_.width], layer.vectors[kInputNorm], own);
     });
+    for (int slot = kQ, at = 0; slot <= kV; at += matrices[slot++].num_outputs) {
+      join_heads(whole, matrices[slot], layer.vectors[kBiasQ + slot - kQ], at, normed, *dealer++);
+    }
+    team_.wait();
+    // Behind its keys and values, the last layer has no work for tokens that no one asks about.
+    const Pass kept{whole.call, whole.first, int(kept_.size()), whole.start, kept_.data(), whole.is_short};
+    const bool is_cut = i == spec_.num_layers - 1 && kept.rows < whole.rows;
+    const Pass& pass = is_cut ? kept : whole;
+    whole.is_short ? attend_short(whole, pass, i, own, *dealer++) : attend(whole, pass, i, own, dealer);
+    dealer = &dealers_[kDealers * i + kDealersBehind];
+    if (is_cut && rank == 0) {
+      for (int row = 0; row < kept.rows; ++row) {
+        std::memmove(&hidden_[size_t(row) * spec_.width], &hidden_[size_t(kept_[row]) * spec_.width],
+                     sizeof(float) * spec_.width);
+      }
+    }
+    team_.wait();
+    if (!pass.rows) return;
+    const Rounded& mixed = round(pass, matrices[kO], own, *dealer++, [&](int row) {
+      return pass.is_short ? merge(whole, pass, row, own) : &mixes_[size_t(row) * spec_.width];
+    });
+    add_product(pass, matrices[kO], mixed, *dealer++);
+    team_.wait();
+    const Rounded& normed_again = round(pass, matrices[kGate], own, *dealer++, [&](int row) {
+      return norm(&hidden_[size_t(row) * spec_.width], layer.vectors[kPostNorm], own);
+    });
+    gate(pass, matrices[kGate], matrices[kUp], normed_again, *dealer++);
+    team_.wait();
+    const Rounded& inner = round(pass, matrices[kDown], own, *dealer++, [&](int row) {
+      return &inner_[row * mlp_width()];
+    });
+    add_product(pass, matrices[kDown], inner, *dealer++);
+    team_.wait();
   }
 
-  // Every thread rounds all rows for itself: it takes less than to wait for one that does.
-  void round_normed(const Part& part, Own& own, const Buffer<float>& weight, const Matrix& next) {
-    own.rounded.reserve(part.rows, next.num_inputs(), next.num_input_groups());
-    for (int row = 0; row < part.rows; ++row) {
-      norm(&hidden_[size_t(row) * spec_.width], weight.data(), own.normed.data());
-      own.rounded.round(row, own.normed.data(), next.input_scale());
+  void run_head(const Pass& pass, Own& own) {
+    // After the last layer the kept rows are the first ones.
+    const Call& call = pass.call;
+    for (int first = 0; first < int(kept_.size()); first += kGroupRows) {
+      const int rows = std::min<int>(kGroupRows, kept_.size() - first);
+      for (int row = 0; row < rows; ++row) {
+        head_.round(norm(&hidden_[size_t(first + row) * spec_.width], last_norm_, own), row, own.rounded);
+      }
+      const Pass group{call, 0, rows, 0, nullptr, true};
+      Dealer& dealer = dealers_[kDealers * spec_.num_layers];
+      multiply(group, head_, own.rounded, dealer, [&](int tile, int row, F32 x) {
+        put(tile, head_, x, call.logits + int64_t(wanted_[first + row]) * spec_.vocab_size);
+      });
+      team_.wait();
+      dealer.next.store(0, std::memory_order_relaxed);
+      team_.wait();
     }
   }
 
-  void round_rows(const Part& part, Own& own, const float* x, const Matrix& next) {
-    own.rounded.reserve(part.rows, next.num_inputs(), next.num_input_groups());
-    for (int row = 0; row < part.rows; ++row) {
-      own.rounded.round(row, x + size_t(row) * next.num_inputs(), next.input_scale());
+  // Rounds the rows that a matrix takes. Short passes are rounded by every thread for itself, others shared out.
+  template <class RowOf>
+  const Rounded& round(const Pass& pass, const Matrix& next, Own& own, Dealer& dealer, RowOf row_of) {
+    if (pass.is_short) {
+      for (int row = 0; row < pass.rows; ++row) next.round(row_of(row), row, own.rounded);
+      return own.rounded;
     }
+    dealer.deal(pass.rows, kGroupRows, [&](int first, int end) {
+      for (int row = first; row < end; ++row) next.round(row_of(row), row, rounded_);
+    });
+    team_.wait();
+    return rounded_;
   }
 
-  void round_merged(const Part& part, Own& own, const Matrix& next) {
-    own.rounded.reserve(part.rows, next.num_inputs(), next.num_input_groups());
-    for (int row = 0; row < part.rows; ++row) {
-      merge(part, row, own.normed.data());
-      own.rounded.round(row, own.normed.data(), next.input_scale());
-    }
-  }
-
-  void norm(const float* x, const float* weight, float* to) const {
-    F32 squares{};
+  const float* norm(const float* x, const Buffer<float>& weight, Own& own) const {
+    F32 squares = fill(0.f);
     for (int i = 0; i < spec_.width; i += kLanes) squares += load(x + i) * load(x + i);
     const float share = 1.f / std::sqrt(sum(squares) / spec_.width + spec_.norm_eps);
-    for (int i = 0; i < spec_.width; ++i) to[i] = x[i] * share * weight[i];
+    for (int i = 0; i < spec_.width; ++i) own.row[i] = x[i] * share * weight[i];
+    return own.row.data();
   }
 
-  // Calls `work(tile)` for the tiles of a product that no other thread has.
+  // Calls `work(first, end)` for the tiles of a product that no other thread has.
   template <class Work>
-  void deal_tiles(const Matrix& matrix, int count, Dealer& dealer, Work work) {
-    const int enough = int(kStretchBytes / matrix.tile_bytes()), fair = count / (4 * team_.size());
-    const int stretch = std::max(1, std::min(enough, fair));
-    dealer.deal(count, stretch, [&](int first, int end) {
-      for (int tile = first; tile < end; ++tile) work(tile);
+  void deal_tiles(const Pass& pass, size_t tile_bytes, int count, Dealer& dealer, Work work) {
+    // A short pass is as fast as memory, which likes to be read in long stretches; else tiles stay in the caches while
+    // all rows pass by.
+    const int fit = int((pass.is_short ? kStretchBytes : kCacheBytes) / tile_bytes);
+    const int enough = pass.is_short ? fit : std::min(fit, kStretchTiles), fair = count / (4 * team_.size());
+    dealer.deal(count, std::max(kMostTiles, std::min(enough, fair) / kMostTiles * kMostTiles), work);
+  }
+
+  // Calls `done(tile, row, outputs)` with the products of all rows by the tiles that no other thread has.
+  template <class Done>
+  void multiply(const Pass& pass, const Matrix& matrix, const Rounded& x, Dealer& dealer, Done done) {
+    deal_tiles(pass, matrix.tile_bytes(), matrix.num_tiles(), dealer, [&](int first_tile, int end_tile) {
+      for (int first = 0; first < pass.rows; first += kGroupRows) {
+        const int rows = std::min(kGroupRows, pass.rows - first);
+        int tile = first_tile;
+        for (; tile + kMostTiles <= end_tile; tile += kMostTiles) {
+          Matrix::Tile tiles[kMostTiles];
+          F32 out[kMostTiles][kGroupRows];
+          for (int t = 0; t < kMostTiles; ++t) tiles[t] = matrix.tile(tile + t);
+          matrix.multiply(tiles, x, first, rows, out);
+          for (int t = 0; t < kMostTiles; ++t) {
+            for (int row = 0; row < rows; ++row) done(tile + t, first + row, out[t][row]);
+          }
+        }
+        for (; tile < end_tile; ++tile) {
+          const Matrix::Tile tiles[1] = {matrix.tile(tile)};
+          F32 out[1][kGroupRows];
+          matrix.multiply(tiles, x, first, rows, out);
+          for (int row = 0; row < rows; ++row) done(tile, first + row, out[0][row]);
+        }
+      }
     });
   }
 
@@ -216,87 +272,164 @@ class Decoder {
   }
 
   // Queries, keys and values of the new tokens, side by side in `joined_`.
-  void join_heads(const Part& part, const Layer& layer, const Own& own, Dealer& dealer) {
-    int count = 0;
-    for (int slot : {kQ, kK, kV}) count += layer.matrices[slot].num_tiles();
-    deal_tiles(layer.matrices[kQ], count, dealer, [&](int tile) {
-      int slot = kQ, at = 0;
-      while (tile >= layer.matrices[slot].num_tiles()) {
-        at += layer.matrices[slot].num_outputs;
-        tile -= layer.matrices[slot++].num_tiles();
-      }
-      const Matrix& matrix = layer.matrices[slot];
-      const Buffer<float>& bias = layer.vectors[kBiasQ + slot - kQ];
-      F32 out[kMostRows];
-      matrix.multiply(tile, own.rounded, 0, part.rows, out);
-      const F32 add = bias.size() ? load(&bias[size_t(tile) * kLanes]) : F32{};
-      for (int row = 0; row < part.rows; ++row) put(tile, matrix, out[row] + add, &joined_[row * joined_width() + at]);
+  void join_heads(const Pass& pass, const Matrix& matrix, const Buffer<float>& bias, int at, const Rounded& x,
+                  Dealer& dealer) {
+    multiply(pass, matrix, x, dealer, [&](int tile, int row, F32 out) {
+      const F32 add = bias.size() ? load(&bias[size_t(tile) * kLanes]) : fill(0.f);
+      put(tile, matrix, out + add, &joined_[size_t(row) * joined_width() + at]);
     });
   }
 
-  int joined_width() const { return (spec_.num_heads + 2 * spec_.num_kv_heads) * spec_.head_size; }
-
-  void add_product(const Part& part, const Matrix& matrix, const Own& own, Dealer& dealer) {
-    deal_tiles(matrix, matrix.num_tiles(), dealer, [&](int tile) {
-      F32 out[kMostRows];
-      matrix.multiply(tile, own.rounded, 0, part.rows, out);
-      for (int row = 0; row < part.rows; ++row) {
-        float* to = &hidden_[size_t(row) * spec_.width + tile * kLanes];
-        store(to, load(to) + out[row]);
-      }
+  void add_product(const Pass& pass, const Matrix& matrix, const Rounded& x, Dealer& dealer) {
+    multiply(pass, matrix, x, dealer, [&](int tile, int row, F32 out) {
+      float* to = &hidden_[size_t(row) * spec_.width + tile * kLanes];
+      store(to, load(to) + out);
     });
   }
 
-  void gate(const Part& part, const Layer& layer, const Own& own, Dealer& dealer) {
-    const Matrix &gate = layer.matrices[kGate], &up = layer.matrices[kUp];
-    deal_tiles(gate, gate.num_tiles(), dealer, [&](int tile) {
-      F32 gates[kMostRows], ups[kMostRows];
-      gate.multiply(tile, own.rounded, 0, part.rows, gates);
-      up.multiply(tile, own.rounded, 0, part.rows, ups);
-      for (int row = 0; row < part.rows; ++row) {
-        float* to = &inner_[size_t(row) * spec_.mlp_width + tile * kLanes];
-        store(to, gates[row] / (exp(-gates[row]) + 1.f) * ups[row]);
+  void gate(const Pass& pass, const Matrix& gate, const Matrix& up, const Rounded& x, Dealer& dealer) {
+    deal_tiles(pass, 2 * gate.tile_bytes(), gate.num_tiles(), dealer, [&](int first_tile, int end_tile) {
+      for (int first = 0; first < pass.rows; first += kGroupRows) {
+        const int rows = std::min(kGroupRows, pass.rows - first);
+        for (int tile = first_tile; tile < end_tile; ++tile) {
+          F32 out[2][kGroupRows];
+          if constexpr (kMostTiles == 2) {
+            const Matrix::Tile tiles[2] = {gate.tile(tile), up.tile(tile)};
+            gate.multiply(tiles, x, first, rows, out);
+          } else {
+            const Matrix::Tile gates[1] = {gate.tile(tile)}, ups[1] = {up.tile(tile)};
+            gate.multiply(gates, x, first, rows, out);
+            up.multiply(ups, x, first, rows, out + 1);
+          }
+          for (int row = 0; row < rows; ++row) {
+            const F32 open = out[0][row] / (exp(-out[0][row]) + 1.f);
+            store(&inner_[(first + row) * mlp_width() + tile * kLanes], open * out[1][row]);
+          }
+        }
       }
     });
   }
 
-  // Rows of the cache that one thread attends to at a time, for all heads: memory is read in the order of its bytes.
-  static int64_t chunk_rows(const Part& part) {
-    const int64_t even = (part.num_all() + kMostChunks - 1) / kMostChunks;
-    return std::max<int64_t>(kLeastChunk, (even + kLanes - 1) / kLanes * kLanes);
+  // Puts the keys and values of new tokens into the cache, of the rows [first, end) those that are new.
+  void append(const Pass& whole, int i, int64_t first, int64_t end) {
+    const int s = spec_.head_size, num_kv = spec_.num_kv_heads;
+    const int64_t step = int64_t(num_kv) * s;
+    float* keys = whole.call.cache + 2 * i * whole.call.stride;
+    for (int64_t m = std::max(first, whole.start); m < end; ++m) {
+      const int row = int(m - whole.start);
+      const float* from = &joined_[size_t(row) * joined_width() + spec_.num_heads * s];
+      for (int kv = 0; kv < num_kv; ++kv) rotate(whole, row, from + kv * s, 1.f, keys + m * step + kv * s);
+      std::memcpy(keys + whole.call.stride + m * step, from + step, sizeof(float) * step);
+    }
   }
 
-  static int num_chunks(const Part& part) { return int((part.num_all() + chunk_rows(part) - 1) / chunk_rows(part)); }
+  void rotate_query(const Pass& pass, int row, int head, float* to) const {
+    const int s = spec_.head_size, token = pass.token(row);
+    rotate(pass, token, &joined_[size_t(token) * joined_width() + head * s], 1.f / std::sqrt(float(s)), to);
+  }
+
+  // Long passes: all keys are turned, so that sixteen of them lie side by side, and shared by blocks of rows.
+  void attend(const Pass& whole, const Pass& pass, int i, Own& own, Dealer* dealers) {
+    const int s = spec_.head_size, num_kv = spec_.num_kv_heads;
+    const int64_t num_all = whole.num_all(), step = int64_t(num_kv) * s, head_keys = pad(num_all) * s;
+    const float* keys = whole.call.cache + 2 * i * whole.call.stride;
+    dealers[0].deal(int(pad(num_all) / kLanes), 1, [&](int chunk, int) {
+      const int64_t first = int64_t(chunk) * kLanes, end = std::min(first + kLanes, num_all);
+      append(whole, i, first, end);
+      for (int kv = 0; kv < num_kv; ++kv) {
+        float* to = &turned_keys_[kv * head_keys + first * s];
+        for (int64_t m = first; m < first + kLanes; ++m) {
+          const float* key = keys + std::min(m, end - 1) * step + kv * s;
+          for (int j = 0; j < s; ++j) to[j * kLanes + m - first] = key[j];
+        }
+      }
+    });
+    team_.wait();
+    const int blocks = (pass.rows + kBlockRows - 1) / kBlockRows;
+    dealers[1].deal(blocks * num_kv, 1, [&](int item, int) {
+      const int kv = item % num_kv, first = (blocks - 1 - item / num_kv) * kBlockRows;  // the longest ones first
+      attend_block(whole, pass, own, kv, first, std::min(kBlockRows, pass.rows - first), keys + whole.call.stride);
+    });
+  }
+
+  void attend_block(const Pass& whole, const Pass& pass, Own& own, int kv, int first, int rows, const float* values) {
+    const int s = spec_.head_size, num_kv = spec_.num_kv_heads, per_kv = spec_.num_heads / num_kv;
+    const int64_t step = int64_t(num_kv) * s, end = whole.start + pass.token(first + rows - 1) + 1, width = pad(end);
+    const float* keys = &turned_keys_[kv * pad(whole.num_all()) * s];
+    const int combos = rows * per_kv;
+    for (int c = 0; c < combos; ++c) {
+      rotate_query(pass, first + c / per_kv, kv * per_kv + c % per_kv, &own.queries[c * s]);
+    }
+    for (int64_t m = 0; m < end; m += kLanes) {
+      for (int c = 0; c < combos; c += kAtOnce) {
+        const int count = std::min(kAtOnce, combos - c);
+        add_up<kAtOnce>(count, &own.queries[c * s], s, keys + m * s, kLanes, s, &own.scores[c * width + m], width);
+      }
+    }
+    float weights[kBlockRows * kMostPerKv][2];
+    for (int c = 0; c < combos; ++c) soften(&own.scores[c * width], pass.mask(first + c / per_kv), end, weights[c]);
+    for (int i = 0; i < s; i += kLanes) {
+      for (int c = 0; c < combos; c += kAtOnce) {
+        const int count = std::min(kAtOnce, combos - c);
+        F32 mixes[kAtOnce];
+        add_up<kAtOnce>(count, &own.scores[c * width], width, values + kv * s + i, step, end,
+                        reinterpret_cast<float*>(mixes), kLanes);
+        for (int j = 0; j < count; ++j) {
+          const int row = first + (c + j) / per_kv, head = kv * per_kv + (c + j) % per_kv;
+          store(&mixes_[size_t(row) * spec_.width + head * s + i], mixes[j] * (1.f / weights[c + j][1]));
+        }
+      }
+    }
+  }
+
+  // Sixteen sums for each of `count` rows of `x`: over k, x[k] times the sixteen numbers at y + k * y_step.
+  template <int kCount>
+  static void add_up(int count, const float* x, int64_t x_step, const float* y, int64_t y_step, int64_t length,
+                     float* to, int64_t to_step) {
+    if constexpr (kCount > 1) {
+      if (count < kCount) return add_up<kCount - 1>(count, x, x_step, y, y_step, length, to, to_step);
+    }
+    F32 total[kCount];
+    for (F32& each : total) each = fill(0.f);
+    for (int64_t k = 0; k < length; ++k) {
+      const F32 sixteen = load(y + k * y_step);
+      for (int j = 0; j < kCount; ++j) total[j] += sixteen * x[j * x_step + k];
+    }
+    for (int j = 0; j < kCount; ++j) store(to + j * to_step, total[j]);
+  }
+
+  // Rows of the cache that one thread of a short pass attends to at a time, for all heads: memory is read in the order
+  // of its bytes.
+  static int64_t chunk_rows(const Pass& whole) {
+    return std::max<int64_t>(kLeastChunk, pad((whole.num_all() + kMostChunks - 1) / kMostChunks));
+  }
+  static int num_chunks(const Pass& whole) {
+    return int((whole.num_all() + chunk_rows(whole) - 1) / chunk_rows(whole));
+  }
 
   // Each chunk's shares are of itself alone; `merge` weighs the chunks.
-  void attend(const Part& part, int i, Own& own, Dealer& dealer) {
-    const int s = spec_.head_size;
-    const float scale = 1.f / std::sqrt(float(s));
-    for (int row = 0; row < part.rows; ++row) {
-      for (int head = 0; head < spec_.num_heads; ++head) {
-        rotate(part, row, &joined_[row * joined_width() + head * s], scale, own.query(spec_, head, row, part.rows));
+  void attend_short(const Pass& whole, const Pass& pass, int i, Own& own, Dealer& dealer) {
+    for (int head = 0; head < spec_.num_heads; ++head) {
+      for (int row = 0; row < pass.rows; ++row) {
+        rotate_query(pass, row, head, &own.queries[(head * pass.rows + row) * spec_.head_size]);
       }
     }
-    const int64_t size = chunk_rows(part);
-    dealer.deal(num_chunks(part), 1, [&](int chunk, int) {
-      attend_chunk(part, i, own, chunk, chunk * size, std::min((chunk + 1) * size, part.num_all()));
+    const int64_t size = chunk_rows(whole);
+    dealer.deal(num_chunks(whole), 1, [&](int chunk, int) {
+      const int64_t first = chunk * size, end = std::min(first + size, whole.num_all());
+      append(whole, i, first, end);
+      if (pass.rows) attend_chunk(pass, i, own, chunk, first, end);
     });
   }
 
-  void attend_chunk(const Part& part, int i, Own& own, int chunk, int64_t first, int64_t end) {
+  void attend_chunk(const Pass& pass, int i, Own& own, int chunk, int64_t first, int64_t end) {
     const int s = spec_.head_size, num_kv = spec_.num_kv_heads, per_kv = spec_.num_heads / num_kv;
-    const int64_t step = int64_t(num_kv) * s, count = end - first, width = (count + kLanes - 1) / kLanes * kLanes;
-    float* keys = part.call.cache + 2 * i * part.call.stride + first * step;
-    float* values = keys + part.call.stride;
-    for (int64_t m = std::max(first, part.start); m < end; ++m) {
-      const int row = int(m - part.start);
-      const float* from = &joined_[row * joined_width() + spec_.num_heads * s];
-      for (int kv = 0; kv < num_kv; ++kv) rotate(part, row, from + kv * s, 1.f, keys + (m - first) * step + kv * s);
-      std::memcpy(values + (m - first) * step, from + step, sizeof(float) * step);
-    }
-    const int combos = per_kv * part.rows;  // that share a key and value head
+    const int64_t step = int64_t(num_kv) * s, count = end - first, width = pad(count);
+    const float* keys = pass.call.cache + 2 * i * pass.call.stride + first * step;
+    const float* values = keys + pass.call.stride;
+    const int combos = per_kv * pass.rows;  // that share a key and value head
     // Both streams are asked for a few lines at a time: the processor waits where too many are under way.
-    const int64_t lines = (4 * step * 4 / 64 + spec_.num_heads * part.rows - 1) / (spec_.num_heads * part.rows);
+    const int64_t lines = (4 * step * sizeof(float) / 64 + num_kv * combos - 1) / (num_kv * combos);
     for (int64_t m = 0; m < count; m += 4) {
       const char* next_keys = reinterpret_cast<const char*>(keys + (m + kRowsAhead) * step);
       const char* next_values = reinterpret_cast<const char*>(values + m * step);
@@ -313,47 +446,47 @@ class Decoder {
         }
       }
     }
-    float* weights = &weights_[size_t(chunk) * 2 * part.rows * spec_.num_heads];
-    for (int head = 0; head < spec_.num_heads; ++head) {
-      for (int row = 0; row < part.rows; ++row) {
-        const float* mask = part.call.mask + (part.first + row) * part.mask_width() + first;
-        const int of = head * part.rows + row;
-        soften(&own.scores[of * width], mask, count, weights + 2 * of);
-      }
+    float* weights = &weights_[size_t(chunk) * 2 * pass.rows * spec_.num_heads];
+    for (int of = 0; of < pass.rows * spec_.num_heads; ++of) {
+      soften(&own.scores[of * width], pass.mask(of % pass.rows) + first, count, weights + 2 * of);
     }
-    float* mixes = &mixes_[size_t(chunk) * part.rows * spec_.num_heads * s];
+    float* mixes = &mixes_[size_t(chunk) * pass.rows * spec_.num_heads * s];
     for (int kv = 0; kv < num_kv; ++kv) {
-      for (int c = 0; c < combos; c += kMixed) {
-        const int of = kv * combos + c;
-        const int heads = std::min(kMixed, combos - c);
-        mix(&own.scores[of * width], width, heads, values + kv * s, step, count, s, mixes + of * s);
+      for (int j = 0; j < s; j += kLanes) {
+        for (int c = 0; c < combos; c += kAtOnce) {
+          const int of = kv * combos + c;
+          add_up<kAtOnce>(std::min(kAtOnce, combos - c), &own.scores[of * width], width, values + kv * s + j, step,
+                          count, mixes + of * s + j, s);
+        }
       }
     }
   }
 
   // What all heads of a token have attended to, (H, S).
-  void merge(const Part& part, int row, float* to) const {
-    const int s = spec_.head_size, chunks = num_chunks(part);
-    const size_t stride = size_t(part.rows) * spec_.num_heads;
-    for (int head = 0; head < spec_.num_heads; ++head) {
-      const size_t of = head * part.rows + row;
+  const float* merge(const Pass& whole, const Pass& pass, int row, Own& own) const {
+    const int s = spec_.head_size, chunks = num_chunks(whole);
+    const size_t stride = size_t(pass.rows) * spec_.num_heads;
+    float* to = own.row.data();
+    for (int head = 0; head < spec_.num_heads; ++head, to += s) {
+      const size_t of = head * pass.rows + row;
       float top = kHidden, total = 0;
       for (int c = 0; c < chunks; ++c) top = std::max(top, weights_[2 * (c * stride + of)]);
-      std::memset(to + head * s, 0, sizeof(float) * s);
+      std::memset(to, 0, sizeof(float) * s);
       for (int c = 0; c < chunks; ++c) {
         const float weight = std::exp(weights_[2 * (c * stride + of)] - top);
         total += weight * weights_[2 * (c * stride + of) + 1];
         const float* mix = &mixes_[(c * stride + of) * s];
-        for (int i = 0; i < s; ++i) to[head * s + i] += weight * mix[i];
+        for (int i = 0; i < s; ++i) to[i] += weight * mix[i];
       }
-      for (int i = 0; i < s; ++i) to[head * s + i] /= total;
+      for (int i = 0; i < s; ++i) to[i] /= total;
     }
+    return own.row.data();
   }
 
   // Rotary positions; channel i pairs with i + S / 2.
-  void rotate(const Part& part, int row, const float* x, float scale, float* to) const {
+  void rotate(const Pass& pass, int token, const float* x, float scale, float* to) const {
     const int s = spec_.head_size, half = s / 2;
-    const float *cos = part.call.cos + (part.first + row) * s, *sin = part.call.sin + (part.first + row) * s;
+    const float *cos = pass.call.cos + (pass.first + token) * s, *sin = pass.call.sin + (pass.first + token) * s;
     for (int i = 0; i < half; ++i) {
       to[i] = (x[i] * cos[i] - x[i + half] * sin[i]) * scale;
       to[i + half] = (x[i + half] * cos[i + half] + x[i] * sin[i + half]) * scale;
@@ -361,20 +494,17 @@ class Decoder {
   }
 
   static void score_four(const float* q, const float* const* keys, int s, float* to) {
-    F32 a{}, b{}, c{}, d{};
+    F32 total[4];
+    for (F32& each : total) each = fill(0.f);
     for (int i = 0; i < s; i += kLanes) {
       const F32 x = load(q + i);
-      a += x * load(keys[0] + i);
-      b += x * load(keys[1] + i);
-      c += x * load(keys[2] + i);
-      d += x * load(keys[3] + i);
+      for (int j = 0; j < 4; ++j) total[j] += x * load(keys[j] + i);
     }
-    to[0] = sum(a), to[1] = sum(b), to[2] = sum(c), to[3] = sum(d);
+    for (int j = 0; j < 4; ++j) to[j] = sum(total[j]);
   }
 
   // Turns scores into e^(score - largest); `weight` is told the largest and their sum.
   static void soften(float* scores, const float* mask, int64_t count, float* weight) {
-    const int64_t width = (count + kLanes - 1) / kLanes * kLanes;
     F32 most = fill(kHidden);
     int64_t m = 0;
     for (; m + kLanes <= count; m += kLanes) {
@@ -383,38 +513,26 @@ class Decoder {
       most = larger(most, x);
     }
     float top = largest(most);
-    for (; m < count; ++m) top = std::max(top, scores[m] += mask[m]);
-    for (; m < width; ++m) scores[m] = kHidden;
-    F32 total{};
-    for (m = 0; m < width; m += kLanes) {
-      const F32 x = load(scores + m) - top;
-      const F32 y = x > fill(kFaint) ? exp(x) : F32{};
-      store(scores + m, y);
-      total += y;
+    for (int64_t rest = m; rest < count; ++rest) top = std::max(top, scores[rest] += mask[rest]);
+    for (int64_t rest = count; rest < pad(count); ++rest) scores[rest] = kHidden;
+    F32 total = fill(0.f);
+    for (m = 0; m < count; m += kLanes) {
+      const F32 x = exp(load(scores + m) - top);
+      store(scores + m, x);
+      total += x;
     }
     weight[0] = top, weight[1] = sum(total);
   }
 
-  // Adds up rows of values by the shares of up to kMixed heads, whose sums stay in registers.
-  static void mix(const float* shares, int64_t width, int heads, const float* values, int64_t step, int64_t count,
-                  int s, float* to) {
-    const float* of[kMixed];  // a head that is none repeats the last
-    for (int h = 0; h < kMixed; ++h) of[h] = shares + std::min(h, heads - 1) * width;
-    for (int i = 0; i < s; i += kLanes) {
-      F32 total[kMixed]{};
-      for (int64_t m = 0; m < count; ++m) {
-        const F32 value = load(values + m * step + i);
-        for (int h = 0; h < kMixed; ++h) total[h] += value * of[h][m];
-      }
-      for (int h = 0; h < heads; ++h) store(to + h * s + i, total[h]);
-    }
-  }
-
-  static constexpr size_t kStretchBytes = size_t{1} << 18;
-  static constexpr int kRowsAhead = 16;
-  static constexpr int kLeastChunk = 64, kMostChunks = 32;
-  static constexpr int kMixed = 6;
-  static constexpr float kHidden = -1e30f, kFaint = -80.f;
+  static constexpr int kShortRows = 8;
+  static constexpr int kMostRows = 512;  // of a pass: what they need is to stay in the caches
+  static constexpr int kBlockRows = 8, kMostPerKv = 64;
+  static constexpr int kAtOnce = kMostSums >= 16 ? 12 : 4;
+  static constexpr size_t kStretchBytes = size_t{1} << 18, kCacheBytes = 5 << 17;
+  static constexpr int kStretchTiles = 8;
+  static constexpr int kRowsAhead = 16, kLeastChunk = 64, kMostChunks = 32;
+  static constexpr float kHidden = -1e30f;
+  static constexpr int kDealers = 12, kDealersBehind = 6;  // of a layer, and which the first is behind its attention
 
   const Spec spec_;
   Team team_;
@@ -423,7 +541,10 @@ class Decoder {
   Buffer<float> last_norm_;
   std::vector<Own> own_;
   std::unique_ptr<Dealer[]> dealers_;
-  Buffer<float> hidden_, joined_, mixes_, weights_, inner_;
+  int most_groups_ = 0;
+  Rounded rounded_;
+  Buffer<float> hidden_, joined_, turned_keys_, mixes_, weights_, inner_;
+  std::vector<int> kept_, wanted_;  // tokens of a pass whose logits are wanted, and where those belong
 };
 
 }  // namespace nvila

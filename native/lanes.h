@@ -1,11 +1,11 @@
-// Sixteen numbers at a time, whatever the processor: GCC's vectors, and the one thing that they lack, the dot product
-// of bytes.
+// Sixteen numbers at a time, whatever the processor: GCC's vectors of the width of its registers, and the one thing
+// that they lack, the dot product of bytes.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512VNNI__) || defined(__AVX2__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include <arm_neon.h>
@@ -13,36 +13,139 @@
 
 namespace nvila {
 
-constexpr int kLanes = 16;
+#if defined(__AVX512VNNI__) && !defined(NVILA_NARROW)
+#define NVILA_WIDE
+constexpr const char* kIsa = "avx512vnni";
+constexpr int kPartBytes = 64;
+constexpr int kMostSums = 16;  // of sixteen lanes that registers hold beside what they are made of
+#elif defined(__AVX2__)
+#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)  // the latter to test on other processors what the former does
+#define NVILA_VNNI
+constexpr const char* kIsa = "avxvnni";
+#else
+constexpr const char* kIsa = "avx2";
+#endif
+constexpr int kPartBytes = 32;
+constexpr int kMostSums = 4;
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr const char* kIsa = "neon_dotprod";
+constexpr int kPartBytes = 16;
+constexpr int kMostSums = 4;
+#else
+#error "one of AVX-512 VNNI, AVX2 and the dot products of ARMv8.2 is needed"
+#endif
 
-using F32 = float __attribute__((vector_size(64)));
-using I32 = int32_t __attribute__((vector_size(64)));
+constexpr int kLanes = 16;
+constexpr int kParts = 64 / kPartBytes, kPartLanes = kLanes / kParts;
+
+// Vectors wider than registers are kept in memory by the compiler, so that these are made of as many as it takes.
+template <class Part>
+struct Lanes {
+  Part part[kParts];
+  auto operator[](int i) const { return part[i / kPartLanes][i % kPartLanes]; }
+};
+using FPart = float __attribute__((vector_size(kPartBytes)));
+using IPart = int32_t __attribute__((vector_size(kPartBytes)));
+using F32 = Lanes<FPart>;
+using I32 = Lanes<IPart>;
+
+template <class To, class From>
+inline To bits_of(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
 
 inline F32 load(const float* from) {
   F32 x;
   std::memcpy(&x, from, sizeof x);
   return x;
 }
-
 inline void store(float* to, F32 x) { std::memcpy(to, &x, sizeof x); }
 
-inline F32 fill(float x) { return F32{} + x; }
-
-inline F32 to_float(I32 x) { return __builtin_convertvector(x, F32); }
-
-inline float sum(F32 x) {
-  using F8 = float __attribute__((vector_size(32)));
-  using F4 = float __attribute__((vector_size(16)));
-  F8 a, b;
-  std::memcpy(&a, &x, 32);
-  std::memcpy(&b, reinterpret_cast<const char*>(&x) + 32, 32);
-  a += b;
-  F4 c, d;
-  std::memcpy(&c, &a, 16);
-  std::memcpy(&d, reinterpret_cast<const char*>(&a) + 16, 16);
-  c += d;
-  return (c[0] + c[2]) + (c[1] + c[3]);
+inline F32 fill(float value) {
+  F32 x;
+  for (int i = 0; i < kParts; ++i) x.part[i] = value - FPart{};
+  return x;
 }
+inline I32 fill(int32_t value) {
+  I32 x;
+  for (int i = 0; i < kParts; ++i) x.part[i] = value - IPart{};
+  return x;
+}
+
+template <class Part>
+inline Lanes<Part> operator+(Lanes<Part> x, Lanes<Part> y) {
+  for (int i = 0; i < kParts; ++i) x.part[i] += y.part[i];
+  return x;
+}
+template <class Part>
+inline Lanes<Part> operator-(Lanes<Part> x, Lanes<Part> y) {
+  for (int i = 0; i < kParts; ++i) x.part[i] -= y.part[i];
+  return x;
+}
+template <class Part>
+inline Lanes<Part> operator*(Lanes<Part> x, Lanes<Part> y) {
+  for (int i = 0; i < kParts; ++i) x.part[i] *= y.part[i];
+  return x;
+}
+inline F32 operator/(F32 x, F32 y) {
+  for (int i = 0; i < kParts; ++i) x.part[i] /= y.part[i];
+  return x;
+}
+inline F32 operator+(F32 x, float y) { return x + fill(y); }
+inline F32 operator-(F32 x, float y) { return x - fill(y); }
+inline F32 operator*(F32 x, float y) { return x * fill(y); }
+inline F32 operator-(F32 x) { return fill(0.f) - x; }
+template <class Part>
+inline Lanes<Part>& operator+=(Lanes<Part>& x, Lanes<Part> y) {
+  return x = x + y;
+}
+
+inline F32 larger(F32 x, F32 y) {
+  for (int i = 0; i < kParts; ++i) x.part[i] = x.part[i] > y.part[i] ? x.part[i] : y.part[i];
+  return x;
+}
+inline F32 smaller(F32 x, F32 y) { return -larger(-x, -y); }
+
+inline F32 to_float(I32 x) {
+  F32 y;
+  for (int i = 0; i < kParts; ++i) y.part[i] = __builtin_convertvector(x.part[i], FPart);
+  return y;
+}
+
+// To the nearest whole number, of less than 2^22.
+inline I32 round_to_int(F32 x) {
+  const F32 magic = fill(12582912.f);  // 1.5 * 2^23, whose lowest bit counts ones
+  x = (x + magic) - magic;
+  I32 y;
+  for (int i = 0; i < kParts; ++i) y.part[i] = __builtin_convertvector(x.part[i], IPart);
+  return y;
+}
+
+inline void store_bytes(int8_t* to, I32 x) {
+  using Bytes = int8_t __attribute__((vector_size(kPartLanes)));
+  for (int i = 0; i < kParts; ++i) {
+    const Bytes bytes = __builtin_convertvector(x.part[i], Bytes);
+    std::memcpy(to + i * kPartLanes, &bytes, sizeof bytes);
+  }
+}
+
+template <class Four, class Part>
+inline auto sum_by(Lanes<Part> x) {
+  for (int i = 1; i < kParts; ++i) x.part[0] += x.part[i];
+  Four fours[kPartBytes / sizeof(Four)];
+  std::memcpy(fours, &x.part[0], sizeof fours);
+  for (size_t half = kPartBytes / sizeof(Four) / 2; half; half /= 2) {
+    for (size_t i = 0; i < half; ++i) fours[i] += fours[i + half];
+  }
+  return (fours[0][0] + fours[0][2]) + (fours[0][1] + fours[0][3]);
+}
+using F4 = float __attribute__((vector_size(16)));
+using I4 = int32_t __attribute__((vector_size(16)));
+inline float sum(F32 x) { return sum_by<F4>(x); }
+inline int32_t sum(I32 x) { return sum_by<I4>(x); }
 
 inline float largest(F32 x) {
   float y = x[0];
@@ -50,28 +153,20 @@ inline float largest(F32 x) {
   return y;
 }
 
-inline F32 larger(F32 x, F32 y) { return x > y ? x : y; }
-
-// e^x within 2e-7 of it, of x in [-87, 88] or the nearer end of that.
+// e^x within 2e-7 of it, 0 where x is below -87 and e^88 where it is above 88.
 inline F32 exp(F32 x) {
-  x = larger(x, fill(-87.f));
-  x = -larger(-x, fill(-88.f));
-  const F32 magic = fill(12582912.f);  // 1.5 * 2^23: its lowest bit counts ones, so that adding it rounds
-  F32 n = x * 1.44269504f + magic;
-  I32 bits;
-  std::memcpy(&bits, &n, sizeof bits);
-  n -= magic;
-  const F32 r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  const F32 near = smaller(larger(x, fill(-87.f)), fill(88.f));
+  const I32 n = round_to_int(near * 1.44269504f);
+  const F32 whole = to_float(n), r = (near - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
   F32 y = r * 1.9875691e-4f + 1.3981999e-3f;
   y = y * r + 8.3334519e-3f;
   y = y * r + 4.1665795e-2f;
   y = y * r + 1.6666665e-1f;
   y = y * r + 5.0000001e-1f;
   y = y * r * r + r + 1.f;
-  bits = (bits << 23) + (127 << 23);
-  F32 power;
-  std::memcpy(&power, &bits, sizeof power);
-  return y * power;
+  y = y * bits_of<F32>((n + fill(127)) * fill(1 << 23));
+  for (int i = 0; i < kParts; ++i) y.part[i] = x.part[i] < -87.f ? FPart{} : y.part[i];
+  return y;
 }
 
 // Sixteen numbers of the kind that they are held in: float32, or the bits of float16.
@@ -79,117 +174,130 @@ inline F32 widen(const float* from) { return load(from); }
 inline F32 widen(const uint16_t* from);
 
 // 64 bytes: of 16 outputs four inputs each. As unsigned numbers for `dot`.
-#if defined(__AVX512VNNI__)
+struct Bytes;
+inline Bytes load_bytes(const uint8_t* from);
+inline Bytes low_halves(const Bytes& x);
+inline Bytes high_halves(const Bytes& x);
 
-constexpr const char* kIsa = "avx512vnni";
-using Bytes = __m512i;
-
-inline F32 widen(const uint16_t* from) { return (F32)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)from)); }
-inline Bytes load_bytes(const uint8_t* from) { return _mm512_loadu_si512(from); }
-inline Bytes low_halves(Bytes x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-inline Bytes high_halves(Bytes x) { return _mm512_and_si512(_mm512_srli_epi16(x, 4), _mm512_set1_epi8(15)); }
-
-// Adds to each output its four bytes times the four at `x`.
+// Adds to each output its four bytes times the four at `x`; small bytes are below 16.
 template <bool kIsSmall>
-inline I32 dot(I32 total, Bytes w, const int8_t* x) {
+inline I32 dot(I32 total, const Bytes& w, const int8_t* x);
+
+inline int32_t load_four(const int8_t* from) {
   int32_t four;
-  std::memcpy(&four, x, 4);
-  return (I32)_mm512_dpbusd_epi32((__m512i)total, w, _mm512_set1_epi32(four));
+  std::memcpy(&four, from, sizeof four);
+  return four;
+}
+
+#if defined(NVILA_WIDE)
+
+struct Bytes {
+  __m512i all;
+};
+
+inline F32 widen(const uint16_t* from) {
+  return bits_of<F32>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)from)));
+}
+inline Bytes load_bytes(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
+inline Bytes low_halves(const Bytes& x) { return {_mm512_and_si512(x.all, _mm512_set1_epi8(15))}; }
+inline Bytes high_halves(const Bytes& x) {
+  return {_mm512_and_si512(_mm512_srli_epi16(x.all, 4), _mm512_set1_epi8(15))};
+}
+
+template <bool kIsSmall>
+inline I32 dot(I32 total, const Bytes& w, const int8_t* x) {
+  const __m512i sums = bits_of<__m512i>(total);
+  return bits_of<I32>(_mm512_dpbusd_epi32(sums, w.all, _mm512_set1_epi32(load_four(x))));
 }
 
 #elif defined(__AVX2__)
 
-constexpr const char* kIsa = "avx2";
 struct Bytes {
   __m256i part[2];
 };
 
 inline F32 widen(const uint16_t* from) {
-  const __m256 halves[2] = {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from)),
-                            _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + 8)))};
   F32 x;
-  std::memcpy(&x, halves, sizeof x);
+  for (int i = 0; i < 2; ++i) {
+    x.part[i] = bits_of<FPart>(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i * kPartLanes))));
+  }
   return x;
 }
 inline Bytes load_bytes(const uint8_t* from) {
-  return {_mm256_loadu_si256((const __m256i*)from), _mm256_loadu_si256((const __m256i*)(from + 32))};
+  return {{_mm256_loadu_si256((const __m256i*)from), _mm256_loadu_si256((const __m256i*)(from + 32))}};
 }
-inline Bytes low_halves(Bytes x) {
+inline Bytes low_halves(const Bytes& x) {
   const __m256i mask = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(x.part[0], mask), _mm256_and_si256(x.part[1], mask)};
+  return {{_mm256_and_si256(x.part[0], mask), _mm256_and_si256(x.part[1], mask)}};
 }
-inline Bytes high_halves(Bytes x) {
-  return low_halves({_mm256_srli_epi16(x.part[0], 4), _mm256_srli_epi16(x.part[1], 4)});
+inline Bytes high_halves(const Bytes& x) {
+  return low_halves({{_mm256_srli_epi16(x.part[0], 4), _mm256_srli_epi16(x.part[1], 4)}});
 }
 
-// Two products of a byte above 15 and another would not fit 16 bits, so that larger ones are taken as signed.
 template <bool kIsSmall>
-inline I32 dot(I32 total, Bytes w, const int8_t* x) {
-  int32_t four;
-  std::memcpy(&four, x, 4);
-  const __m256i xs = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
-  __m256i halves[2];
-  std::memcpy(halves, &total, sizeof total);
+inline I32 dot(I32 total, const Bytes& w, const int8_t* x) {
+  const __m256i xs = _mm256_set1_epi32(load_four(x));
   for (int i = 0; i < 2; ++i) {
+    __m256i sums = bits_of<__m256i>(total.part[i]);
+#if defined(__AVXVNNI__)
+    sums = _mm256_dpbusd_avx_epi32(sums, w.part[i], xs);
+#elif defined(NVILA_VNNI)
+    sums = _mm256_dpbusd_epi32(sums, w.part[i], xs);
+#else
     __m256i pairs;
     if constexpr (kIsSmall) {
       pairs = _mm256_maddubs_epi16(w.part[i], xs);
-    } else {
+    } else {  // two products of a larger byte would not fit 16 bits: its top bit by itself
       const __m256i low = _mm256_and_si256(w.part[i], _mm256_set1_epi8(127));
       const __m256i top = _mm256_and_si256(_mm256_srli_epi16(w.part[i], 7), _mm256_set1_epi8(1));
-      // 128 * top in two steps, as bytes end at 255 and sums of pairs at 32767.
-      const __m256i high = _mm256_madd_epi16(_mm256_maddubs_epi16(top, xs), _mm256_set1_epi16(128));
-      halves[i] = _mm256_add_epi32(halves[i], high);
+      sums = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(top, xs), _mm256_set1_epi16(128)));
       pairs = _mm256_maddubs_epi16(low, xs);
     }
-    halves[i] = _mm256_add_epi32(halves[i], _mm256_madd_epi16(pairs, ones));
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+    total.part[i] = bits_of<IPart>(sums);
   }
-  std::memcpy(&total, halves, sizeof total);
   return total;
 }
 
 #elif defined(__ARM_FEATURE_DOTPROD)
 
-constexpr const char* kIsa = "neon_dotprod";
 struct Bytes {
   uint8x16_t part[4];
 };
 
 inline F32 widen(const uint16_t* from) {
-  float x[kLanes];
-  for (int i = 0; i < kLanes; i += 4) vst1q_f32(x + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i))));
-  return load(x);
+  F32 x;
+  for (int i = 0; i < 4; ++i) x.part[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i * kPartLanes)));
+  return x;
 }
 inline Bytes load_bytes(const uint8_t* from) {
-  return {vld1q_u8(from), vld1q_u8(from + 16), vld1q_u8(from + 32), vld1q_u8(from + 48)};
+  return {{vld1q_u8(from), vld1q_u8(from + 16), vld1q_u8(from + 32), vld1q_u8(from + 48)}};
 }
-inline Bytes low_halves(Bytes x) {
-  const uint8x16_t mask = vdupq_n_u8(15);
-  return {vandq_u8(x.part[0], mask), vandq_u8(x.part[1], mask), vandq_u8(x.part[2], mask), vandq_u8(x.part[3], mask)};
+inline Bytes low_halves(const Bytes& x) {
+  Bytes y;
+  for (int i = 0; i < 4; ++i) y.part[i] = vandq_u8(x.part[i], vdupq_n_u8(15));
+  return y;
 }
-inline Bytes high_halves(Bytes x) {
-  return {vshrq_n_u8(x.part[0], 4), vshrq_n_u8(x.part[1], 4), vshrq_n_u8(x.part[2], 4), vshrq_n_u8(x.part[3], 4)};
+inline Bytes high_halves(const Bytes& x) {
+  Bytes y;
+  for (int i = 0; i < 4; ++i) y.part[i] = vshrq_n_u8(x.part[i], 4);
+  return y;
 }
 
-// There is a product of signed bytes alone: what exceeds 127 is moved by 128, and 128 times the inputs added.
+// There is a product of signed bytes alone: what may exceed 127 is moved by 128, and 128 times the inputs added.
 template <bool kIsSmall>
-inline I32 dot(I32 total, Bytes w, const int8_t* x) {
-  int32_t four;
-  std::memcpy(&four, x, 4);
-  const int8x16_t xs = vreinterpretq_s8_s32(vdupq_n_s32(four));
-  int32x4_t quarters[4];
-  std::memcpy(quarters, &total, sizeof total);
-  const int32x4_t moved = kIsSmall ? vdupq_n_s32(0) : vdupq_n_s32(128 * (x[0] + x[1] + x[2] + x[3]));
+inline I32 dot(I32 total, const Bytes& w, const int8_t* x) {
+  const int8x16_t xs = vreinterpretq_s8_s32(vdupq_n_s32(load_four(x)));
+  const int32x4_t moved = vdupq_n_s32(kIsSmall ? 0 : 128 * (x[0] + x[1] + x[2] + x[3]));
   for (int i = 0; i < 4; ++i) {
     const uint8x16_t bytes = kIsSmall ? w.part[i] : veorq_u8(w.part[i], vdupq_n_u8(128));
-    quarters[i] = vdotq_s32(vaddq_s32(quarters[i], moved), vreinterpretq_s8_u8(bytes), xs);
+    const int32x4_t sums = vaddq_s32(total.part[i], moved);
+    total.part[i] = vdotq_s32(sums, vreinterpretq_s8_u8(bytes), xs);
   }
-  std::memcpy(&total, quarters, sizeof total);
   return total;
 }
 
-#else
-#error "one of AVX-512 VNNI, AVX2 and the dot products of ARMv8.2 is needed"
 #endif
 
 }  // namespace nvila

@@ -17,7 +17,8 @@
 
 namespace nvila {
 
-constexpr int kMostRows = 8;  // of activations that one reading of the weights multiplies
+constexpr int kMostTiles = kMostSums >= 16 ? 2 : 1;          // that are multiplied at once
+constexpr int kGroupRows = kMostSums / kMostTiles;           // of activations that are multiplied at once
 constexpr size_t kHugePage = size_t{2} << 20;
 
 // Memory of zeros, in huge pages where there are some: weights are read from end to end in each step, and would wait
@@ -54,60 +55,46 @@ class Buffer {
   size_t count_ = 0;
 };
 
-// Rows of activations in [-127, 127], with a scale for each group of inputs.
+// Rows of activations in [-127, 127], with a scale for each group of inputs. How many of both a row has is the matrix's
+// to say that multiplies it.
 struct Rounded {
   Buffer<int8_t> values;   // (rows, K)
   Buffer<float> scales;    // (rows, G)
   Buffer<int32_t> totals;  // (rows, G), of the values
-  int num_inputs = 0, num_groups = 0;
 
-  void reserve(int rows, int num_inputs_, int num_groups_) {
-    num_inputs = num_inputs_, num_groups = num_groups_;
-    const size_t values_needed = size_t(rows) * num_inputs, groups_needed = size_t(rows) * num_groups;
-    if (values.size() < values_needed) values = Buffer<int8_t>(values_needed);
-    if (scales.size() < groups_needed) scales = Buffer<float>(groups_needed), totals = Buffer<int32_t>(groups_needed);
+  void reserve(size_t rows, size_t inputs, size_t groups) {
+    if (values.size() < rows * inputs) values = Buffer<int8_t>(rows * inputs);
+    if (scales.size() < rows * groups) scales = Buffer<float>(rows * groups), totals = Buffer<int32_t>(rows * groups);
   }
 
-  // Rounds one row; a scale of 0 is found for each group.
-  void round(int row, const float* x, float scale) {
-    const int size = num_inputs / num_groups;
-    for (int g = 0; g < num_groups; ++g, x += size) {
-      const int at = row * num_groups + g;
-      scales[at] = scale > 0 ? scale : find_scale(x, size);
-      totals[at] = round_group(&values[size_t(row) * num_inputs + size_t(g) * size], x, size, 1.f / scales[at]);
-    }
+  // Rounds numbers to values from `first` on, whose scale has the place `at`; a scale of 0 is found.
+  void round(const float* x, int size, size_t first, size_t at, float scale) {
+    scales[at] = scale > 0 ? scale : find_scale(x, size);
+    totals[at] = round_group(&values[first], x, size, 1.f / scales[at]);
   }
 
  private:
   static float find_scale(const float* x, int size) {
-    F32 most{};
-    float top = 0;
+    F32 most = fill(0.f);
     int i = 0;
     for (; i + kLanes <= size; i += kLanes) {
       const F32 v = load(x + i);
       most = larger(most, larger(v, -v));
     }
-    top = largest(most);
+    float top = largest(most);
     for (; i < size; ++i) top = std::fabs(x[i]) > top ? std::fabs(x[i]) : top;
     return top > 1e-30f ? top / 127.f : 1.f;
   }
 
   static int32_t round_group(int8_t* to, const float* x, int size, float inverse) {
-    using I8 = int8_t __attribute__((vector_size(16)));
-    I32 totals{};
-    int32_t total = 0;
+    I32 totals = fill(0);
     int i = 0;
     for (; i + kLanes <= size; i += kLanes) {
-      const F32 magic = fill(12582912.f);
-      F32 v = load(x + i) * inverse;
-      v = larger(v, fill(-127.f));
-      v = -larger(-v, fill(-127.f));
-      const I32 n = __builtin_convertvector((v + magic) - magic, I32);
+      const I32 n = round_to_int(smaller(larger(load(x + i) * inverse, fill(-127.f)), fill(127.f)));
+      store_bytes(to + i, n);
       totals += n;
-      const I8 bytes = __builtin_convertvector(n, I8);
-      std::memcpy(to + i, &bytes, sizeof bytes);
     }
-    for (int lane = 0; lane < kLanes; ++lane) total += totals[lane];
+    int32_t total = sum(totals);
     for (; i < size; ++i) {
       const float v = std::nearbyint(x[i] * inverse);
       to[i] = int8_t(v > 127 ? 127 : v < -127 ? -127 : v);
@@ -143,10 +130,17 @@ class Matrix {
 
   int num_outputs = 0;
   int num_tiles() const { return (num_outputs + kLanes - 1) / kLanes; }
-  int num_inputs() const { return given_.num_inputs; }
   int num_input_groups() const { return given_.num_input_groups; }
-  float input_scale() const { return given_.input_scale; }
   size_t tile_bytes() const { return tile_bytes_; }
+
+  // Rounds a row of this matrix's inputs.
+  void round(const float* x, int row, Rounded& to) const {
+    const int groups = given_.num_input_groups, size = given_.num_inputs / groups;
+    for (int g = 0; g < groups; ++g) {
+      const size_t group = size_t(row) * groups + g;
+      to.round(x + g * size, size, group * size, group, given_.input_scale);
+    }
+  }
 
   void pack(int tile) const {
     const GivenMatrix& given = given_;
@@ -173,66 +167,87 @@ class Matrix {
   // What was packed needs its source no more.
   void forget_source() { given_.values = nullptr, given_.scales = nullptr; }
 
-  // Writes the products of `rows` rows, from `first` on, with one tile: `out[row][lane]`.
-  void multiply(int tile, const Rounded& x, int first, int rows, F32* out) const {
-    switch (rows) {
-      case 1: return multiply_rows<1>(tile, x, first, out);
-      case 2: return multiply_rows<2>(tile, x, first, out);
-      case 3: return multiply_rows<3>(tile, x, first, out);
-      case 4: return multiply_rows<4>(tile, x, first, out);
-      case 5: return multiply_rows<5>(tile, x, first, out);
-      case 6: return multiply_rows<6>(tile, x, first, out);
-      case 7: return multiply_rows<7>(tile, x, first, out);
-      default: return multiply_rows<8>(tile, x, first, out);
-    }
+  // Where the values and scales of a tile lie.
+  struct Tile {
+    const uint8_t* values;
+    const uint8_t* scales;
+  };
+  Tile tile(int i) const { return {&packed_[tile_bytes_ * i], scales_of(i)}; }
+
+  // Multiplies `rows` rows of activations, at most kGroupRows from `first` on, by tiles of this matrix, or of others of
+  // its form: `out[tile][row]`.
+  template <int kTiles>
+  void multiply(const Tile (&tiles)[kTiles], const Rounded& x, int first, int rows, F32 (*out)[kGroupRows]) const {
+    multiply_up_to<kGroupRows>(tiles, x, first, rows, out);
   }
 
  private:
   uint8_t* scales_of(int tile) const { return &scales_[size_t(tile) * given_.num_groups * kLanes * scale_bytes_]; }
 
-  template <int kRows>
-  void multiply_rows(int tile, const Rounded& x, int first, F32* out) const {
-    if (given_.bits == 8) return multiply_as<kRows, 8, float>(tile, x, first, out);
-    if (given_.has_half_scales) return multiply_as<kRows, 4, uint16_t>(tile, x, first, out);
-    multiply_as<kRows, 4, float>(tile, x, first, out);
+  template <int kRows, int kTiles>
+  void multiply_up_to(const Tile (&tiles)[kTiles], const Rounded& x, int first, int rows,
+                      F32 (*out)[kGroupRows]) const {
+    if constexpr (kRows > 1) {
+      if (rows < kRows) return multiply_up_to<kRows - 1>(tiles, x, first, rows, out);
+    }
+    if (given_.bits == 8) return multiply_as<kRows, kTiles, 8, float>(tiles, x, first, out);
+    if (given_.has_half_scales) return multiply_as<kRows, kTiles, 4, uint16_t>(tiles, x, first, out);
+    multiply_as<kRows, kTiles, 4, float>(tiles, x, first, out);
   }
 
-  template <int kRows, int kBits, class Scale>
-  void multiply_as(int tile, const Rounded& x, int first, F32* out) const {
+  template <int kRows, int kTiles, int kBits, class Scale>
+  void multiply_as(const Tile (&tiles)[kTiles], const Rounded& x, int first, F32 (*out)[kGroupRows]) const {
     constexpr int kInputs = 32 / kBits;  // of an output in a block
     constexpr int kMove = kBits == 4 ? 8 : 128;
-    const int groups = x.num_groups, size = x.num_inputs / groups;
-    const int repeats = groups / given_.num_groups;
-    const uint8_t* w = &packed_[tile_bytes_ * tile];
-    const Scale* scale = reinterpret_cast<const Scale*>(scales_of(tile));
-    const int8_t* values = &x.values[size_t(first) * x.num_inputs];
-    F32 total[kRows]{};
+    // A sum alone would wait for itself; where there are few, each is kept in two halves.
+    constexpr int kHalves = kRows * kTiles < 4 ? 2 : 1;
+    const int inputs = given_.num_inputs, groups = given_.num_input_groups;
+    const int size = inputs / groups, repeats = groups / given_.num_groups;
+    const int8_t* values = &x.values[size_t(first) * inputs];
+    F32 total[kTiles][kRows];
+    for (auto& of_tile : total) {
+      for (F32& each : of_tile) each = fill(0.f);
+    }
+    int64_t w = 0;  // bytes into the tiles
     for (int g = 0; g < groups; ++g) {
-      // Two sums for each, since one would wait for itself.
-      I32 even[kRows], odd[kRows]{};
-      for (int row = 0; row < kRows; ++row) even[row] = I32{} - kMove * x.totals[(first + row) * groups + g];
-      const int8_t* at = values + g * size;
-      for (int k = 0; k < size; k += kInputs, w += 64) {
-        __builtin_prefetch(w + kAhead);
-        const Bytes block = load_bytes(w);
+      I32 sums[kHalves][kTiles][kRows];
+      for (int t = 0; t < kTiles; ++t) {
         for (int row = 0; row < kRows; ++row) {
-          const int8_t* inputs = at + size_t(row) * x.num_inputs + k;
-          if constexpr (kBits == 4) {
-            even[row] = dot<true>(even[row], low_halves(block), inputs);
-            odd[row] = dot<true>(odd[row], high_halves(block), inputs + 4);
-          } else if ((k / kInputs) % 2) {
-            odd[row] = dot<false>(odd[row], block, inputs);
-          } else {
-            even[row] = dot<false>(even[row], block, inputs);
+          sums[kHalves - 1][t][row] = fill(0);
+          sums[0][t][row] = fill(-kMove * x.totals[(first + row) * groups + g]);
+        }
+      }
+      for (int k = g * size; k < (g + 1) * size; k += kInputs, w += 64) {
+        Bytes blocks[kTiles];
+        for (int t = 0; t < kTiles; ++t) {
+          __builtin_prefetch(tiles[t].values + w + kAhead);
+          blocks[t] = load_bytes(tiles[t].values + w);
+        }
+        for (int row = 0; row < kRows; ++row) {
+          const int8_t* four = values + size_t(row) * inputs + k;
+          for (int t = 0; t < kTiles; ++t) {
+            if constexpr (kBits == 4) {
+              sums[0][t][row] = dot<true>(sums[0][t][row], low_halves(blocks[t]), four);
+              I32& other = sums[kHalves - 1][t][row];
+              other = dot<true>(other, high_halves(blocks[t]), four + 4);
+            } else {
+              sums[0][t][row] = dot<false>(sums[0][t][row], blocks[t], four);
+            }
           }
         }
       }
-      const F32 weight_scale = widen(scale + g / repeats * kLanes);
-      for (int row = 0; row < kRows; ++row) {
-        total[row] += to_float(even[row] + odd[row]) * (weight_scale * x.scales[(first + row) * groups + g]);
+      for (int t = 0; t < kTiles; ++t) {
+        const F32 scale = widen(reinterpret_cast<const Scale*>(tiles[t].scales) + g / repeats * kLanes);
+        for (int row = 0; row < kRows; ++row) {
+          I32 sum = sums[0][t][row];
+          if constexpr (kHalves == 2) sum += sums[1][t][row];
+          total[t][row] += to_float(sum) * (scale * x.scales[(first + row) * groups + g]);
+        }
       }
     }
-    for (int row = 0; row < kRows; ++row) out[row] = total[row];
+    for (int t = 0; t < kTiles; ++t) {
+      for (int row = 0; row < kRows; ++row) out[t][row] = total[t][row];
+    }
   }
 
   static constexpr int kAhead = 512;  // bytes: the processor's own reading ahead ends with each page

@@ -116,6 +116,7 @@ class AppendEngine:
 
     def forward_tree(self, embeds_LD: np.ndarray, cache: AppendCache, tree: Tree) -> np.ndarray:
         """Append L tokens of several branches and return the logits after those wanted, (R, V)."""
+        assert not np.triu(tree.sees_LM[:, cache.length :], 1).any(), "a token sees a later one"
         # No runtime is made for products of no rows.
         rows_R = tree.wanted_R if len(tree.wanted_R) else np.zeros(1, np.int64)
         logits_RV = self._append(embeds_LD, cache, tree.positions_L, additive_mask(tree.sees_LM), rows_R)

@@ -41,7 +41,8 @@ class Tree:
 
     Attributes:
         positions_L: (L,) int64, of each new token in its sequence.
-        sees_LM: (L, M) bool, which rows each new token attends to, itself always among them; M counts the new rows.
+        sees_LM: (L, M) bool, which rows each new token attends to, itself always among them, later ones never; M counts
+            the new rows.
         wanted_R: (R,) int64, which of the new tokens logits are wanted of.
     """
 

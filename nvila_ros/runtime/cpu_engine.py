@@ -1,9 +1,9 @@
-"""The fast engine on a CPU: OpenVINO and our own kernels, each where it is the faster.
+"""The fast engine on a CPU: OpenVINO for the tower, kernels of our own for the language model.
 
-OpenVINO runs the tower, the projector and, of a quantized decoder, calls of many tokens; our kernels run calls of few
-tokens, where reading the weights is all that counts, or ONNX Runtime where there are none for a processor or a weight.
-Both read and write one `AppendCache`, so they take turns freely, and never run at once. Each keeps a quantized decoder
-in the form that its kernels read, so it is held twice. A decoder in float stays with ONNX Runtime alone.
+OpenVINO runs the tower and the projector. A quantized decoder is run by our kernels; where there are none for a
+processor or a weight, by ONNX Runtime in calls of few tokens, where reading the weights is all that counts, and by
+OpenVINO in calls of many. These two read and write one `AppendCache`, so they take turns freely, and never run at once,
+but each keeps the decoder in the form that its kernels read. A decoder in float stays with ONNX Runtime alone.
 
 Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, R tokens whose logits are wanted, D
 decoder width, V vocabulary.
@@ -31,23 +31,19 @@ from nvila_ros.runtime.openvino_weights import WeightStore, quantize_rows
 _log = logging.getLogger(__name__)
 
 HEAD = "llm.lm_head.weight"
-MOST_FEW = {NativeDecoder: 8, StepDecoder: 5}
-"""Up to how many tokens in a call each is faster than OpenVINO, measured on two cores of a Zen 4."""
+MANY_TOKENS = 6
+"""From how many tokens in a call on OpenVINO is faster than ONNX Runtime, measured on two cores of a Zen 4."""
 
 
 class TwoDecoders:
-    """`Decoder` that leaves short calls to one and long ones to another, over the same cache.
+    """`Decoder` that leaves short calls to one and long ones to another, over the same cache."""
 
-    Attributes:
-        most_few: tokens of the longest call that is short.
-    """
-
-    def __init__(self, few: Decoder, many: Decoder, most_few: int) -> None:
-        self._few, self._many, self.most_few = few, many, most_few
+    def __init__(self, few: Decoder, many: Decoder) -> None:
+        self._few, self._many = few, many
 
     def run(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
         """Write the rows of new tokens behind those that the cache holds and return the wanted logits, (R, V)."""
-        decoder = self._few if len(new.embeds_LD) <= self.most_few else self._many
+        decoder = self._many if len(new.embeds_LD) >= MANY_TOKENS else self._few
         return decoder.run(new, cache)
 
 
@@ -100,19 +96,20 @@ def _load_decoder(
     head = weights[HEAD if HEAD in weights else EMBEDDING]
     head = quantize_rows(head) if isinstance(head, np.ndarray) else head
     told = ChainMap({HEAD: head}, weights)  # type: ignore[arg-type]
-    few = _load_few(spec.decoder, told, head, threads)  # first, since it needs most while it loads
-    many = OpenvinoDecoder(spec.decoder, told, head, store, threads)
-    return store.hold(as_array(weights, EMBEDDING), np.float16), TwoDecoders(few, many, MOST_FEW[type(few)])
+    return store.hold(as_array(weights, EMBEDDING), np.float16), _load_quantized_decoder(
+        spec.decoder, told, head, store, threads
+    )
 
 
-def _load_few(
-    spec: DecoderSpec, weights: Mapping[str, Weight], head: Weight, threads: int
-) -> NativeDecoder | StepDecoder:
+def _load_quantized_decoder(
+    spec: DecoderSpec, weights: Mapping[str, Weight], head: Weight, store: WeightStore, threads: int
+) -> Decoder:
     try:
         return NativeDecoder(spec, weights, head, threads)
     except UnknownFormError as error:
-        _log.info("short calls go to ONNX Runtime: %s", error)
-        return StepDecoder(spec, weights, threads)
+        _log.info("the language model is left to ONNX Runtime and OpenVINO: %s", error)
+    few = StepDecoder(spec, weights, threads)  # first, since it needs most while it loads
+    return TwoDecoders(few, OpenvinoDecoder(spec, weights, head, store, threads))
 
 
 def _name_precision(weights: Mapping[str, Weight]) -> str:

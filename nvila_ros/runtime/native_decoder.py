@@ -1,9 +1,9 @@
-"""Our own kernels for calls of few tokens, most of them decode steps: one call in C++ runs a whole step.
+"""The quantized language model by kernels of our own: one call in C++ takes tokens and gives logits.
 
-A step reads every weight once, which no runtime does at the speed of the memory: between its products a graph's
+A decode step reads every weight once, which no runtime does at the speed of the memory: between its products a graph's
 operators are looked up, rows are moved, and threads wait. `native/decoder.cpp` packs the weights in the order in which
-it reads them, and its threads meet five times a layer. It is compiled with the package, once for each kind of
-processor; where it is missing, or does not know a weight's form, ONNX Runtime does the same work.
+it reads them, once for steps and prompts alike. It is compiled with the package, for several kinds of processors; where
+it is missing, or does not know a weight's form, ONNX Runtime and OpenVINO do the same work.
 
 Activations that meet integers are rounded to eight bits: by the scale that came with the weight, else by the largest of
 each group of inputs. All else is float32.
@@ -49,8 +49,10 @@ VECTORS = (
 )
 SAME_INPUT = (slice(0, 3), slice(4, 6))  # of MATRICES
 HEAD_LAYER = -1
+MOST_SHARING = 64  # query heads of a key and value head
 FLAGS_BY_LIBRARY = {
     "avx512vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+    "avxvnni": {"avx_vnni", "avx2", "f16c", "fma"},
     "avx2": {"avx2", "f16c", "fma"},
     "dotprod": {"asimddp"},
 }
@@ -116,6 +118,8 @@ class NativeDecoder:
             raise UnknownFormError("this processor has no kernels, or they were not compiled")
         if any(size % LANES for size in (spec.width, spec.mlp_width, spec.head_size)):
             raise UnknownFormError(f"widths must be multiples of {LANES}, got {spec}")
+        if spec.num_heads // spec.num_kv_heads > MOST_SHARING:
+            raise UnknownFormError(f"at most {MOST_SHARING} heads may share keys, got {spec}")
         self._library, self._spec = library, spec
         self._handle = ctypes.c_void_p()
         sizes = (getattr(spec, field[0]) for field in _Spec._fields_)
@@ -149,13 +153,13 @@ class NativeDecoder:
         forms = [self._set_matrix(layer, slot, weights[f"{stem}.{name}.weight"]) for slot, name in enumerate(MATRICES)]
         for part in SAME_INPUT:
             if len(set(forms[part])) > 1:
-                raise UnknownFormError(f"{MATRICES[part]} of layer {layer} round the same input in different ways")
+                raise UnknownFormError(f"{MATRICES[part]} of layer {layer} take the same input in different forms")
         for slot, name in enumerate(VECTORS):
             if f"{stem}.{name}" in weights:
                 self._set_vector(layer, slot, as_array(weights, f"{stem}.{name}"))
 
-    def _set_matrix(self, layer: int, slot: int, weight: Weight) -> tuple[int, float]:
-        """Pack a matrix and return in how many groups its inputs are rounded, and by which scale."""
+    def _set_matrix(self, layer: int, slot: int, weight: Weight) -> tuple[float, ...]:
+        """Pack a matrix and return its form: what maps of one input must have in common."""
         if isinstance(weight, np.ndarray):
             raise UnknownFormError("a matrix is not quantized")
         values_KN, is_int4 = weight.values_KN, isinstance(weight, Int4Weight)
@@ -164,8 +168,7 @@ class NativeDecoder:
         # As `nvila build` rounds them: half of what a step reads of scales.
         has_halves = is_int4 and np.array_equal(halves, scales)
         scales = np.ascontiguousarray(halves if has_halves else scales, None if has_halves else np.float32)
-        form = _input_form(weight)
-        num_groups, input_scale = form
+        num_groups, input_scale = _input_form(weight)
         matrix = _Matrix(
             values_KN.ctypes.data,
             scales.ctypes.data,
@@ -178,7 +181,7 @@ class NativeDecoder:
             input_scale,
         )
         self._check(self._library.nvila_decoder_set_matrix(self._handle, layer, slot, ctypes.byref(matrix)))
-        return form
+        return num_groups, input_scale, len(scales), matrix.bits, has_halves
 
     def _set_vector(self, layer: int, slot: int, weight: Weight) -> None:
         vector = np.ascontiguousarray(weight, np.float32)

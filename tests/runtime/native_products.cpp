@@ -12,7 +12,7 @@ int main() {
   std::mt19937 random(0);
   double worst = 0;
   for (int bits : {4, 8}) {
-    for (int rows = 1; rows <= kMostRows; ++rows) {
+    for (int rows = 1; rows <= kGroupRows; ++rows) {
       const int inputs = 192, outputs = 40, groups = 3, low = bits == 4 ? -8 : -127, high = bits == 4 ? 7 : 127;
       std::vector<int8_t> values(inputs * outputs);
       std::vector<float> scales(groups * outputs), x(rows * inputs);
@@ -23,11 +23,12 @@ int main() {
       const Matrix matrix(given);
       Rounded rounded;
       rounded.reserve(rows, inputs, groups);
-      for (int row = 0; row < rows; ++row) rounded.round(row, &x[row * inputs], 0);
+      for (int row = 0; row < rows; ++row) matrix.round(&x[row * inputs], row, rounded);
       for (int tile = 0; tile < matrix.num_tiles(); ++tile) {
         matrix.pack(tile);
-        F32 out[kMostRows];
-        matrix.multiply(tile, rounded, 0, rows, out);
+        F32 out[1][kGroupRows];
+        const Matrix::Tile tiles[1] = {matrix.tile(tile)};
+        matrix.multiply(tiles, rounded, 0, rows, out);
         for (int row = 0; row < rows; ++row) {
           for (int lane = 0; lane < kLanes && tile * kLanes + lane < outputs; ++lane) {
             const int n = tile * kLanes + lane;
@@ -38,7 +39,7 @@ int main() {
                                   rounded.values[row * inputs + k] * rounded.scales[row * groups + g];
               want += term, size += std::fabs(term);
             }
-            worst = std::max(worst, std::fabs(out[row][lane] - want) / size);
+            worst = std::max(worst, std::fabs(out[0][row][lane] - want) / size);
           }
         }
       }

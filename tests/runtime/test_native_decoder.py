@@ -17,6 +17,7 @@ from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime import native_decoder
 from nvila_ros.runtime.append import AppendEngine
+from nvila_ros.runtime.contract import Tree
 from nvila_ros.runtime.native_decoder import MATRICES, NativeDecoder, UnknownFormError, libraries
 from nvila_ros.runtime.onnxruntime_engine import EMBEDDING
 from nvila_ros.runtime.torch_engine import TorchEngine
@@ -107,7 +108,7 @@ def native(spec: ModelSpec, weights: dict[str, Weight], library: ctypes.CDLL, th
     eight=st.sets(st.sampled_from(["lm_head", "self_attn", "o_proj", "mlp", "down_proj"])),
     scale=st.sampled_from([None, 0.05]),
     threads=st.integers(1, 4),
-    lengths=st.lists(st.integers(1, 11), min_size=1, max_size=5),
+    lengths=st.lists(st.sampled_from([1, 2, 5, 8, 9, 16, 23]), min_size=1, max_size=4),
     seed=st.integers(0, 99),
 )
 def test_decodes_as_torch_with_rounded_inputs_does(
@@ -131,7 +132,7 @@ def test_decodes_as_torch_with_rounded_inputs_does(
     weights = quantize(floats, group, dict.fromkeys(eight, 8), scale)
     weights = {key: with_half_scales(weight) if has_halves else weight for key, weight in weights.items()}
     got, want = native(spec, weights, library, threads), rounding_torch(spec, weights)
-    got_cache, want_cache = got.new_cache(64), want.new_cache(64)
+    got_cache, want_cache = got.new_cache(96), want.new_cache(96)
     rng = np.random.default_rng(seed)
 
     for length in lengths:
@@ -167,6 +168,38 @@ def test_branches_are_decoded_as_if_each_were_alone(tmp_path: Path, library: cty
     engine = native(spec, quantize(floats, 32, {"lm_head": 8}, None), library)
 
     assert_tree_matches_runs(engine, engine, 5, [3, 1, 4, 2], seed, FLIPPED)
+
+
+@each_library
+def test_a_prompt_of_several_passes_is_that_of_small_steps(tmp_path: Path, library: ctypes.CDLL) -> None:
+    spec, floats = make(tmp_path)
+    spec = replace(spec, decoder=replace(spec.decoder, max_positions=1200))
+    engine = native(spec, quantize(floats, 32, {}, None), library)
+    embeds_LD = np.random.default_rng(0).normal(size=(1100, spec.decoder.width)).astype(np.float32)
+    at_once, by_steps = engine.new_cache(1200), engine.new_cache(1200)
+
+    logits_V = engine.forward(embeds_LD, at_once)
+    for start in range(0, 1100, 7):
+        expected_V = engine.forward(embeds_LD[start : start + 7], by_steps)
+
+    assert_rounds_alike(logits_V, expected_V)
+
+
+@each_library
+@pytest.mark.parametrize("wanted", [[], [19], [3, 11], list(range(20))])
+def test_only_the_wanted_logits_are_given(tmp_path: Path, library: ctypes.CDLL, wanted: list[int]) -> None:
+    spec, floats = make(tmp_path)
+    engine = native(spec, quantize(floats, 32, {}, None), library)
+    embeds_LD = np.random.default_rng(0).normal(size=(20, spec.decoder.width)).astype(np.float32)
+    sees_LM = np.tri(20, dtype=bool)
+
+    logits_RV = engine.forward_tree(
+        embeds_LD, engine.new_cache(20), Tree(np.arange(20), sees_LM, np.array(wanted, int))
+    )
+
+    assert logits_RV.shape == (len(wanted), spec.decoder.vocab_size)
+    for row, logits_V in zip(wanted, logits_RV, strict=True):
+        assert_rounds_alike(logits_V, engine.forward(embeds_LD[: row + 1], engine.new_cache(20)))
 
 
 @each_library
@@ -211,16 +244,32 @@ def test_what_no_kernel_knows_is_refused_by_name(tmp_path: Path, monkeypatch: py
     assert "not compiled" in refusal(spec.decoder, weights)
 
 
+def run_products(folder: Path, compiler: str, options: list[str], *emulator: str) -> str:
+    """Return what the products told that were compiled for a processor."""
+    program, source = folder / "products", ROOT / "tests" / "runtime" / "native_products.cpp"
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
+    command = [compiler, "-std=c++17", "-O2", *warnings, *options, f"-I{ROOT / 'native'}", source, "-o", program]
+    subprocess.run(command, check=True)
+    done = subprocess.run([*emulator, program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 @pytest.mark.skipif(
     not (shutil.which(CROSS) and shutil.which(EMULATOR)),
     reason=f"{CROSS} or {EMULATOR} is missing; apt install g++-aarch64-linux-gnu qemu-user",
 )
 def test_products_are_right_on_an_emulated_arm(tmp_path: Path) -> None:
-    program, source = tmp_path / "products", ROOT / "tests" / "runtime" / "native_products.cpp"
-    options = ["-std=c++17", "-O2", "-Wno-psabi", "-march=armv8.2-a+dotprod", "-static", f"-I{ROOT / 'native'}"]
-    subprocess.run([CROSS, *options, source, "-o", program], check=True)
+    told = run_products(tmp_path, CROSS, ["-march=armv8.2-a+dotprod", "-static"], EMULATOR)
 
-    done = subprocess.run([EMULATOR, program], capture_output=True, text=True, timeout=60)
+    assert told.startswith("neon_dotprod")
 
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.startswith("neon_dotprod")
+
+@pytest.mark.skipif(
+    len(libraries()) == 0 or libraries()[0].nvila_isa() != b"avx512vnni" or not shutil.which("c++"),
+    reason="there is no compiler, or no AVX-512 VNNI, whose narrow instructions do what those of AVX-VNNI do",
+)
+def test_products_are_right_by_narrow_vnni(tmp_path: Path) -> None:
+    options = ["-mavx2", "-mf16c", "-mfma", "-mavx512vl", "-mavx512vnni", "-DNVILA_NARROW"]
+
+    assert run_products(tmp_path, "c++", options).startswith("avxvnni")
