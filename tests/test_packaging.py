@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from nvila_ros.runtime import native_decoder
 from nvila_ros.types import FinishReason
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +65,14 @@ def test_pip_knows_the_version_of_package_xml() -> None:
         pytest.skip("nvila_ros is not installed by pip")
 
     assert installed == ElementTree.parse(ROOT / "package.xml").findtext("version")
+
+
+def test_the_decoders_kernels_are_compiled_where_the_processor_has_them() -> None:
+    flags = native_decoder.processor_flags()
+
+    known = [name for name, needed in native_decoder.FLAGS_BY_LIBRARY.items() if needed <= flags]
+
+    assert len(native_decoder.libraries()) == len(known)
 
 
 def test_every_folder_of_sources_is_a_package() -> None:

@@ -213,7 +213,7 @@ def _input_form(weight: Int4Weight | Int8Weight) -> tuple[int, float]:
 @functools.cache
 def libraries() -> tuple[ctypes.CDLL, ...]:
     """Return what was compiled and this processor can run, the fastest first."""
-    flags = _processor_flags()
+    flags = processor_flags()
     paths = (next(_paths(name), None) for name, needed in FLAGS_BY_LIBRARY.items() if needed <= flags)
     return tuple(_open(path) for path in paths if path is not None)
 
@@ -232,7 +232,8 @@ def _paths(name: str) -> Iterator[Path]:
     return (path for path in paths if path.is_file())
 
 
-def _processor_flags() -> set[str]:
+def processor_flags() -> set[str]:
+    """Return what the system says of its processors."""
     if platform.system() != "Linux":
         return set()
     lines = CPUINFO.read_text(encoding="utf-8").splitlines()

@@ -111,5 +111,14 @@ def _hint(missing: str) -> str:
     return f"{missing} is not installed; {how}" if extra else ""
 
 
+def _leave(code: int) -> NoReturn:
+    """End the process; a rank of torchrun at once, since torch's threads may abort amid the interpreter's own exit."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())
