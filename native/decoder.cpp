@@ -568,6 +568,8 @@ nvila::Decoder* cast(void* decoder) { return static_cast<nvila::Decoder*>(decode
 
 }  // namespace
 
+// All else is hidden: several of these libraries may be loaded at once, each with vectors of its own.
+#pragma GCC visibility push(default)
 extern "C" {
 
 const char* nvila_isa() { return nvila::kIsa; }
@@ -588,3 +590,4 @@ int nvila_decoder_run(void* decoder, const nvila::Call* call) {
 }
 
 }
+#pragma GCC visibility pop
