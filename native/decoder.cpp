@@ -573,6 +573,10 @@ nvila::Decoder* cast(void* decoder) { return static_cast<nvila::Decoder*>(decode
 extern "C" {
 
 const char* nvila_isa() { return nvila::kIsa; }
+// Of what crosses the library's edge, so that a caller of another version is found out.
+int64_t nvila_layout() {
+  return int64_t{sizeof(nvila::Spec)} << 20 | sizeof(nvila::GivenMatrix) << 10 | sizeof(nvila::Call);
+}
 const char* nvila_last_error() { return last_error.c_str(); }
 
 int nvila_decoder_new(const nvila::Spec* spec, int32_t threads, void** to) {

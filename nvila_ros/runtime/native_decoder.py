@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 import platform
 import weakref
@@ -27,6 +28,8 @@ import nvila_ros
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, as_array
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.runtime.append import AppendCache, NewTokens
+
+_log = logging.getLogger(__name__)
 
 MOST_GROUP = 128
 """Most inputs that share a scale where activations are rounded."""
@@ -85,6 +88,9 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("num_new", "num_wanted")),
         ("logits", ctypes.c_void_p),
     ]
+
+
+LAYOUT = ctypes.sizeof(_Spec) << 20 | ctypes.sizeof(_Matrix) << 10 | ctypes.sizeof(_Call)
 
 
 class UnknownFormError(Exception):
@@ -215,11 +221,16 @@ def libraries() -> tuple[ctypes.CDLL, ...]:
     """Return what was compiled and this processor can run, the fastest first."""
     flags = processor_flags()
     paths = (next(_paths(name), None) for name, needed in FLAGS_BY_LIBRARY.items() if needed <= flags)
-    return tuple(_open(path) for path in paths if path is not None)
+    opened = (_open(path) for path in paths if path is not None)
+    return tuple(library for library in opened if library is not None)
 
 
-def _open(path: Path) -> ctypes.CDLL:
+def _open(path: Path) -> ctypes.CDLL | None:
     library = ctypes.CDLL(str(path))
+    library.nvila_layout.restype = ctypes.c_int64
+    if library.nvila_layout() != LAYOUT:
+        _log.warning("%s is not used: it was compiled from other sources than these; install nvila_ros again", path)
+        return None
     library.nvila_isa.restype = library.nvila_last_error.restype = ctypes.c_char_p
     library.nvila_decoder_delete.argtypes = [ctypes.c_void_p]
     library.nvila_decoder_delete.restype = None

@@ -244,6 +244,15 @@ def test_what_no_kernel_knows_is_refused_by_name(tmp_path: Path, monkeypatch: py
     assert "not compiled" in refusal(spec.decoder, weights)
 
 
+def test_a_library_of_other_sources_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native_decoder, "LAYOUT", native_decoder.LAYOUT + 1)
+
+    assert native_decoder.libraries.__wrapped__() == ()
+    assert "install nvila_ros again" in caplog.text
+
+
 def run_products(folder: Path, compiler: str, options: list[str], *emulator: str) -> str:
     """Return what the products told that were compiled for a processor."""
     program, source = folder / "products", ROOT / "tests" / "runtime" / "native_products.cpp"
