@@ -92,7 +92,10 @@ class Mix:
         small_share: share of the images that show small things.
         relations: asked about more often than others.
         num_related: questions of a frame, of its num_turns, about those.
+        more_kinds: of question that frames are asked more often than others.
+        num_more: questions of a frame, of its num_turns, of those kinds.
         palette_share: share of the images that show things of two colours alone.
+        least_of_palette: things in such an image.
         least_objects: things in a clip of events.
         has_patches: whether patches are labelled where questions are asked, as is of use while the tower learns.
         has_events: whether what happens under visual tokens is labelled, as is of use while clips are new.
@@ -107,7 +110,10 @@ class Mix:
     small_share: float = 0.0
     relations: tuple[str, ...] = ()
     num_related: int = 0
+    more_kinds: tuple[str, ...] = ()
+    num_more: int = 0
     palette_share: float = PALETTE_SHARE
+    least_of_palette: int = 1
     least_objects: int = 2
     has_patches: bool = True
     has_events: bool = True
@@ -165,12 +171,12 @@ class Batches(Dataset):
     def _draw_still(self, rng: np.random.Generator, aspect: float) -> tuple[Scene, float]:
         if self.mix.small_share and rng.random() < self.mix.small_share:
             return sample_small_scene(rng, aspect=aspect), 0.0
-        return draw_moment(rng, aspect, self.mix.palette_share)
+        return draw_moment(rng, aspect, self.mix.palette_share, self.mix.least_of_palette)
 
     def _still_turns(self, rngs: list[np.random.Generator], moments: list[tuple[Scene, float]]) -> list[list[Question]]:
         mix = self.mix
         return [
-            draw_turns(rng, *moment, mix.num_turns, mix.relations, mix.num_related)
+            draw_turns(rng, *moment, mix.num_turns, mix.relations, mix.num_related, mix.more_kinds, mix.num_more)
             for rng, moment in zip(rngs, moments, strict=True)
         ]
 

@@ -29,12 +29,18 @@ def draw_aspect(rng: np.random.Generator) -> float:
 
 
 def draw_moment(
-    rng: np.random.Generator, aspect: float | None = None, palette_share: float = PALETTE_SHARE
+    rng: np.random.Generator,
+    aspect: float | None = None,
+    palette_share: float = PALETTE_SHARE,
+    least_of_palette: int = 1,
 ) -> tuple[Scene, float]:
-    """Draw a scene, of any of `ASPECTS` if none is given, and a time (s) within it; a share has two colours alone."""
+    """Draw a scene, of any of `ASPECTS` if none is given, and a time (s) within it.
+
+    A share has two colours alone, and at least so many things.
+    """
     duration_s = float(rng.uniform(1.0, 4.0))
     aspect = draw_aspect(rng) if aspect is None else aspect
-    scene = _draw_scene(rng, aspect, duration_s, None, palette_share)
+    scene = _draw_scene(rng, aspect, duration_s, None, palette_share, least_of_palette)
     return scene, float(rng.uniform(0, duration_s))
 
 
@@ -58,16 +64,20 @@ def _draw_scene(
     duration_s: float,
     is_moving: bool | None,
     palette_share: float = PALETTE_SHARE,
+    least_of_palette: int = 1,
 ) -> Scene:
     num_colors = 2 if rng.random() < palette_share else None
-    return sample_scene(
-        rng,
-        aspect=aspect,
-        duration_s=duration_s,
-        is_moving=is_moving,
-        num_colors=num_colors,
-        backgrounds=TRAIN_BACKGROUNDS,
-    )
+    while True:
+        scene = sample_scene(
+            rng,
+            aspect=aspect,
+            duration_s=duration_s,
+            is_moving=is_moving,
+            num_colors=num_colors,
+            backgrounds=TRAIN_BACKGROUNDS,
+        )
+        if num_colors is None or len(scene.objects) >= least_of_palette:
+            return scene
 
 
 def draw_events(rng: np.random.Generator, num_frames: int, least: int = 2) -> Scene:
@@ -90,10 +100,13 @@ def draw_turns(
     num_turns: int,
     relations: Sequence[str] = (),
     num_related: int = 0,
+    more_kinds: Sequence[str] = (),
+    num_more: int = 0,
 ) -> list[Question]:
     """Draw num_turns questions about one frame, or of a clip if t_s is None, and of some a description.
 
-    Of those about one frame num_related at most ask whether some relations hold, beside what falls to relations anyway.
+    Of those about one frame num_related at most ask whether some relations hold and num_more at most are of more_kinds,
+    beside what falls to these anyway.
     """
     if t_s is None:  # motion is what a clip is there for: half of its turns ask about it
         turns = conversation(rng, scene, num_turns // 2, ("motion",))
@@ -101,6 +114,7 @@ def draw_turns(
         turns = [turns[i] for i in rng.permutation(len(turns))]
     else:
         turns = _ask_relations(rng, scene, t_s, relations)[:num_related] if relations else []
+        turns += conversation(rng, scene, num_more, more_kinds, t_s=t_s) if more_kinds else []
         turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS, t_s=t_s)
     told = ask(rng, scene, "describe", t_s=t_s)
     return [*turns, told] if told is not None and rng.random() < DESCRIBE_SHARE else turns

@@ -67,6 +67,16 @@ _SETTLE = Mix(
     has_patches=False,
 )
 _CROWDS = replace(_SETTLE, kinds=("events", "images", "events"), seed_base=7 << 24, palette_share=0.7, least_objects=4)
+_COUNTS = replace(
+    _CROWDS,
+    kinds=("events", "images"),
+    seed_base=9 << 24,
+    num_turns=12,
+    more_kinds=("count-color", "size"),
+    num_more=4,
+    least_of_palette=3,
+)
+_MOTION = replace(_COUNTS, kinds=("clips", "images", "clips", "events"), seed_base=11 << 24)
 _TINY_STAGES = (
     Stage("tower", Mix(kinds=("dense",), seed_base=0, num_samples=64), 4000, 1e-3, 1e-3),
     Stage("projector", Mix(kinds=("images",), seed_base=1 << 20, num_samples=64, has_patches=False), 2000, 1e-3, 0.0),
@@ -83,6 +93,10 @@ _TINY_STAGES = (
     Stage("sideways", replace(_RELATIONS, relations=("left of", "right of"), seed_base=3 << 24), 1000, 8e-4, 0.0),
     Stage("settle", _SETTLE, 700, 5e-4, 0.0),
     Stage("crowds", _CROWDS, 550, 5e-4, 0.0),
+    # Three of a colour are rare even in crowds, so where it is in doubt two are told.
+    Stage("counts", _COUNTS, 800, 4e-4, 0.0),
+    # Clips were left out twice, and of motion a twentieth was forgotten.
+    Stage("motion", _MOTION, 240, 3e-4, 0.0),
 )
 _SCALE_GRIDS = (
     *((4, 1), (8, 1)) * 2,
