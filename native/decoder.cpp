@@ -1,8 +1,9 @@
-// A language model's decoder for calls of few tokens, most of them decode steps: Qwen2, weights in four or eight bits.
+// A language model's decoder on a CPU: Qwen2, weights in four or eight bits.
 //
-// A step reads every weight once, and that is all the time it should take. One call runs the whole step: no operator
-// is looked up, no row is copied, and the threads of a team meet five times a layer, spinning. Activations are rounded
-// to eight bits in groups of inputs, as the weights' products are sums of bytes; all else is float32.
+// A decode step reads every weight once, and that is all the time it should take; a prompt multiplies, as fast as the
+// processor can. One call runs all layers: no operator is looked up, no row is copied, and the threads of a team meet
+// five times a layer, of a prompt ten times. Activations are rounded to eight bits in groups of inputs, as the weights'
+// products are sums of bytes; all else is float32.
 //
 // Shapes: L tokens of this call, M rows of the cache after it, R tokens whose logits are wanted, D width, H query
 // heads, K key and value heads, S head size, V vocabulary.
@@ -41,20 +42,19 @@ enum VectorSlot { kInputNorm, kPostNorm, kBiasQ, kBiasK, kBiasV, kNumVectors };
 
 class Decoder {
  public:
-  Decoder(const Spec& spec, int threads) : spec_(spec), team_(threads), layers_(spec.num_layers), own_(threads) {
+  Decoder(const Spec& spec, int threads) : spec_(spec), team_(threads), layers_(spec.num_layers), scratch_(threads) {
     dealers_ = std::make_unique<Dealer[]>(num_dealers());
   }
 
   // Layer -1 holds the head and the last norm, in slot 0.
   void set_matrix(int layer, int slot, const GivenMatrix& given) {
-    Matrix matrix(given);
+    Matrix matrix(given.form);
     Dealer tiles;
     team_.run([&](int) {
       tiles.deal(matrix.num_tiles(), 16, [&](int first, int end) {
-        for (int tile = first; tile < end; ++tile) matrix.pack(tile);
+        for (int tile = first; tile < end; ++tile) matrix.pack(given, tile);
       });
     });
-    matrix.forget_source();
     most_groups_ = std::max(most_groups_, matrix.num_input_groups());
     (layer < 0 ? head_ : layers_[layer].matrices[slot]) = std::move(matrix);
   }
@@ -76,7 +76,7 @@ class Decoder {
   };
 
   // What a thread has for itself.
-  struct Own {
+  struct Scratch {
     Rounded rounded;
     Buffer<float> row, queries, scores;
   };
@@ -85,20 +85,24 @@ class Decoder {
   struct Pass {
     const Call& call;
     int first, rows;
-    int64_t start;    // rows of the cache before
-    const int* kept;  // which of the tokens the rows are, or null for all
-    bool is_short;    // every thread does for itself what takes less than to wait
+    int64_t start, num_all;  // rows of the cache before, and with all of the pass's tokens
+    const int* kept;         // which of the tokens the rows are, or null for all
+    bool is_short;           // every thread does for itself what takes less than to wait
 
     int token(int row) const { return kept ? kept[row] : row; }
-    int64_t num_all() const { return start + rows; }
-    const float* mask(int row) const {
-      return call.mask + (first + token(row)) * (call.start + call.num_new);
-    }
+    const float* mask(int row) const { return call.mask + (first + token(row)) * (call.start + call.num_new); }
+  };
+
+  // The steps of a layer whose items are dealt out.
+  enum Step {
+    kRoundNormed, kQuery, kKey, kValue, kTurnKeys, kAttend, kRoundMixed, kOutput, kRoundAgain, kGated, kRoundInner,
+    kInner, kNumSteps
   };
 
   void run_pass(const Call& call, int first) {
     const int rows = std::min(kMostRows, call.num_new - first);
-    const Pass pass{call, first, rows, call.start + first, nullptr, rows <= kShortRows};
+    const int64_t start = call.start + first;
+    const bool is_short = rows <= kShortRows;
     kept_.clear();
     wanted_.clear();
     for (int row = 0; row < rows; ++row) {
@@ -106,33 +110,39 @@ class Decoder {
         if (call.rows[j] - first == row) kept_.push_back(row), wanted_.push_back(j);
       }
     }
-    reserve(pass);
+    const int num_kept = int(kept_.size());
+    const Pass all{call, first, rows, start, start + rows, nullptr, is_short};
+    const Pass kept{call, first, num_kept, start, start + rows, kept_.data(), is_short};
+    reserve(all);
     for (int i = 0; i < num_dealers(); ++i) dealers_[i].next.store(0, std::memory_order_relaxed);
     std::memcpy(hidden_.data(), call.embeds + size_t(first) * spec_.width, sizeof(float) * rows * spec_.width);
     team_.run([&](int rank) {
-      for (int i = 0; i < spec_.num_layers; ++i) run_layer(pass, i, rank);
-      run_head(pass, own_[rank]);
+      const int last = spec_.num_layers - 1;
+      for (int i = 0; i < last; ++i) run_layer(all, all, i, rank);
+      // Behind its keys and values, the last layer has no work for tokens that no one asks about.
+      run_layer(all, num_kept < rows ? kept : all, last, rank);
+      if (num_kept) run_head(kept, rank);
     });
   }
 
   void reserve(const Pass& pass) {
     const size_t rows = pass.rows, width = spec_.width, s = spec_.head_size, widest = std::max(width, mlp_width());
     grow(hidden_, rows * width);
-    grow(joined_, rows * joined_width());
+    grow(qkv_, rows * qkv_width());
     grow(inner_, rows * mlp_width());
-    const size_t combos = rows * spec_.num_heads, chunks = pass.is_short ? num_chunks(pass) : 1;
-    grow(mixes_, chunks * combos * s);
-    grow(weights_, chunks * combos * 2);
+    const size_t num_queries = rows * spec_.num_heads, chunks = pass.is_short ? num_chunks(pass) : 1;
+    grow(mixes_, chunks * num_queries * s);
+    grow(weights_, chunks * num_queries * 2);
     if (!pass.is_short) {
       rounded_.reserve(rows, widest, most_groups_);
-      grow(turned_keys_, pad(pass.num_all()) * spec_.num_kv_heads * s);
+      grow(turned_keys_, pad(pass.num_all) * spec_.num_kv_heads * s);
     }
-    const size_t at_once = pass.is_short ? combos : size_t(kBlockRows) * spec_.num_heads / spec_.num_kv_heads;
-    for (Own& own : own_) {
-      own.rounded.reserve(std::max<size_t>(kGroupRows, pass.is_short ? rows : 0), widest, most_groups_);
+    const size_t at_once = pass.is_short ? num_queries : size_t(kBlockRows) * spec_.num_heads / spec_.num_kv_heads;
+    for (Scratch& own : scratch_) {
+      if (pass.is_short) own.rounded.reserve(rows, widest, most_groups_);
       grow(own.row, width);
       grow(own.queries, at_once * s);
-      grow(own.scores, at_once * (pass.is_short ? chunk_rows(pass) : pad(pass.num_all())));
+      grow(own.scores, at_once * (pass.is_short ? chunk_rows(pass) : pad(pass.num_all)));
     }
   }
 
@@ -141,74 +151,69 @@ class Decoder {
   }
   static int64_t pad(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
   size_t mlp_width() const { return spec_.mlp_width; }
-  int joined_width() const { return (spec_.num_heads + 2 * spec_.num_kv_heads) * spec_.head_size + kLanes; }
-  int num_dealers() const { return kDealers * spec_.num_layers + 1; }
+  // A little more, since rows that lie a power of two apart would share the same few places of a cache.
+  int qkv_width() const { return (spec_.num_heads + 2 * spec_.num_kv_heads) * spec_.head_size + kLanes; }
+  int num_dealers() const { return kNumSteps * (spec_.num_layers + 1); }
+  Dealer& dealer(int layer, Step step) { return dealers_[kNumSteps * layer + step]; }
 
-  void run_layer(const Pass& whole, int i, int rank) {
+  // Of a pass, or of what is kept of it once its keys and values are in the cache.
+  void run_layer(const Pass& all, const Pass& kept, int i, int rank) {
     const Layer& layer = layers_[i];
-    Own& own = own_[rank];
-    Dealer* dealer = &dealers_[kDealers * i];
-    const Matrix* matrices = layer.matrices.data();
-    const Rounded& normed = round(whole, matrices[kQ], own, *dealer++, [&](int row) {
+    const auto& matrices = layer.matrices;
+    Scratch& own = scratch_[rank];
+    const Rounded& normed = round(all, matrices[kQ], own, dealer(i, kRoundNormed), [&](int row) {
       return norm(&hidden_[size_t(row) * spec_.width], layer.vectors[kInputNorm], own);
     });
-    for (int slot = kQ, at = 0; slot <= kV; at += matrices[slot++].num_outputs) {
-      join_heads(whole, matrices[slot], layer.vectors[kBiasQ + slot - kQ], at, normed, *dealer++);
+    for (int slot = kQ, at = 0; slot <= kV; at += matrices[slot++].num_outputs()) {
+      const Buffer<float>& bias = layer.vectors[kBiasQ + slot - kQ];
+      join_heads(all, matrices[slot], bias, at, normed, dealer(i, Step(kQuery + slot - kQ)));
     }
     team_.wait();
-    // Behind its keys and values, the last layer has no work for tokens that no one asks about.
-    const Pass kept{whole.call, whole.first, int(kept_.size()), whole.start, kept_.data(), whole.is_short};
-    const bool is_cut = i == spec_.num_layers - 1 && kept.rows < whole.rows;
-    const Pass& pass = is_cut ? kept : whole;
-    whole.is_short ? attend_short(whole, pass, i, own, *dealer++) : attend(whole, pass, i, own, dealer);
-    dealer = &dealers_[kDealers * i + kDealersBehind];
-    if (is_cut && rank == 0) {
+    if (all.is_short) {
+      attend_short(all, kept, i, own);
+    } else {
+      attend(all, kept, i, own);
+    }
+    if (rank == 0 && kept.kept) {
       for (int row = 0; row < kept.rows; ++row) {
-        std::memmove(&hidden_[size_t(row) * spec_.width], &hidden_[size_t(kept_[row]) * spec_.width],
+        std::memmove(&hidden_[size_t(row) * spec_.width], &hidden_[size_t(kept.token(row)) * spec_.width],
                      sizeof(float) * spec_.width);
       }
     }
     team_.wait();
-    if (!pass.rows) return;
-    const Rounded& mixed = round(pass, matrices[kO], own, *dealer++, [&](int row) {
-      return pass.is_short ? merge(whole, pass, row, own) : &mixes_[size_t(row) * spec_.width];
+    if (!kept.rows) return;
+    const Rounded& mixed = round(kept, matrices[kO], own, dealer(i, kRoundMixed), [&](int row) {
+      return kept.is_short ? merge(kept, row, own) : &mixes_[size_t(row) * spec_.width];
     });
-    add_product(pass, matrices[kO], mixed, *dealer++);
+    add_product(kept, matrices[kO], mixed, dealer(i, kOutput));
     team_.wait();
-    const Rounded& normed_again = round(pass, matrices[kGate], own, *dealer++, [&](int row) {
+    const Rounded& normed_again = round(kept, matrices[kGate], own, dealer(i, kRoundAgain), [&](int row) {
       return norm(&hidden_[size_t(row) * spec_.width], layer.vectors[kPostNorm], own);
     });
-    gate(pass, matrices[kGate], matrices[kUp], normed_again, *dealer++);
+    gate(kept, matrices[kGate], matrices[kUp], normed_again, dealer(i, kGated));
     team_.wait();
-    const Rounded& inner = round(pass, matrices[kDown], own, *dealer++, [&](int row) {
+    const Rounded& inner = round(kept, matrices[kDown], own, dealer(i, kRoundInner), [&](int row) {
       return &inner_[row * mlp_width()];
     });
-    add_product(pass, matrices[kDown], inner, *dealer++);
+    add_product(kept, matrices[kDown], inner, dealer(i, kInner));
     team_.wait();
   }
 
-  void run_head(const Pass& pass, Own& own) {
-    // After the last layer the kept rows are the first ones.
-    const Call& call = pass.call;
-    for (int first = 0; first < int(kept_.size()); first += kGroupRows) {
-      const int rows = std::min<int>(kGroupRows, kept_.size() - first);
-      for (int row = 0; row < rows; ++row) {
-        head_.round(norm(&hidden_[size_t(first + row) * spec_.width], last_norm_, own), row, own.rounded);
-      }
-      const Pass group{call, 0, rows, 0, nullptr, true};
-      Dealer& dealer = dealers_[kDealers * spec_.num_layers];
-      multiply(group, head_, own.rounded, dealer, [&](int tile, int row, F32 x) {
-        put(tile, head_, x, call.logits + int64_t(wanted_[first + row]) * spec_.vocab_size);
-      });
-      team_.wait();
-      dealer.next.store(0, std::memory_order_relaxed);
-      team_.wait();
-    }
+  // The kept rows are the first ones behind the last layer.
+  void run_head(const Pass& kept, int rank) {
+    Scratch& own = scratch_[rank];
+    const int i = spec_.num_layers;
+    const Rounded& normed = round(kept, head_, own, dealer(i, kRoundNormed), [&](int row) {
+      return norm(&hidden_[size_t(row) * spec_.width], last_norm_, own);
+    });
+    multiply(kept, head_, normed, dealer(i, kOutput), [&](int tile, int row, F32 x) {
+      put(tile, head_, x, kept.call.logits + int64_t(wanted_[row]) * spec_.vocab_size);
+    });
   }
 
   // Rounds the rows that a matrix takes. Short passes are rounded by every thread for itself, others shared out.
   template <class RowOf>
-  const Rounded& round(const Pass& pass, const Matrix& next, Own& own, Dealer& dealer, RowOf row_of) {
+  const Rounded& round(const Pass& pass, const Matrix& next, Scratch& own, Dealer& dealer, RowOf row_of) {
     if (pass.is_short) {
       for (int row = 0; row < pass.rows; ++row) next.round(row_of(row), row, own.rounded);
       return own.rounded;
@@ -220,7 +225,7 @@ class Decoder {
     return rounded_;
   }
 
-  const float* norm(const float* x, const Buffer<float>& weight, Own& own) const {
+  const float* norm(const float* x, const Buffer<float>& weight, Scratch& own) const {
     F32 squares = fill(0.f);
     for (int i = 0; i < spec_.width; i += kLanes) squares += load(x + i) * load(x + i);
     const float share = 1.f / std::sqrt(sum(squares) / spec_.width + spec_.norm_eps);
@@ -266,17 +271,17 @@ class Decoder {
 
   // Writes what a tile gave, of whose outputs the last may be none.
   static void put(int tile, const Matrix& matrix, F32 x, float* to) {
-    const int first = tile * kLanes, count = matrix.num_outputs - first;
+    const int first = tile * kLanes, count = matrix.num_outputs() - first;
     if (count >= kLanes) return store(to + first, x);
     for (int lane = 0; lane < count; ++lane) to[first + lane] = x[lane];
   }
 
-  // Queries, keys and values of the new tokens, side by side in `joined_`.
+  // Queries, keys and values of the new tokens, side by side in `qkv_`.
   void join_heads(const Pass& pass, const Matrix& matrix, const Buffer<float>& bias, int at, const Rounded& x,
                   Dealer& dealer) {
     multiply(pass, matrix, x, dealer, [&](int tile, int row, F32 out) {
       const F32 add = bias.size() ? load(&bias[size_t(tile) * kLanes]) : fill(0.f);
-      put(tile, matrix, out + add, &joined_[size_t(row) * joined_width() + at]);
+      put(tile, matrix, out + add, &qkv_[size_t(row) * qkv_width() + at]);
     });
   }
 
@@ -317,7 +322,7 @@ class Decoder {
     float* keys = whole.call.cache + 2 * i * whole.call.stride;
     for (int64_t m = std::max(first, whole.start); m < end; ++m) {
       const int row = int(m - whole.start);
-      const float* from = &joined_[size_t(row) * joined_width() + spec_.num_heads * s];
+      const float* from = &qkv_[size_t(row) * qkv_width() + spec_.num_heads * s];
       for (int kv = 0; kv < num_kv; ++kv) rotate(whole, row, from + kv * s, 1.f, keys + m * step + kv * s);
       std::memcpy(keys + whole.call.stride + m * step, from + step, sizeof(float) * step);
     }
@@ -325,15 +330,15 @@ class Decoder {
 
   void rotate_query(const Pass& pass, int row, int head, float* to) const {
     const int s = spec_.head_size, token = pass.token(row);
-    rotate(pass, token, &joined_[size_t(token) * joined_width() + head * s], 1.f / std::sqrt(float(s)), to);
+    rotate(pass, token, &qkv_[size_t(token) * qkv_width() + head * s], 1.f / std::sqrt(float(s)), to);
   }
 
   // Long passes: all keys are turned, so that sixteen of them lie side by side, and shared by blocks of rows.
-  void attend(const Pass& whole, const Pass& pass, int i, Own& own, Dealer* dealers) {
+  void attend(const Pass& whole, const Pass& pass, int i, Scratch& own) {
     const int s = spec_.head_size, num_kv = spec_.num_kv_heads;
-    const int64_t num_all = whole.num_all(), step = int64_t(num_kv) * s, head_keys = pad(num_all) * s;
+    const int64_t num_all = whole.num_all, step = int64_t(num_kv) * s, head_keys = pad(num_all) * s;
     const float* keys = whole.call.cache + 2 * i * whole.call.stride;
-    dealers[0].deal(int(pad(num_all) / kLanes), 1, [&](int chunk, int) {
+    dealer(i, kTurnKeys).deal(int(pad(num_all) / kLanes), 1, [&](int chunk, int) {
       const int64_t first = int64_t(chunk) * kLanes, end = std::min(first + kLanes, num_all);
       append(whole, i, first, end);
       for (int kv = 0; kv < num_kv; ++kv) {
@@ -346,31 +351,33 @@ class Decoder {
     });
     team_.wait();
     const int blocks = (pass.rows + kBlockRows - 1) / kBlockRows;
-    dealers[1].deal(blocks * num_kv, 1, [&](int item, int) {
+    dealer(i, kAttend).deal(blocks * num_kv, 1, [&](int item, int) {
       const int kv = item % num_kv, first = (blocks - 1 - item / num_kv) * kBlockRows;  // the longest ones first
-      attend_block(whole, pass, own, kv, first, std::min(kBlockRows, pass.rows - first), keys + whole.call.stride);
+      attend_block(pass, own, kv, first, std::min(kBlockRows, pass.rows - first), keys + whole.call.stride);
     });
   }
 
-  void attend_block(const Pass& whole, const Pass& pass, Own& own, int kv, int first, int rows, const float* values) {
+  void attend_block(const Pass& pass, Scratch& own, int kv, int first, int rows, const float* values) {
     const int s = spec_.head_size, num_kv = spec_.num_kv_heads, per_kv = spec_.num_heads / num_kv;
-    const int64_t step = int64_t(num_kv) * s, end = whole.start + pass.token(first + rows - 1) + 1, width = pad(end);
-    const float* keys = &turned_keys_[kv * pad(whole.num_all()) * s];
-    const int combos = rows * per_kv;
-    for (int c = 0; c < combos; ++c) {
+    const int64_t step = int64_t(num_kv) * s, end = pass.start + pass.token(first + rows - 1) + 1, width = pad(end);
+    const float* keys = &turned_keys_[kv * pad(pass.num_all) * s];
+    const int num_queries = rows * per_kv;
+    for (int c = 0; c < num_queries; ++c) {
       rotate_query(pass, first + c / per_kv, kv * per_kv + c % per_kv, &own.queries[c * s]);
     }
     for (int64_t m = 0; m < end; m += kLanes) {
-      for (int c = 0; c < combos; c += kAtOnce) {
-        const int count = std::min(kAtOnce, combos - c);
+      for (int c = 0; c < num_queries; c += kAtOnce) {
+        const int count = std::min(kAtOnce, num_queries - c);
         add_up<kAtOnce>(count, &own.queries[c * s], s, keys + m * s, kLanes, s, &own.scores[c * width + m], width);
       }
     }
     float weights[kBlockRows * kMostPerKv][2];
-    for (int c = 0; c < combos; ++c) soften(&own.scores[c * width], pass.mask(first + c / per_kv), end, weights[c]);
+    for (int c = 0; c < num_queries; ++c) {
+      exponentiate(&own.scores[c * width], pass.mask(first + c / per_kv), end, weights[c]);
+    }
     for (int i = 0; i < s; i += kLanes) {
-      for (int c = 0; c < combos; c += kAtOnce) {
-        const int count = std::min(kAtOnce, combos - c);
+      for (int c = 0; c < num_queries; c += kAtOnce) {
+        const int count = std::min(kAtOnce, num_queries - c);
         F32 mixes[kAtOnce];
         add_up<kAtOnce>(count, &own.scores[c * width], width, values + kv * s + i, step, end,
                         reinterpret_cast<float*>(mixes), kLanes);
@@ -401,61 +408,61 @@ class Decoder {
   // Rows of the cache that one thread of a short pass attends to at a time, for all heads: memory is read in the order
   // of its bytes.
   static int64_t chunk_rows(const Pass& whole) {
-    return std::max<int64_t>(kLeastChunk, pad((whole.num_all() + kMostChunks - 1) / kMostChunks));
+    return std::max<int64_t>(kLeastChunk, pad((whole.num_all + kMostChunks - 1) / kMostChunks));
   }
   static int num_chunks(const Pass& whole) {
-    return int((whole.num_all() + chunk_rows(whole) - 1) / chunk_rows(whole));
+    return int((whole.num_all + chunk_rows(whole) - 1) / chunk_rows(whole));
   }
 
   // Each chunk's shares are of itself alone; `merge` weighs the chunks.
-  void attend_short(const Pass& whole, const Pass& pass, int i, Own& own, Dealer& dealer) {
+  void attend_short(const Pass& whole, const Pass& pass, int i, Scratch& own) {
     for (int head = 0; head < spec_.num_heads; ++head) {
       for (int row = 0; row < pass.rows; ++row) {
         rotate_query(pass, row, head, &own.queries[(head * pass.rows + row) * spec_.head_size]);
       }
     }
     const int64_t size = chunk_rows(whole);
-    dealer.deal(num_chunks(whole), 1, [&](int chunk, int) {
-      const int64_t first = chunk * size, end = std::min(first + size, whole.num_all());
+    dealer(i, kAttend).deal(num_chunks(whole), 1, [&](int chunk, int) {
+      const int64_t first = chunk * size, end = std::min(first + size, whole.num_all);
       append(whole, i, first, end);
       if (pass.rows) attend_chunk(pass, i, own, chunk, first, end);
     });
   }
 
-  void attend_chunk(const Pass& pass, int i, Own& own, int chunk, int64_t first, int64_t end) {
+  void attend_chunk(const Pass& pass, int i, Scratch& own, int chunk, int64_t first, int64_t end) {
     const int s = spec_.head_size, num_kv = spec_.num_kv_heads, per_kv = spec_.num_heads / num_kv;
     const int64_t step = int64_t(num_kv) * s, count = end - first, width = pad(count);
     const float* keys = pass.call.cache + 2 * i * pass.call.stride + first * step;
     const float* values = keys + pass.call.stride;
-    const int combos = per_kv * pass.rows;  // that share a key and value head
+    const int num_queries = per_kv * pass.rows;  // that share a key and value head
     // Both streams are asked for a few lines at a time: the processor waits where too many are under way.
-    const int64_t lines = (4 * step * sizeof(float) / 64 + num_kv * combos - 1) / (num_kv * combos);
+    const int64_t lines = (4 * step * sizeof(float) / 64 + num_kv * num_queries - 1) / (num_kv * num_queries);
     for (int64_t m = 0; m < count; m += 4) {
       const char* next_keys = reinterpret_cast<const char*>(keys + (m + kRowsAhead) * step);
       const char* next_values = reinterpret_cast<const char*>(values + m * step);
       for (int kv = 0; kv < num_kv; ++kv) {
         const float* at[4];
         for (int j = 0; j < 4; ++j) at[j] = keys + std::min(m + j, count - 1) * step + kv * s;
-        for (int c = 0; c < combos; ++c) {
+        for (int c = 0; c < num_queries; ++c) {
           for (int64_t line = 0; line < lines; ++line, next_keys += 64, next_values += 64) {
             __builtin_prefetch(next_keys, 0, 2);
             __builtin_prefetch(next_values, 0, 2);
           }
-          const int of = kv * combos + c;
+          const int of = kv * num_queries + c;
           score_four(&own.queries[of * s], at, s, &own.scores[of * width + m]);
         }
       }
     }
     float* weights = &weights_[size_t(chunk) * 2 * pass.rows * spec_.num_heads];
     for (int of = 0; of < pass.rows * spec_.num_heads; ++of) {
-      soften(&own.scores[of * width], pass.mask(of % pass.rows) + first, count, weights + 2 * of);
+      exponentiate(&own.scores[of * width], pass.mask(of % pass.rows) + first, count, weights + 2 * of);
     }
     float* mixes = &mixes_[size_t(chunk) * pass.rows * spec_.num_heads * s];
     for (int kv = 0; kv < num_kv; ++kv) {
       for (int j = 0; j < s; j += kLanes) {
-        for (int c = 0; c < combos; c += kAtOnce) {
-          const int of = kv * combos + c;
-          add_up<kAtOnce>(std::min(kAtOnce, combos - c), &own.scores[of * width], width, values + kv * s + j, step,
+        for (int c = 0; c < num_queries; c += kAtOnce) {
+          const int of = kv * num_queries + c;
+          add_up<kAtOnce>(std::min(kAtOnce, num_queries - c), &own.scores[of * width], width, values + kv * s + j, step,
                           count, mixes + of * s + j, s);
         }
       }
@@ -463,8 +470,8 @@ class Decoder {
   }
 
   // What all heads of a token have attended to, (H, S).
-  const float* merge(const Pass& whole, const Pass& pass, int row, Own& own) const {
-    const int s = spec_.head_size, chunks = num_chunks(whole);
+  const float* merge(const Pass& pass, int row, Scratch& own) const {
+    const int s = spec_.head_size, chunks = num_chunks(pass);
     const size_t stride = size_t(pass.rows) * spec_.num_heads;
     float* to = own.row.data();
     for (int head = 0; head < spec_.num_heads; ++head, to += s) {
@@ -504,7 +511,7 @@ class Decoder {
   }
 
   // Turns scores into e^(score - largest); `weight` is told the largest and their sum.
-  static void soften(float* scores, const float* mask, int64_t count, float* weight) {
+  static void exponentiate(float* scores, const float* mask, int64_t count, float* weight) {
     F32 most = fill(kHidden);
     int64_t m = 0;
     for (; m + kLanes <= count; m += kLanes) {
@@ -532,18 +539,17 @@ class Decoder {
   static constexpr int kStretchTiles = 8;
   static constexpr int kRowsAhead = 16, kLeastChunk = 64, kMostChunks = 32;
   static constexpr float kHidden = -1e30f;
-  static constexpr int kDealers = 12, kDealersBehind = 6;  // of a layer, and which the first is behind its attention
 
   const Spec spec_;
   Team team_;
   std::vector<Layer> layers_;
   Matrix head_;
   Buffer<float> last_norm_;
-  std::vector<Own> own_;
+  std::vector<Scratch> scratch_;
   std::unique_ptr<Dealer[]> dealers_;
   int most_groups_ = 0;
   Rounded rounded_;
-  Buffer<float> hidden_, joined_, turned_keys_, mixes_, weights_, inner_;
+  Buffer<float> hidden_, qkv_, turned_keys_, mixes_, weights_, inner_;
   std::vector<int> kept_, wanted_;  // tokens of a pass whose logits are wanted, and where those belong
 };
 

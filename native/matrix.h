@@ -7,6 +7,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdlib>
@@ -28,15 +29,13 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(size_t count) : count_(count) {
-    const size_t bytes = (count * sizeof(T) + kHugePage - 1) / kHugePage * kHugePage;
-    if (count * sizeof(T) < kHugePage / 2) {
-      data_ = static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64 + 64));
-    } else {
-      data_ = static_cast<T*>(std::aligned_alloc(kHugePage, bytes));
-      if (data_) madvise(data_, bytes, MADV_HUGEPAGE);
-    }
+    const size_t bytes = count * sizeof(T), huge = bytes / kHugePage * kHugePage;
+    const size_t align = huge ? kHugePage : 64;
+    // Some more than is asked for, since the last sixteen numbers are read as such.
+    data_ = static_cast<T*>(std::aligned_alloc(align, (bytes + 64 + align - 1) / align * align));
     if (!data_) throw std::bad_alloc();
-    std::memset(data_, 0, count * sizeof(T));
+    if (huge) madvise(data_, huge, MADV_HUGEPAGE);  // but for the rest, of which a page more would be kept
+    std::memset(static_cast<void*>(data_), 0, bytes);
   }
   Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept {
@@ -46,9 +45,11 @@ class Buffer {
   }
   ~Buffer() { std::free(data_); }
 
-  T* data() const { return data_; }
+  const T* data() const { return data_; }
+  T* data() { return data_; }
   size_t size() const { return count_; }
-  T& operator[](size_t i) const { return data_[i]; }
+  const T& operator[](size_t i) const { return data_[i]; }
+  T& operator[](size_t i) { return data_[i]; }
 
  private:
   T* data_ = nullptr;
@@ -64,7 +65,9 @@ struct Rounded {
 
   void reserve(size_t rows, size_t inputs, size_t groups) {
     if (values.size() < rows * inputs) values = Buffer<int8_t>(rows * inputs);
-    if (scales.size() < rows * groups) scales = Buffer<float>(rows * groups), totals = Buffer<int32_t>(rows * groups);
+    if (totals.size() >= rows * groups) return;
+    scales = Buffer<float>(rows * groups);
+    totals = Buffer<int32_t>(rows * groups);
   }
 
   // Rounds numbers to values from `first` on, whose scale has the place `at`; a scale of 0 is found.
@@ -97,18 +100,15 @@ struct Rounded {
     int32_t total = sum(totals);
     for (; i < size; ++i) {
       const float v = std::nearbyint(x[i] * inverse);
-      to[i] = int8_t(v > 127 ? 127 : v < -127 ? -127 : v);
+      to[i] = int8_t(v > -127 ? (v < 127 ? v : 127) : -127);
       total += to[i];
     }
     return total;
   }
 };
 
-// One matrix as its owner gives it: `values[k * stride_k + n * stride_n]`, `scales[g * num_outputs + n]`.
-struct GivenMatrix {
-  const int8_t* values;
-  const void* scales;  // float32, or float16 where `has_half_scales`
-  int64_t stride_k, stride_n;
+// What a matrix is, and how its inputs are rounded.
+struct Form {
   int32_t num_inputs, num_outputs;
   int32_t num_groups;        // of scales
   int32_t num_input_groups;  // of activations, a multiple of those
@@ -117,62 +117,67 @@ struct GivenMatrix {
   float input_scale;  // 0 to find one for each group
 };
 
+// One matrix as its owner gives it: `values[k * stride_k + n * stride_n]`, `scales[g * num_outputs + n]`.
+struct GivenMatrix {
+  const int8_t* values;
+  const void* scales;  // float32, or float16
+  int64_t stride_k, stride_n;
+  Form form;
+};
+
 class Matrix {
  public:
   Matrix() = default;
 
-  explicit Matrix(const GivenMatrix& given) : num_outputs(given.num_outputs), given_(given) {
-    tile_bytes_ = size_t(given.num_inputs) * given.bits / 8 * kLanes;
-    packed_ = Buffer<uint8_t>(tile_bytes_ * num_tiles());
-    scale_bytes_ = given.has_half_scales ? sizeof(uint16_t) : sizeof(float);
-    scales_ = Buffer<uint8_t>(size_t(given.num_groups) * kLanes * num_tiles() * scale_bytes_);
-  }
+  // Of zeros, until each tile is packed.
+  explicit Matrix(const Form& form)
+      : form_(form),
+        tile_bytes_(size_t(form.num_inputs) * form.bits / 8 * kLanes),
+        scale_bytes_(form.has_half_scales ? sizeof(uint16_t) : sizeof(float)),
+        packed_(tile_bytes_ * num_tiles()),
+        scales_(size_t(form.num_groups) * kLanes * num_tiles() * scale_bytes_) {}
 
-  int num_outputs = 0;
-  int num_tiles() const { return (num_outputs + kLanes - 1) / kLanes; }
-  int num_input_groups() const { return given_.num_input_groups; }
+  int num_outputs() const { return form_.num_outputs; }
+  int num_tiles() const { return (form_.num_outputs + kLanes - 1) / kLanes; }
+  int num_input_groups() const { return form_.num_input_groups; }
   size_t tile_bytes() const { return tile_bytes_; }
 
   // Rounds a row of this matrix's inputs.
   void round(const float* x, int row, Rounded& to) const {
-    const int groups = given_.num_input_groups, size = given_.num_inputs / groups;
+    const int groups = form_.num_input_groups, size = form_.num_inputs / groups;
     for (int g = 0; g < groups; ++g) {
       const size_t group = size_t(row) * groups + g;
-      to.round(x + g * size, size, group * size, group, given_.input_scale);
+      to.round(x + g * size, size, group * size, group, form_.input_scale);
     }
   }
 
-  void pack(int tile) const {
-    const GivenMatrix& given = given_;
-    const int first = tile * kLanes, count = num_outputs - first < kLanes ? num_outputs - first : kLanes;
-    const int move = given.bits == 4 ? 8 : 128, step = given.bits == 4 ? 8 : 4;
+  void pack(const GivenMatrix& given, int tile) {
+    const int first = tile * kLanes, count = std::min(kLanes, form_.num_outputs - first);
+    const int move = form_.bits == 4 ? 8 : 128, step = form_.bits == 4 ? 8 : 4;
     uint8_t* to = &packed_[tile_bytes_ * tile];
-    for (int k = 0; k < given.num_inputs; k += step, to += 64) {
+    for (int k = 0; k < form_.num_inputs; k += step, to += 64) {
       for (int lane = 0; lane < kLanes; ++lane) {
         for (int i = 0; i < 4; ++i) {
           // Outputs that no one has are zero.
           auto value = [&](int at) -> uint8_t {
             return move + (lane < count ? given.values[at * given.stride_k + (first + lane) * given.stride_n] : 0);
           };
-          to[4 * lane + i] = given.bits == 4 ? value(k + i) | value(k + 4 + i) << 4 : value(k + i);
+          to[4 * lane + i] = form_.bits == 4 ? value(k + i) | value(k + 4 + i) << 4 : value(k + i);
         }
       }
     }
     const uint8_t* from = static_cast<const uint8_t*>(given.scales) + first * scale_bytes_;
-    for (int g = 0; g < given.num_groups; ++g, from += num_outputs * scale_bytes_) {
-      std::memcpy(scales_of(tile) + g * kLanes * scale_bytes_, from, count * scale_bytes_);
+    for (int g = 0; g < form_.num_groups; ++g, from += form_.num_outputs * scale_bytes_) {
+      std::memcpy(&scales_[scales_at(tile) + g * kLanes * scale_bytes_], from, count * scale_bytes_);
     }
   }
-
-  // What was packed needs its source no more.
-  void forget_source() { given_.values = nullptr, given_.scales = nullptr; }
 
   // Where the values and scales of a tile lie.
   struct Tile {
     const uint8_t* values;
     const uint8_t* scales;
   };
-  Tile tile(int i) const { return {&packed_[tile_bytes_ * i], scales_of(i)}; }
+  Tile tile(int i) const { return {&packed_[tile_bytes_ * i], &scales_[scales_at(i)]}; }
 
   // Multiplies `rows` rows of activations, at most kGroupRows from `first` on, by tiles of this matrix, or of others of
   // its form: `out[tile][row]`.
@@ -182,7 +187,7 @@ class Matrix {
   }
 
  private:
-  uint8_t* scales_of(int tile) const { return &scales_[size_t(tile) * given_.num_groups * kLanes * scale_bytes_]; }
+  size_t scales_at(int tile) const { return size_t(tile) * form_.num_groups * kLanes * scale_bytes_; }
 
   template <int kRows, int kTiles>
   void multiply_up_to(const Tile (&tiles)[kTiles], const Rounded& x, int first, int rows,
@@ -190,8 +195,8 @@ class Matrix {
     if constexpr (kRows > 1) {
       if (rows < kRows) return multiply_up_to<kRows - 1>(tiles, x, first, rows, out);
     }
-    if (given_.bits == 8) return multiply_as<kRows, kTiles, 8, float>(tiles, x, first, out);
-    if (given_.has_half_scales) return multiply_as<kRows, kTiles, 4, uint16_t>(tiles, x, first, out);
+    if (form_.bits == 8) return multiply_as<kRows, kTiles, 8, float>(tiles, x, first, out);
+    if (form_.has_half_scales) return multiply_as<kRows, kTiles, 4, uint16_t>(tiles, x, first, out);
     multiply_as<kRows, kTiles, 4, float>(tiles, x, first, out);
   }
 
@@ -199,10 +204,10 @@ class Matrix {
   void multiply_as(const Tile (&tiles)[kTiles], const Rounded& x, int first, F32 (*out)[kGroupRows]) const {
     constexpr int kInputs = 32 / kBits;  // of an output in a block
     constexpr int kMove = kBits == 4 ? 8 : 128;
-    // A sum alone would wait for itself; where there are few, each is kept in two halves.
-    constexpr int kHalves = kRows * kTiles < 4 ? 2 : 1;
-    const int inputs = given_.num_inputs, groups = given_.num_input_groups;
-    const int size = inputs / groups, repeats = groups / given_.num_groups;
+    // A sum alone would wait for itself: where there are few, each is kept in two.
+    constexpr int kHalves = kBits == 4 && kRows * kTiles < 4 ? 2 : 1;
+    const int inputs = form_.num_inputs, groups = form_.num_input_groups;
+    const int size = inputs / groups, repeats = groups / form_.num_groups;
     const int8_t* values = &x.values[size_t(first) * inputs];
     F32 total[kTiles][kRows];
     for (auto& of_tile : total) {
@@ -252,11 +257,9 @@ class Matrix {
 
   static constexpr int kAhead = 512;  // bytes: the processor's own reading ahead ends with each page
 
-  GivenMatrix given_{};
-  size_t tile_bytes_ = 0;
-  Buffer<uint8_t> packed_;
-  size_t scale_bytes_ = 0;
-  Buffer<uint8_t> scales_;
+  Form form_{};
+  size_t tile_bytes_ = 0, scale_bytes_ = 0;
+  Buffer<uint8_t> packed_, scales_;
 };
 
 }  // namespace nvila

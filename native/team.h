@@ -22,18 +22,15 @@ class Team {
  public:
   // `size` counts the caller.
   explicit Team(int size) : size_(size) {
-    for (int rank = 1; rank < size; ++rank) helpers_.emplace_back([this, rank] { serve(rank); });
+    try {
+      for (int rank = 1; rank < size; ++rank) helpers_.emplace_back([this, rank] { serve(rank); });
+    } catch (...) {  // the system has no more threads: those that there are must end before this does
+      end();
+      throw;
+    }
   }
 
-  ~Team() {
-    {
-      std::lock_guard lock(mutex_);
-      is_over_ = true;
-      ++round_;
-    }
-    woken_.notify_all();
-    for (std::thread& helper : helpers_) helper.join();
-  }
+  ~Team() { end(); }
 
   int size() const { return size_; }
 
@@ -57,14 +54,28 @@ class Team {
       turn_.store(turn + 1, std::memory_order_release);
       return;
     }
-    // Whoever is late may need this very core.
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
-      spins < kSpins ? relax() : std::this_thread::yield();
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn;) {
+      if (spins < kSpins) {
+        relax();
+        ++spins;
+      } else {
+        std::this_thread::yield();  // whoever is late may need this very core
+      }
     }
   }
 
  private:
-  static constexpr int kSpins = 4000;
+  static constexpr int kSpins = 200;
+
+  void end() {
+    {
+      std::lock_guard lock(mutex_);
+      is_over_ = true;
+      ++round_;
+    }
+    woken_.notify_all();
+    for (std::thread& helper : helpers_) helper.join();
+  }
 
   void serve(int rank) {
     for (unsigned seen = 0;;) {

@@ -12,6 +12,7 @@ decoder width, V vocabulary.
 from __future__ import annotations
 
 import logging
+import os
 from collections import ChainMap
 from collections.abc import Mapping
 
@@ -48,7 +49,7 @@ class TwoDecoders:
 
 
 class CpuEngine(AppendEngine):
-    """`Engine` over both runtimes."""
+    """`Engine` over OpenVINO and what decodes."""
 
     def __init__(self, spec: ModelSpec, weights: Mapping[str, Weight], threads: int = 0) -> None:
         self.precision = _name_precision(weights)
@@ -105,7 +106,8 @@ def _load_quantized_decoder(
     spec: DecoderSpec, weights: Mapping[str, Weight], head: Weight, store: WeightStore, threads: int
 ) -> Decoder:
     try:
-        return NativeDecoder(spec, weights, head, threads)
+        # More threads than cores would wait for one another.
+        return NativeDecoder(spec, weights, head, min(threads, len(os.sched_getaffinity(0))))
     except UnknownFormError as error:
         _log.info("the language model is left to ONNX Runtime and OpenVINO: %s", error)
     few = StepDecoder(spec, weights, threads)  # first, since it needs most while it loads

@@ -32,7 +32,7 @@ from nvila_ros.runtime.append import AppendCache, NewTokens
 _log = logging.getLogger(__name__)
 
 MOST_GROUP = 128
-"""Most inputs that share a scale where activations are rounded."""
+"""Most inputs that share a scale where it is found while the model runs."""
 LANES = 16  # outputs of a tile, and what every width must be a multiple of
 MATRICES = (
     "self_attn.q_proj",
@@ -131,7 +131,8 @@ class NativeDecoder:
         sizes = (getattr(spec, field[0]) for field in _Spec._fields_)
         num_threads = threads or len(os.sched_getaffinity(0))
         self._check(library.nvila_decoder_new(ctypes.byref(_Spec(*sizes)), num_threads, ctypes.byref(self._handle)))
-        weakref.finalize(self, library.nvila_decoder_delete, self._handle)
+        # Not at the interpreter's exit: in a forked child its threads would be waited for in vain.
+        weakref.finalize(self, library.nvila_decoder_delete, self._handle).atexit = False
         for layer in range(spec.num_layers):
             self._set_layer(layer, weights)
         self._set_matrix(HEAD_LAYER, 0, head)
@@ -141,7 +142,12 @@ class NativeDecoder:
         """Write the rows of new tokens behind those that the cache holds and return the wanted logits, (R, V)."""
         logits_RV = np.empty((len(new.rows_R), self._spec.vocab_size), np.float32)
         told = (new.embeds_LD, new.cos_LS, new.sin_LS, new.mask_LM, new.rows_R)
+        num_new, end = len(new.embeds_LD), cache.length + len(new.embeds_LD)
+        table = (num_new, self._spec.head_size)
+        shapes = ((num_new, self._spec.width), table, table, (num_new, end), new.rows_R.shape)
         assert all(array.flags.c_contiguous for array in told)
+        assert tuple(array.shape for array in told) == shapes, f"a call of {num_new} tokens, {end} in all: {shapes}"
+        assert ((new.rows_R >= 0) & (new.rows_R < num_new)).all(), f"{new.rows_R} of {num_new} tokens"
         assert len(set(new.rows_R.tolist())) == len(new.rows_R), "each token has its logits once"
         call = _Call(
             *(array.ctypes.data for array in told),
@@ -169,11 +175,7 @@ class NativeDecoder:
         if isinstance(weight, np.ndarray):
             raise UnknownFormError("a matrix is not quantized")
         values_KN, is_int4 = weight.values_KN, isinstance(weight, Int4Weight)
-        scales = weight.scale_GN if isinstance(weight, Int4Weight) else weight.scale_N[None]
-        halves = scales.astype(np.float16)
-        # As `nvila build` rounds them: half of what a step reads of scales.
-        has_halves = is_int4 and np.array_equal(halves, scales)
-        scales = np.ascontiguousarray(halves if has_halves else scales, None if has_halves else np.float32)
+        scales, has_halves = _scales(weight)
         num_groups, input_scale = _input_form(weight)
         matrix = _Matrix(
             values_KN.ctypes.data,
@@ -196,7 +198,17 @@ class NativeDecoder:
 
     def _check(self, failed: int) -> None:
         if failed:
-            raise MemoryError(self._library.nvila_last_error().decode())
+            raise RuntimeError(self._library.nvila_last_error().decode())
+
+
+def _scales(weight: Int4Weight | Int8Weight) -> tuple[np.ndarray, bool]:
+    """Return scales, (G, N), and whether they are float16, as those of a build can be: half of what a step reads."""
+    if isinstance(weight, Int8Weight):
+        return np.ascontiguousarray(weight.scale_N[None], np.float32), False
+    halves = np.ascontiguousarray(weight.scale_GN, np.float16)
+    if np.array_equal(halves, weight.scale_GN):
+        return halves, True
+    return np.ascontiguousarray(weight.scale_GN, np.float32), False
 
 
 def _input_form(weight: Int4Weight | Int8Weight) -> tuple[int, float]:
@@ -227,9 +239,9 @@ def libraries() -> tuple[ctypes.CDLL, ...]:
 
 def _open(path: Path) -> ctypes.CDLL | None:
     library = ctypes.CDLL(str(path))
-    library.nvila_layout.restype = ctypes.c_int64
-    if library.nvila_layout() != LAYOUT:
-        _log.warning("%s is not used: it was compiled from other sources than these; install nvila_ros again", path)
+    layout = getattr(library, "nvila_layout", None)
+    if layout is None or layout() != LAYOUT:
+        _log.warning("%s is not used: it is of another version than this module; install nvila_ros again", path)
         return None
     library.nvila_isa.restype = library.nvila_last_error.restype = ctypes.c_char_p
     library.nvila_decoder_delete.argtypes = [ctypes.c_void_p]
