@@ -16,7 +16,6 @@ import os
 import torch
 from rich.console import Console
 
-from benchmarks.peers.ours import cpu_loader
 from benchmarks.quantize import SCHEMES, Row, as_table, ask, load, quantize
 from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
@@ -24,6 +23,7 @@ from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import calibrate
 from nvila_ros.quantization.options import ACTIVATIONS, DecoderOptions, TowerOptions
+from nvila_ros.runtime.cpu_engine import load_quantized
 from nvila_ros.tools.options import positive, print_json
 from nvila_ros.tools.weights import world_samples
 from nvila_ros.training.questions import EVAL_CLIP_FRAMES
@@ -45,7 +45,7 @@ def main() -> int:
     calibration = calibrate(checkpoint, tokenizer, itertools.islice(world_samples(EVAL_CLIP_FRAMES), args.samples))
     timed = (TowerOptions(activations=args.activations), DecoderOptions(is_head_int4=args.head_bits == 4))
     fp32_weights, weights = quantize(checkpoint, calibration, [SCHEMES["fp32"], timed])
-    engine = cpu_loader()(checkpoint.spec, weights, args.threads)
+    engine = load_quantized(checkpoint.spec, weights, args.threads)
     fp32 = Row("fp32", load(checkpoint, tokenizer, fp32_weights))
     quantized = Row("engine", Perceiver(engine, tokenizer, backend="cpu"))
     ask([fp32, quantized], args.questions)

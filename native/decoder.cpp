@@ -169,10 +169,10 @@ class Decoder {
       join_heads(all, matrices[slot], bias, at, normed, dealer(i, Step(kQuery + slot - kQ)));
     }
     team_.wait();
-    if (all.is_short) {
-      attend_short(all, kept, i, own);
+    if (kept.is_short) {
+      attend_short(kept, i, own);
     } else {
-      attend(all, kept, i, own);
+      attend(kept, i, own);
     }
     if (rank == 0 && kept.kept) {
       for (int row = 0; row < kept.rows; ++row) {
@@ -316,15 +316,15 @@ class Decoder {
   }
 
   // Puts the keys and values of new tokens into the cache, of the rows [first, end) those that are new.
-  void append(const Pass& whole, int i, int64_t first, int64_t end) {
+  void append(const Pass& pass, int i, int64_t first, int64_t end) {
     const int s = spec_.head_size, num_kv = spec_.num_kv_heads;
     const int64_t step = int64_t(num_kv) * s;
-    float* keys = whole.call.cache + 2 * i * whole.call.stride;
-    for (int64_t m = std::max(first, whole.start); m < end; ++m) {
-      const int row = int(m - whole.start);
+    float* keys = pass.call.cache + 2 * i * pass.call.stride;
+    for (int64_t m = std::max(first, pass.start); m < end; ++m) {
+      const int row = int(m - pass.start);
       const float* from = &qkv_[size_t(row) * qkv_width() + spec_.num_heads * s];
-      for (int kv = 0; kv < num_kv; ++kv) rotate(whole, row, from + kv * s, 1.f, keys + m * step + kv * s);
-      std::memcpy(keys + whole.call.stride + m * step, from + step, sizeof(float) * step);
+      for (int kv = 0; kv < num_kv; ++kv) rotate(pass, row, from + kv * s, 1.f, keys + m * step + kv * s);
+      std::memcpy(keys + pass.call.stride + m * step, from + step, sizeof(float) * step);
     }
   }
 
@@ -334,13 +334,13 @@ class Decoder {
   }
 
   // Long passes: all keys are turned, so that sixteen of them lie side by side, and shared by blocks of rows.
-  void attend(const Pass& whole, const Pass& pass, int i, Scratch& own) {
+  void attend(const Pass& pass, int i, Scratch& own) {
     const int s = spec_.head_size, num_kv = spec_.num_kv_heads;
-    const int64_t num_all = whole.num_all, step = int64_t(num_kv) * s, head_keys = pad(num_all) * s;
-    const float* keys = whole.call.cache + 2 * i * whole.call.stride;
+    const int64_t num_all = pass.num_all, step = int64_t(num_kv) * s, head_keys = pad(num_all) * s;
+    const float* keys = pass.call.cache + 2 * i * pass.call.stride;
     dealer(i, kTurnKeys).deal(int(pad(num_all) / kLanes), 1, [&](int chunk, int) {
       const int64_t first = int64_t(chunk) * kLanes, end = std::min(first + kLanes, num_all);
-      append(whole, i, first, end);
+      append(pass, i, first, end);
       for (int kv = 0; kv < num_kv; ++kv) {
         float* to = &turned_keys_[kv * head_keys + first * s];
         for (int64_t m = first; m < first + kLanes; ++m) {
@@ -353,7 +353,7 @@ class Decoder {
     const int blocks = (pass.rows + kBlockRows - 1) / kBlockRows;
     dealer(i, kAttend).deal(blocks * num_kv, 1, [&](int item, int) {
       const int kv = item % num_kv, first = (blocks - 1 - item / num_kv) * kBlockRows;  // the longest ones first
-      attend_block(pass, own, kv, first, std::min(kBlockRows, pass.rows - first), keys + whole.call.stride);
+      attend_block(pass, own, kv, first, std::min(kBlockRows, pass.rows - first), keys + pass.call.stride);
     });
   }
 
@@ -407,24 +407,24 @@ class Decoder {
 
   // Rows of the cache that one thread of a short pass attends to at a time, for all heads: memory is read in the order
   // of its bytes.
-  static int64_t chunk_rows(const Pass& whole) {
-    return std::max<int64_t>(kLeastChunk, pad((whole.num_all + kMostChunks - 1) / kMostChunks));
+  static int64_t chunk_rows(const Pass& pass) {
+    return std::max<int64_t>(kLeastChunk, pad((pass.num_all + kMostChunks - 1) / kMostChunks));
   }
-  static int num_chunks(const Pass& whole) {
-    return int((whole.num_all + chunk_rows(whole) - 1) / chunk_rows(whole));
+  static int num_chunks(const Pass& pass) {
+    return int((pass.num_all + chunk_rows(pass) - 1) / chunk_rows(pass));
   }
 
   // Each chunk's shares are of itself alone; `merge` weighs the chunks.
-  void attend_short(const Pass& whole, const Pass& pass, int i, Scratch& own) {
+  void attend_short(const Pass& pass, int i, Scratch& own) {
     for (int head = 0; head < spec_.num_heads; ++head) {
       for (int row = 0; row < pass.rows; ++row) {
         rotate_query(pass, row, head, &own.queries[(head * pass.rows + row) * spec_.head_size]);
       }
     }
-    const int64_t size = chunk_rows(whole);
-    dealer(i, kAttend).deal(num_chunks(whole), 1, [&](int chunk, int) {
-      const int64_t first = chunk * size, end = std::min(first + size, whole.num_all);
-      append(whole, i, first, end);
+    const int64_t size = chunk_rows(pass);
+    dealer(i, kAttend).deal(num_chunks(pass), 1, [&](int chunk, int) {
+      const int64_t first = chunk * size, end = std::min(first + size, pass.num_all);
+      append(pass, i, first, end);
       if (pass.rows) attend_chunk(pass, i, own, chunk, first, end);
     });
   }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -40,9 +38,10 @@ def load(kind: str, job: Job) -> Round:
 
 
 def cpu_loader() -> Callable[[ModelSpec, Mapping[str, Weight], int], Engine]:
-    """Return what loads quantized weights for the `cpu` backend, or for OpenVINO where that is not there."""
-    name = "cpu_engine" if importlib.util.find_spec("nvila_ros.runtime.cpu_engine") else "openvino_engine"
-    return importlib.import_module(f"nvila_ros.runtime.{name}").load_quantized
+    """Return what loads quantized weights for the `cpu` backend, which needs OpenVINO."""
+    from nvila_ros.runtime.cpu_engine import load_quantized
+
+    return load_quantized
 
 
 def load_cpu_engine(spec: ModelSpec, job: Job) -> Engine:

@@ -20,6 +20,7 @@ from nvila_ros.runtime.append import AppendEngine
 from nvila_ros.runtime.contract import Tree
 from nvila_ros.runtime.native_decoder import MATRICES, NativeDecoder, UnknownFormError, libraries
 from nvila_ros.runtime.onnxruntime_engine import EMBEDDING
+from nvila_ros.runtime.openvino_weights import quantize_rows
 from nvila_ros.runtime.torch_engine import TorchEngine
 from tests.runtime.test_cpu_engine import HEAD, FakeCheckpoint, round_to_int4, stand_for
 from tests.runtime.test_engines import assert_tree_matches_runs, make_checkpoint, make_spec
@@ -44,11 +45,6 @@ def make(
     return spec, make_checkpoint(folder, spec, seed).load()
 
 
-def round_to_int8(weight_NK: np.ndarray, input_scale: float | None = None) -> Int8Weight:
-    scale_N = np.abs(weight_NK).max(1).astype(np.float32) / 127
-    return Int8Weight(np.rint(weight_NK / scale_N[:, None]).astype(np.int8).T, scale_N, input_scale)
-
-
 def quantize(
     weights: dict[str, np.ndarray], group: int, bits: dict[str, int], scale: float | None
 ) -> dict[str, Weight]:
@@ -57,7 +53,9 @@ def quantize(
     for key, weight in weights.items():
         if key.startswith("llm.") and (key.endswith("proj.weight") or key == HEAD):
             is_eight = any(part in key and number == 8 for part, number in bits.items())
-            result[key] = round_to_int8(weight, scale) if is_eight else round_to_int4(weight, group)
+            result[key] = (
+                replace(quantize_rows(weight), input_scale=scale) if is_eight else round_to_int4(weight, group)
+            )
     return result
 
 
