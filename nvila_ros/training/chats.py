@@ -4,7 +4,7 @@ Asked one after the other, a question is told what was answered before it, and l
 So as a rule each question is a branch: it sees the medium and itself, at the positions that it would have alone, which
 is what a prompt with one question is.
 
-Shapes: B samples, L tokens, V visual tokens of a sample.
+Shapes: B samples, L tokens, T of them that tell something, V visual tokens of a sample.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from nvila_ros.training.token_labels import IGNORE
 Array = TypeVar("Array")
 PREFIX, PADDING = 0, -1
 """Owners of tokens that all branches see, and of tokens that nothing sees."""
-LENGTH_STEP = 32
-"""Rows come in few lengths, so that a GPU meets the same shapes again."""
+LENGTH_STEP, TOLD_STEP = 32, 16
+"""Rows, and what they tell, come in few lengths, so that a GPU meets the same shapes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,40 +111,45 @@ class Rows(Generic[Array]):
 
     Attributes:
         ids_BL: right-padded with 0, int64.
-        labels_BL: likewise with `IGNORE`.
         positions_BL: likewise with 0.
         owner_BL: likewise with `PADDING`, which nothing but padding sees.
         column_BL: likewise with `IGNORE`.
         row_BL: likewise.
+        told_BT: where a chat has labels, right-padded with 0, int64.
+        labels_BT: the id that should follow each of those, right-padded with `IGNORE`, int64.
         visual_V: where the visual tokens are, the same in all chats, int64.
     """
 
     ids_BL: Array
-    labels_BL: Array
     positions_BL: Array
     owner_BL: Array
     column_BL: Array
     row_BL: Array
+    told_BT: Array
+    labels_BT: Array
     visual_V: Array
 
 
 def pad_chats(chats: Sequence[Chat]) -> Rows[np.ndarray]:
-    """Return chats of one medium each, all laid out alike, padded on the right to a multiple of `LENGTH_STEP`."""
-    longest = -(-max(len(chat.ids) for chat in chats) // LENGTH_STEP) * LENGTH_STEP
+    """Return chats of one medium each, all laid out alike."""
 
-    def padded(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
+    def padded(rows: Sequence[Sequence[int]], fill: int, step: int = LENGTH_STEP) -> np.ndarray:
+        longest = -(-max(map(len, rows)) // step) * step
         array_BL = np.full((len(rows), longest), fill, np.int64)
         for row_L, values in zip(array_BL, rows, strict=True):
             row_L[: len(values)] = values
         return array_BL
 
     ids_BL = padded([chat.ids for chat in chats], 0)
+    told = [[place for place, label in enumerate(chat.labels) if label != IGNORE] for chat in chats]
+    labels = [[chat.labels[place] for place in places] for chat, places in zip(chats, told, strict=True)]
     return Rows(
         ids_BL=ids_BL,
-        labels_BL=padded([chat.labels for chat in chats], IGNORE),
         positions_BL=padded([chat.positions for chat in chats], 0),
         owner_BL=padded([chat.owners for chat in chats], PADDING),
         column_BL=padded([chat.columns for chat in chats], IGNORE),
         row_BL=padded([chat.rows for chat in chats], IGNORE),
+        told_BT=padded(told, 0, TOLD_STEP),
+        labels_BT=padded(labels, IGNORE, TOLD_STEP),
         visual_V=np.flatnonzero(ids_BL[0] == PLACEHOLDER),
     )

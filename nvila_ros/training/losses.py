@@ -4,7 +4,7 @@ The way from tiles to visual tokens is written here once more, in torch, since t
 holds it against the node's own.
 
 Shapes: B samples, F frames or tiles of each, N tiles in all, P patches, E vision width, S scales, G visual tokens of a
-tile, L tokens, D decoder width, T told tokens, V vocabulary.
+tile, L tokens, D decoder width, T of them that tell something, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nvila_ros.models.nvila import Nvila
+from nvila_ros.models.qwen2 import rotary_tables
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.preprocess.tiling import Grid
 from nvila_ros.training.batches import Batch
@@ -97,15 +98,15 @@ def _chat_loss(
     embeds_BLD = model.llm.embed(rows.ids_BL.clamp(min=0))
     visual_BVD = visual_GD.unflatten(0, (len(embeds_BLD), -1)).to(embeds_BLD.dtype)
     embeds_BLD = embeds_BLD.index_copy(1, rows.visual_V, visual_BVD)  # by a mask, gradients would wait for the device
-    hidden_BLD, before_last_BLD = decode_branches(model, embeds_BLD, rows)
-    logits_BLV = model.llm.head(hidden_BLD)
-    loss = _mean_loss(logits_BLV, rows.labels_BL)
+    hidden_BTD, before_last_BLD = decode_branches(model, embeds_BLD, rows)
+    logits_BTV = model.llm.head(hidden_BTD)
+    loss = _mean_loss(logits_BTV, rows.labels_BT)
     if batch.tile_BFHWC.shape[1] > 1:
         loss = loss + _token_loss(heads, before_last_BLD.index_select(1, rows.visual_V).flatten(0, 1), batch)
     for head, bins_BL in ((heads.column, rows.column_BL), (heads.row, rows.row_BL)):
         loss = loss + PLACE_WEIGHT * _mean_loss(head(before_last_BLD), bins_BL)
-    is_told_BL = rows.labels_BL != IGNORE
-    return loss, ((logits_BLV.argmax(-1) == rows.labels_BL) & is_told_BL).sum() / is_told_BL.sum()
+    is_told_BT = rows.labels_BT != IGNORE
+    return loss, ((logits_BTV.argmax(-1) == rows.labels_BT) & is_told_BT).sum() / is_told_BT.sum()
 
 
 def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -127,20 +128,21 @@ def _token_loss(heads: Heads, hidden_GD: Tensor, batch: Batch[Tensor]) -> Tensor
 
 
 def decode_branches(model: Nvila, embeds_BLD: Tensor, rows: Rows[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the hidden states and those before the last layer, where an answer's last look still finds them.
+    """Return the normed hidden states of what tells, (B, T, D), and those before the last layer of all, (B, L, D).
 
-    Each token sees what is shared and its own branch, up to itself.
+    Each token sees what is shared and its own branch, up to itself. The last layer is for the few that tell: of
+    others nothing but their keys and values is of use there.
     """
     owner_BL = rows.owner_BL
     is_shown_BLM = (owner_BL[:, None] == owner_BL[:, :, None]) | (owner_BL == PREFIX)[:, None]
-    seen: list[Tensor] = []
-    handle = model.llm.model["layers"][-2].register_forward_hook(lambda module, args, out: seen.append(out))
-    try:
-        sees_B1LM = is_shown_BLM.tril()[:, None]
-        hidden_BLD = model.llm(embeds_BLD, positions_L=rows.positions_BL[:, None], sees_LM=sees_B1LM)
-    finally:
-        handle.remove()
-    return hidden_BLD, seen[0]
+    sees_B1LM = is_shown_BLM.tril()[:, None]
+    rotary = rotary_tables(model.spec.decoder, rows.positions_BL[:, None])
+    *layers, last = model.llm.model["layers"]
+    hidden_BLD = embeds_BLD
+    for layer in layers:
+        hidden_BLD = layer(hidden_BLD, *rotary, None, sees_B1LM)
+    told_BTD = last(hidden_BLD, *rotary, None, sees_B1LM, rows.told_BT)
+    return model.llm.model["norm"](told_BTD), hidden_BLD
 
 
 def _patch_loss(heads: Heads, feat_NPE: Tensor, color_NP: Tensor, shape_NP: Tensor) -> tuple[Tensor, Tensor]:

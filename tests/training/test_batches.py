@@ -122,11 +122,14 @@ def test_loss_is_the_mean_over_the_answers_of_prompts_read_one_by_one(
 
     tiles = batch.tile_BFHWC.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
     visual_BVD = see(model, model.vision(tiles), batch).unflatten(0, (len(rows.ids_BL), -1))
+    labels_BL = torch.full_like(rows.ids_BL, IGNORE)
+    for row_L, places, labels in zip(labels_BL, rows.told_BT, rows.labels_BT, strict=True):
+        row_L[places[labels != IGNORE]] = labels[labels != IGNORE]
     told = []
     for sample, owners in enumerate(rows.owner_BL):
         for owner in range(1, max(int(owners.max()), 1) + 1):
             is_read = (owners == PREFIX) | (owners == owner)
-            ids, labels = rows.ids_BL[sample, is_read], rows.labels_BL[sample, is_read]
+            ids, labels = rows.ids_BL[sample, is_read], labels_BL[sample, is_read]
             embeds = model.llm.embed(ids.clamp(min=0))
             embeds[ids == PLACEHOLDER] = visual_BVD[sample]
             logits = model.llm.head(model.llm(embeds[None]))[0]
