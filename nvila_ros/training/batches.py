@@ -91,9 +91,8 @@ class Mix:
         clip_grids: frames of a clip and how many of them are averaged, drawn from for each batch.
         small_share: share of the images that show small things.
         relations: asked about more often than others.
-        num_related: questions of a frame, of its num_turns, about those.
-        more_kinds: of question that frames are asked more often than others.
-        num_more: questions of a frame, of its num_turns, of those kinds.
+        more_kinds: of question that frames are asked more often than others, where no relations are.
+        num_more: questions of a frame, of its num_turns, about those.
         palette_share: share of the images that show things of two colours alone.
         least_of_palette: things in such an image.
         least_objects: things in a clip of events.
@@ -109,7 +108,6 @@ class Mix:
     clip_grids: tuple[tuple[int, int], ...] = ((2, 1), (4, 1), (6, 1), (8, 1), (8, 1), (8, 1))
     small_share: float = 0.0
     relations: tuple[str, ...] = ()
-    num_related: int = 0
     more_kinds: tuple[str, ...] = ()
     num_more: int = 0
     palette_share: float = PALETTE_SHARE
@@ -176,7 +174,7 @@ class Batches(Dataset):
     def _still_turns(self, rngs: list[np.random.Generator], moments: list[tuple[Scene, float]]) -> list[list[Question]]:
         mix = self.mix
         return [
-            draw_turns(rng, *moment, mix.num_turns, mix.relations, mix.num_related, mix.more_kinds, mix.num_more)
+            draw_turns(rng, *moment, mix.num_turns, mix.relations, mix.more_kinds, mix.num_more)
             for rng, moment in zip(rngs, moments, strict=True)
         ]
 

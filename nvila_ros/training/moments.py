@@ -99,22 +99,24 @@ def draw_turns(
     t_s: float | None,
     num_turns: int,
     relations: Sequence[str] = (),
-    num_related: int = 0,
     more_kinds: Sequence[str] = (),
     num_more: int = 0,
 ) -> list[Question]:
     """Draw num_turns questions about one frame, or of a clip if t_s is None, and of some a description.
 
-    Of those about one frame num_related at most ask whether some relations hold and num_more at most are of more_kinds,
-    beside what falls to these anyway.
+    Of those about one frame num_more at most ask whether some relations hold, or else are of more_kinds, beside what
+    falls to these anyway.
     """
     if t_s is None:  # motion is what a clip is there for: half of its turns ask about it
         turns = conversation(rng, scene, num_turns // 2, ("motion",))
         turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS)
         turns = [turns[i] for i in rng.permutation(len(turns))]
     else:
-        turns = _ask_relations(rng, scene, t_s, relations)[:num_related] if relations else []
-        turns += conversation(rng, scene, num_more, more_kinds, t_s=t_s) if more_kinds else []
+        turns = []
+        if relations:
+            turns = _ask_relations(rng, scene, t_s, relations)[:num_more]
+        elif more_kinds:
+            turns = conversation(rng, scene, num_more, more_kinds, t_s=t_s)
         turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS, t_s=t_s)
     told = ask(rng, scene, "describe", t_s=t_s)
     return [*turns, told] if told is not None and rng.random() < DESCRIBE_SHARE else turns

@@ -54,7 +54,7 @@ _RELATIONS = Mix(
     seed_base=0,
     num_samples=16,
     num_clips=8,
-    num_related=6,
+    num_more=6,
     has_patches=False,
     has_events=False,
 )
