@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from nvila_ros.models.spec import DecoderSpec
 
-
 _MOST_SCORED = 512
 """Tokens up to which a training on a CPU keeps all scores of attention; their bytes grow by the square."""
 

@@ -33,10 +33,10 @@ from nvila_ros.training.conversations.files import RecordFile
 from nvila_ros.training.finetuning.results import write_results
 from nvila_ros.training.finetuning.run import Data, Run, open_run
 from nvila_ros.training.finetuning.settings import FROZEN, Settings
-from nvila_ros.training.finetuning.state import LOSS_FILE, RUN_FILE, note_run, read_losses
+from nvila_ros.training.finetuning.state import LOSS_FILE, read_losses
 from nvila_ros.training.finetuning.tuning import count_parameters
 from nvila_ros.training.ranks import Ranks, joined, local_device
-from nvila_ros.training.staging import alone_in, staged
+from nvila_ros.training.staging import alone_in, note_run, staged
 
 __all__ = ["add_arguments", "run"]
 
@@ -87,7 +87,7 @@ def _train(
     args: argparse.Namespace, checkpoint: Checkpoint, data: Data, settings: Settings, ranks: Ranks, folder: Path
 ) -> Run:
     if ranks.is_first:
-        note_run(folder / RUN_FILE, _note(checkpoint, data, settings))
+        note_run(folder, _note(checkpoint, data, settings))
     ranks.wait()
     tuning = open_run(checkpoint, data, settings, folder, ranks, local_device(args.device))
     with _watched(tuning, args.out.name) as on_step:

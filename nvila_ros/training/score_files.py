@@ -8,7 +8,6 @@ packages along, and it is the format's reference.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +18,8 @@ from pyarrow import parquet
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.training.conversations.samples import DataError
-from nvila_ros.training.staging import staged
+from nvila_ros.training.staging import RUN_FILE, note_run, staged
 
-RUN_FILE = "run.json"
 _SCHEMA = pa.schema(
     [
         ("source", pa.string()),
@@ -73,22 +71,9 @@ class ScoreFolder:
         Raises:
             ConfigError: the folder holds the scores of something else.
         """
-        path = self.folder / RUN_FILE
-        if path.is_file():
-            try:
-                known = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                known = {}
-            other = sorted(name for name in {*run, *known} if run.get(name) != known.get(name))
-            if other:
-                raise ConfigError(
-                    f"{self.folder} holds the scores of a run with another {other[0]}; choose another folder"
-                )
-            return
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if not (self.folder / RUN_FILE).is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
             raise ConfigError(f"{self.folder} holds something that is no run of scores; choose another")
-        with staged(path) as part:
-            part.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+        note_run(self.folder, run)
 
     def has(self, block: int) -> bool:
         """Whether a block was scored."""

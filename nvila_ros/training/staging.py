@@ -1,14 +1,21 @@
-"""Files that are whole or not there at all, and a full disk told as what it is."""
+"""Files that are whole or not there at all, folders that one run has, and a full disk told as what it is."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
-from nvila_ros.errors import ConfigError
+import torch
+
+from nvila_ros.errors import CheckpointError, ConfigError
+
+RUN_FILE = "run.json"
 
 
 @contextmanager
@@ -27,6 +34,32 @@ def staged(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def save_tensors(path: Path, told: dict[str, Any]) -> None:
+    """Save a dictionary of tensors and plain values as a file that is whole, or leave the one before it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    with staged(path) as part, part.open("wb") as file:
+        try:
+            torch.save(told, file)
+        except RuntimeError as error:  # what torch's writer makes of a full disk
+            raise OSError(str(error).splitlines()[0]) from error
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Return what `save_tensors` saved, on the CPU.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        told = next(iter(str(error).splitlines()), "it ends too early")
+        raise CheckpointError(f"{path} is damaged ({told}); remove it to begin anew") from error
 
 
 @contextmanager
@@ -60,3 +93,27 @@ def alone_in(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ConfigError(f"another run is at work in {folder}; wait for it, or choose another folder") from error
         yield
+
+
+def note_run(folder: Path, run: Mapping[str, Any]) -> None:
+    """Note what a folder is the run of, or see that it is the same as before.
+
+    Raises:
+        ConfigError: it is another, or the folder holds something else.
+    """
+    path, run = folder / RUN_FILE, json.loads(json.dumps(run))
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            known = {}
+        other = sorted(name for name in {*run, *known} if run.get(name) != known.get(name))
+        if other:
+            name = other[0]
+            raise ConfigError(
+                f"{folder} holds a run with another {name}, {known.get(name)!r} and not {run.get(name)!r}; "
+                "choose another folder, or go on with the same"
+            )
+        return
+    with staged(path) as part:
+        part.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")

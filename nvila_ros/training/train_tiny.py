@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 import time
 from collections import deque
 from pathlib import Path
@@ -27,13 +26,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nvila_ros.errors import ConfigError
+from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.batches import Batch, Batches
 from nvila_ros.training.losses import Heads, Tower, batch_loss
 from nvila_ros.training.recipes import Recipe, Stage
 from nvila_ros.training.save import save_checkpoint
+from nvila_ros.training.staging import alone_in, load_tensors, note_run, save_tensors
 from nvila_ros.training.steps import LossOf, Stepper
 
 _log = logging.getLogger(__name__)
@@ -65,18 +65,24 @@ def train(
         has_graphs: whether steps are replayed as CUDA graphs; by default where there is a GPU.
 
     Raises:
-        ConfigError: the loss became NaN, or `work` holds another run's state.
+        ConfigError: the loss became NaN, the disk is full, or another run is at work in `work` or has left its state.
+        CheckpointError: the state is damaged or of another model.
     """
-    work.mkdir(parents=True, exist_ok=True)
+    has_graphs = device == "cuda" if has_graphs is None else has_graphs
+    with alone_in(work):
+        steps = {stage.name: stage.num_steps for stage in recipe.stages}
+        note_run(work, {"model": recipe.spec.name, "seed": seed, "steps": steps})
+        model = _new_model(recipe, work, seed).to(device).train().requires_grad_()
+        heads = Heads(recipe.spec).to(device)
+        for stage in recipe.stages:
+            _run_stage(recipe, stage, model, heads, work, num_workers, has_graphs)
+            save_checkpoint(model, work / "tokenizer", out)
+
+
+def _new_model(recipe: Recipe, work: Path, seed: int) -> Nvila:
     if not (work / "tokenizer" / "added_tokens.json").is_file():
         recipe.write_tokenizer(work / "tokenizer")
-    model = recipe.new_model(seed).to(device).train().requires_grad_()
-    heads = Heads(recipe.spec).to(device)
-    for stage in recipe.stages:
-        _run_stage(
-            recipe, stage, model, heads, work, num_workers, device == "cuda" if has_graphs is None else has_graphs
-        )
-        save_checkpoint(model, work / "tokenizer", out)
+    return recipe.new_model(seed)
 
 
 def _run_stage(
@@ -164,14 +170,14 @@ def _set_rate(optimizer: torch.optim.Optimizer, step: int, num_steps: int) -> No
 def _resume(path: Path, stage: Stage, model: Nvila, heads: Heads, optimizer: torch.optim.Optimizer) -> int:
     if not path.is_file():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = load_tensors(path)
+    rates = [group["lr"] for group in optimizer.param_groups]
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise ConfigError(f"{path} is the state of another model; remove it or choose another --work") from error
-    heads.load_state_dict(state["heads"])
-    rates = [group["lr"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(state["optimizer"])
+        heads.load_state_dict(state["heads"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is the state of another model; remove it or choose another --work") from error
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate  # set anew at each step, and a graph's lies where this run put it
     _log.info("stage %s goes on from step %d", stage.name, state["step"])
@@ -179,15 +185,8 @@ def _resume(path: Path, stage: Stage, model: Nvila, heads: Heads, optimizer: tor
 
 
 def _save(path: Path, step: int, model: Nvila, heads: Heads, optimizer: torch.optim.Optimizer) -> None:
-    state = {
-        "step": step,
-        "model": model.state_dict(),
-        "heads": heads.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    staged = path.with_suffix(".part")
-    torch.save(state, staged)
-    os.replace(staged, path)
+    parts = {"model": model, "heads": heads, "optimizer": optimizer}
+    save_tensors(path, {"step": step, **{name: part.state_dict() for name, part in parts.items()}})
 
 
 class _Report:

@@ -117,6 +117,7 @@ def test_language_model_learns_what_its_mode_says(checkpoint: Checkpoint, llm: s
 
 
 @pytest.mark.parametrize(("tower", "llm"), [("lora", "lora"), ("layernorm", "frozen"), ("full", "full")])
+@torch.no_grad()
 def test_model_gives_what_it_gave_before_it_learns(checkpoint: Checkpoint, tower: str, llm: str) -> None:
     row = join([encode(checkpoint, WORLD.read(0))])
     model = load_model(checkpoint)
@@ -326,10 +327,10 @@ def test_loss_that_is_no_number_is_refused_and_the_last_state_kept(checkpoint: C
 def test_damaged_or_foreign_state_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     new_run(checkpoint, tmp_path, num_steps=1).train()
 
-    with pytest.raises(CheckpointError, match="damaged or of another run"):
+    with pytest.raises(CheckpointError, match="of another run"):
         new_run(checkpoint, tmp_path, tower="full")
     (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"state\.pt is damaged or of another run"):
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged"):
         new_run(checkpoint, tmp_path)
 
 

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
 
-from nvila_ros.errors import ConfigError
+from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.paths import share_path
 from nvila_ros.prompt.chat import PLACEHOLDER, Media
@@ -159,8 +161,47 @@ def _weights(path: Path) -> dict[str, np.ndarray]:
     return dict(open_checkpoint(path).weights())
 
 
-def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    torch.save({"step": 1, "model": {}, "heads": {}, "optimizer": {}}, tmp_path / "all.pt")
+@pytest.mark.parametrize("state", [{}, {"step": 1, "model": {}, "heads": {}, "optimizer": {}}])
+def test_state_of_another_model_is_refused(tmp_path: Path, state: dict[str, object]) -> None:
+    torch.save(state, tmp_path / "all.pt")
 
-    with pytest.raises(ConfigError, match="another model"):
+    with pytest.raises(CheckpointError, match="another model"):
         train(recipe_of(Stage("all", MIX, 2, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
+
+
+def _write_half(path: Path) -> None:
+    torch.save({"step": 1, "model": torch.zeros(99)}, path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"no archive"),
+        _write_half,
+    ],
+    ids=["empty", "no-archive", "half"],
+)
+def test_spoilt_state_is_refused_by_name(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    spoil(tmp_path / "all.pt")
+
+    with pytest.raises(CheckpointError, match=r"all\.pt is damaged \(.+\); remove it"):
+        train(recipe_of(Stage("all", MIX, 2, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
+
+
+def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    train(recipe_of(Stage("all", MIX, 1, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
+
+    with pytest.raises(ConfigError, match=r"another steps, \{'all': 1\} and not \{'all': 2\}"):
+        train(recipe_of(Stage("all", MIX, 2, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
+
+
+def test_state_that_the_disk_has_no_room_for_is_told(tmp_path: Path) -> None:
+    def fill(told: object, file: BinaryIO) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc] . unexpected pos\nmore")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.save", fill)
+        with pytest.raises(ConfigError, match=r"all\.pt cannot be written: .* make room, then run again"):
+            train(recipe_of(Stage("all", MIX, 1, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.errors import CheckpointError, ConfigError
+from nvila_ros.errors import CheckpointError
 from nvila_ros.training.finetuning.learner import as_held, whole
-from nvila_ros.training.staging import staged, told_if_full
+from nvila_ros.training.staging import load_tensors, save_tensors, staged, told_if_full
 
-STATE_FILE, RUN_FILE, LOSS_FILE = "state.pt", "run.json", "losses.jsonl"
+STATE_FILE, LOSS_FILE = "state.pt", "losses.jsonl"
 
 
 def save_state(
@@ -42,12 +42,7 @@ def save_state(
         for name, state in _states(optimizer).items()
     }
     if writes:
-        told = {"step": step, "values": values, "moments": moments, "tally": dict(tally)}
-        with staged(path) as part, part.open("wb") as file:
-            try:
-                torch.save(told, file)
-            except RuntimeError as error:  # what torch's writer makes of a full disk
-                raise OSError(str(error).splitlines()[0]) from error
+        save_tensors(path, {"step": step, "values": values, "moments": moments, "tally": dict(tally)})
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, int]]:
@@ -58,8 +53,8 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     """
     if not path.is_file():
         return 0, {}
+    told = load_tensors(path)
     try:
-        told = torch.load(path, weights_only=True, map_location="cpu")
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         if parameters.keys() != told["values"].keys():
             other = sorted(parameters.keys() ^ told["values"].keys())
@@ -73,8 +68,8 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
                 for key, value in state.items()
             }
         return int(told["step"]), dict(told["tally"])
-    except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or of another run ({error}); remove it to begin anew") from error
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is of another run ({error}); remove it to begin anew") from error
 
 
 def _put(into: Tensor, value: Tensor) -> None:
@@ -97,30 +92,6 @@ def _states(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
         for name, parameter in zip(group["names"], group["params"], strict=True)
         if parameter in optimizer.state
     }
-
-
-def note_run(path: Path, run: Mapping[str, Any]) -> None:
-    """Note what a folder is the run of, or see that it is the same as before.
-
-    Raises:
-        ConfigError: it is another, or the folder holds something else.
-    """
-    run = json.loads(json.dumps(run))
-    if path.is_file():
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            known = {}
-        other = sorted(name for name in {*run, *known} if run.get(name) != known.get(name))
-        if other:
-            name = other[0]
-            raise ConfigError(
-                f"{path.parent} holds a run with another {name}, {known.get(name)!r} and not {run.get(name)!r}; "
-                "choose another folder, or go on with the same"
-            )
-        return
-    with staged(path) as part:
-        part.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
 
 class LossLog:
