@@ -7,7 +7,8 @@ itself, or standing queries about one clip together. The rules:
   equals that came after it at most `MAX_PASSES` times.
 - An interactive query makes standing ones of no higher priority give way at their next step. They wait again in their
   old place, and do not give way a second time.
-- A standing query waits once: a newer asking takes the place of the older, which is answered REPLACED.
+- A standing query waits once: a newer asking takes the older one's place in the line, with how often that was passed
+  over and whether it gave way, and the older is answered REPLACED.
 - No more than `capacity` interactive queries wait. Standing ones are bounded by their number.
 - A query that cannot be answered before its deadline even as fast as the fastest of its kind lately is not begun.
 
@@ -55,11 +56,6 @@ class SchedulerState:
     num_preempted: int
     num_ended: dict[str, int]
 
-    @property
-    def is_running(self) -> bool:
-        """Whether any query runs."""
-        return self.num_running > 0
-
 
 @dataclass(slots=True, eq=False)
 class _Place:
@@ -75,6 +71,11 @@ class _Place:
     @property
     def query(self) -> Query:
         return self.ticket.query
+
+    def take_over(self, older: _Place) -> None:
+        """Stand where an older asking of the same query stood, or it would never get to the front."""
+        self.arrival = older.arrival
+        self.num_passed, self.has_given_way = older.num_passed, older.has_given_way
 
     @property
     def rank(self) -> tuple[int, bool, int]:
@@ -109,20 +110,8 @@ class Scheduler:
                 return f"queue_size = {self._capacity} queries wait already; ask again later, or cancel some"
             return ""
 
-    def submit(self, ticket: Ticket, now_ns: int) -> bool:
-        """Let a query wait, or answer it REJECTED at once.
-
-        Returns:
-            whether it waits.
-        """
-        return self.submit_all([ticket], now_ns) == 1
-
-    def submit_all(self, tickets: Sequence[Ticket], now_ns: int) -> int:
-        """Let queries wait that came together, so that they can be taken together; answer REJECTED those that may not.
-
-        Returns:
-            how many wait.
-        """
+    def submit(self, tickets: Sequence[Ticket], now_ns: int) -> None:
+        """Let queries wait that came together, so that they are taken together; answer REJECTED those that may not."""
         settled: list[tuple[Ticket, FinishReason, str]] = []
         with self._changed:
             for ticket in tickets:
@@ -132,11 +121,11 @@ class Scheduler:
             self._changed.notify()
         for ticket, reason, error in settled:
             self._settle(ticket, unanswered(ticket.query, reason, error, now_ns))
-        return len(tickets) - sum(reason is FinishReason.REJECTED for _, reason, _ in settled)
 
     def _admit(self, ticket: Ticket, settled: list[tuple[Ticket, FinishReason, str]]) -> str:
         """Let a query wait, in place of an older asking of the same standing one; returns why it may not."""
         standing = ticket.query.standing
+        place = _Place(ticket, next(self._arrivals))
         if self._is_closed:
             return SHUTTING_DOWN
         if not standing:
@@ -145,8 +134,9 @@ class Scheduler:
                 return error
         else:
             for older in self._take(lambda place: place.query.standing == standing):
+                place.take_over(older)
                 settled.append((older.ticket, FinishReason.REPLACED, f"{standing!r} was asked anew before its turn"))
-        self._waiting.append(_Place(ticket, next(self._arrivals)))
+        self._waiting.append(place)
         return ""
 
     def refuse(self, ticket: Ticket, reason: FinishReason, error: str, now_ns: int) -> None:
@@ -165,6 +155,7 @@ class Scheduler:
         with self._changed:
             assert not self._running, "the last queries were not finished"
             hopeless = self._take(lambda place: self._pace.is_hopeless(place.query, now_ns))
+            self._pace.ease(place.query for place in hopeless)
             group = self._choose_group()
             self._running = {place.query.query_id: place for place in group}
         self._settle_all(
@@ -197,10 +188,12 @@ class Scheduler:
                 answer = dataclasses.replace(answer, error=SHUTTING_DOWN)
             elif place.gives_way and is_canceled and place.stop_reason is None:
                 self._num_preempted += 1
-                if not any(other.query.standing == place.query.standing for other in self._waiting):
-                    place.gives_way, place.has_given_way = False, True
+                place.gives_way, place.has_given_way = False, True
+                newer = next((other for other in self._waiting if other.query.standing == place.query.standing), None)
+                if newer is None:
                     self._waiting.append(place)
                     return
+                newer.take_over(place)
                 error = f"{place.query.standing!r} was asked anew while it gave way to another question"
                 answer = unanswered(place.query, FinishReason.REPLACED, error, now_ns)
             self._pace.learn(answer)
@@ -293,7 +286,7 @@ class _Pace:
     """How fast the fastest answer of each kind was lately: what the next can be expected to take at least."""
 
     def __init__(self) -> None:
-        self._seconds: dict[tuple[int, str, bool], deque[float]] = {}
+        self._seconds: dict[tuple[int, str, bool, int], deque[float]] = {}
 
     def learn(self, answer: Answer) -> None:
         """Take note of how long an answer took; only one that was told to its end says how long that takes."""
@@ -302,12 +295,14 @@ class _Pace:
             seconds.append(answer.timings.total_s - answer.timings.queue_s)
 
     def is_hopeless(self, query: Query, now_ns: int) -> bool:
-        """Whether a deadline cannot be met; each yes eases what is expected, so that it is tried again in time."""
+        """Whether a deadline cannot be met."""
         seconds = self._seconds.get(_kind(query))
-        if query.deadline_ns is None or not seconds or now_ns + min(seconds) * NS_PER_S <= query.deadline_ns:
-            return False
-        self._seconds[_kind(query)] = deque((EASING * s for s in seconds), maxlen=NUM_TIMED)
-        return True
+        return bool(query.deadline_ns is not None and seconds and now_ns + min(seconds) * NS_PER_S > query.deadline_ns)
+
+    def ease(self, queries: Iterable[Query]) -> None:
+        """Expect less of the kinds of queries that were not tried, so that they are tried again in time."""
+        for kind in {_kind(query) for query in queries}:
+            self._seconds[kind] = deque((EASING * s for s in self._seconds[kind]), maxlen=NUM_TIMED)
 
 
 def unanswered(query: Query, reason: FinishReason, error: str, now_ns: int) -> Answer:
@@ -317,9 +312,9 @@ def unanswered(query: Query, reason: FinishReason, error: str, now_ns: int) -> A
     return Answer(query=query, finish_reason=reason, error=error, timings=timings)
 
 
-def _kind(query: Query) -> tuple[int, str, bool]:
-    """What decides most of how long an answer takes: the frames, and whether text is told; at most some hundred."""
-    return query.num_frames, query.answer_type, bool(query.choices)
+def _kind(query: Query) -> tuple[int, str, bool, int]:
+    """What decides most of how long an answer takes: the frames, whether text is told, and how much, roughly."""
+    return query.num_frames, query.answer_type, bool(query.choices), query.max_tokens.bit_length()
 
 
 def _is_late(query: Query, now_ns: int) -> bool:

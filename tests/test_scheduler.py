@@ -8,36 +8,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nvila_ros.scheduler import MAX_PASSES, SHUTTING_DOWN, Scheduler, Ticket
-from nvila_ros.types import Answer, FinishReason, Query, Timings
-
-S = 1_000_000_000
-
-
-class Desk:
-    """A scheduler, and the answers that came out of it."""
-
-    def __init__(self, capacity: int = 3) -> None:
-        self.scheduler = Scheduler(capacity)
-        self.answers: list[Answer] = []
-
-    def submit(self, query_id: str, now_ns: int = 0, **fields: Any) -> bool:
-        query = Query(query_id=query_id, question="?", accepted_ns=now_ns, **fields)
-        return self.scheduler.submit(Ticket(query=query, on_answer=self.answers.append), now_ns)
-
-    def pop(self, now_ns: int = 0) -> list[str]:
-        return [ticket.query.query_id for ticket in self.scheduler.pop(now_ns)]
-
-    def should_stop(self, query_id: str, now_ns: int = 0) -> FinishReason | None:
-        return self.scheduler.should_stop(query_id, now_ns)
-
-    def finish(self, query_id: str, reason: FinishReason = FinishReason.STOP, work_s: float = 0.0) -> None:
-        query = Query(query_id=query_id, question="?")
-        answer = Answer(query=query, finish_reason=reason, timings=Timings(total_s=work_s))
-        self.scheduler.finish(answer, 0)
-
-    def told(self) -> list[tuple[str, str]]:
-        return [(answer.query.query_id, answer.finish_reason.name) for answer in self.answers]
+from nvila_ros.scheduler import MAX_PASSES, SHUTTING_DOWN, Ticket
+from nvila_ros.types import Answer, FinishReason, Query
+from tests.scheduler_desk import Desk, S
 
 
 def test_higher_priority_goes_first_and_equals_in_order_of_arrival() -> None:
@@ -174,140 +147,6 @@ def test_wait_ends_when_a_query_comes_and_when_closed() -> None:
     assert not desk.scheduler.wait()
 
 
-def test_standing_queries_about_one_clip_are_taken_together() -> None:
-    desk = Desk()
-    for query_id, frames, priority in (("a", 8, 0), ("b", 8, 0), ("c", 4, 0), ("d", 8, 1)):
-        desk.submit(query_id, standing=query_id, num_frames=frames, priority=priority)
-
-    groups = []
-    for _ in range(3):
-        groups.append(desk.pop())
-        for query_id in groups[-1]:
-            desk.finish(query_id)
-
-    assert groups == [["d"], ["a", "b"], ["c"]]
-
-
-def test_interactive_query_goes_before_standing_ones_of_its_priority() -> None:
-    desk = Desk()
-    desk.submit("watch", standing="watch")
-    desk.submit("urgent watch", standing="urgent watch", priority=1)
-    desk.submit("ask")
-
-    order = []
-    for _ in range(3):
-        (query_id,) = desk.pop()
-        order.append(query_id)
-        desk.finish(query_id)
-
-    assert order == ["urgent watch", "ask", "watch"]
-
-
-def test_standing_query_gives_way_once_and_keeps_its_place() -> None:
-    desk = Desk()
-    desk.submit("watch", standing="watch")
-    desk.pop()
-    assert desk.should_stop("watch") is None
-    desk.submit("ask")
-
-    assert desk.should_stop("watch") is FinishReason.CANCELED
-    desk.finish("watch", FinishReason.CANCELED)
-    assert desk.pop() == ["ask"]
-    desk.finish("ask")
-    assert desk.pop() == ["watch"]
-    desk.submit("ask again")
-
-    assert desk.should_stop("watch") is None
-    assert desk.told() == [("ask", "STOP")]
-    assert desk.scheduler.state().num_preempted == 1
-
-
-def test_standing_query_of_higher_priority_gives_no_way() -> None:
-    desk = Desk()
-    desk.submit("watch", standing="watch", priority=1)
-    desk.pop()
-    desk.submit("ask")
-
-    assert desk.should_stop("watch") is None
-
-
-def test_newer_asking_replaces_the_one_that_waits() -> None:
-    desk = Desk()
-    desk.submit("old", standing="watch")
-
-    desk.submit("new", standing="watch")
-
-    assert desk.told() == [("old", "REPLACED")]
-    assert desk.pop() == ["new"]
-
-
-def test_newer_asking_replaces_the_one_that_gave_way() -> None:
-    desk = Desk()
-    desk.submit("old", standing="watch")
-    desk.pop()
-    desk.submit("ask")
-    desk.should_stop("old")
-    desk.submit("new", standing="watch")
-
-    desk.finish("old", FinishReason.CANCELED)
-
-    assert desk.told() == [("old", "REPLACED")]
-
-
-def test_cancel_of_one_that_is_to_give_way_is_final() -> None:
-    desk = Desk()
-    desk.submit("old", standing="watch")
-    desk.pop()
-    desk.submit("ask")
-    desk.should_stop("old")
-    assert desk.scheduler.cancel_standing("watch", 0)
-
-    desk.finish("old", FinishReason.CANCELED)
-
-    assert desk.told() == [("old", "CANCELED")]
-    assert desk.pop() == ["ask"]
-
-
-def test_standing_query_is_not_passed_over_for_ever() -> None:
-    desk = Desk()
-    desk.submit("watch", standing="watch")
-
-    order = []
-    for i in range(MAX_PASSES + 2):
-        desk.submit(f"ask {i}")
-        order += desk.pop()
-        assert desk.should_stop(order[-1]) is None
-        desk.finish(order[-1])
-
-    assert order.index("watch") == MAX_PASSES
-
-
-def test_standing_queries_take_no_place_of_interactive_ones() -> None:
-    desk = Desk(capacity=1)
-    for name in "abc":
-        assert desk.submit(name, standing=name)
-
-    assert desk.submit("ask")
-    assert not desk.submit("one too many")
-
-
-def test_queries_that_come_together_are_taken_together_by_a_worker_that_waits() -> None:
-    desk = Desk()
-    taken: list[list[str]] = []
-
-    def work() -> None:
-        desk.scheduler.wait()
-        taken.append(desk.pop())
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    queries = [Query(query_id=name, question="?", standing=name) for name in "abcdefgh"]
-    assert desk.scheduler.submit_all([Ticket(query=query, on_answer=desk.answers.append) for query in queries], 0) == 8
-    thread.join(5)
-
-    assert taken == [list("abcdefgh")]
-
-
 def test_query_that_cannot_be_answered_in_time_is_not_begun_until_hope_returns() -> None:
     desk = Desk()
     desk.submit("slow")
@@ -324,13 +163,36 @@ def test_query_that_cannot_be_answered_in_time_is_not_begun_until_hope_returns()
     assert "too short to answer in" in desk.answers[1].error
 
 
+def test_short_answer_is_not_judged_by_long_ones() -> None:
+    desk = Desk()
+    desk.submit("long", max_tokens=64)
+    desk.pop()
+    desk.finish("long", work_s=3.0)
+    desk.submit("short", max_tokens=1, deadline_ns=S)
+
+    assert desk.pop() == ["short"]
+
+
+def test_many_that_are_not_begun_ease_the_expectation_once() -> None:
+    desk = Desk(capacity=9)
+    desk.submit("slow")
+    desk.pop()
+    desk.finish("slow", work_s=2.0)
+    for i in range(9):
+        desk.submit(f"late {i}", deadline_ns=S)
+
+    assert desk.pop() == []
+    assert [reason for _, reason in desk.told()] == ["STOP", *["DEADLINE"] * 9]
+
+
 def test_asker_that_cannot_be_told_harms_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     desk = Desk()
 
     def fail(answer: Answer) -> None:
         raise RuntimeError("the asker is gone")
 
-    desk.scheduler.submit(Ticket(query=Query(query_id="gone", question="?"), on_answer=fail), 0)
+    desk.queries["gone"] = Query(query_id="gone", question="?")
+    desk.scheduler.submit([Ticket(query=desk.queries["gone"], on_answer=fail)], 0)
     desk.submit("next")
     desk.pop()
     desk.finish("gone")
@@ -348,7 +210,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.now_ns = 0
         self.submitted: dict[str, Query] = {}
         self.running: list[str] = []
-        self.overtaken: Counter[str] = Counter()
+        self.place: dict[str, int] = {}  # in the line, of each query; a newer asking takes that of the older
+        self.overtaken: Counter[int] = Counter()
         self.is_closed = False
 
     @rule(
@@ -361,6 +224,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         query_id = str(len(self.submitted))
         deadline_ns = None if deadline_s is None else self.now_ns + deadline_s * S
         fields: dict[str, Any] = {"priority": priority, "deadline_ns": deadline_ns, "num_frames": num_frames}
+        self.place[query_id] = self.place.get(self.asked(standing), int(query_id))
         self.submitted[query_id] = Query(query_id=query_id, question="?", standing=standing, **fields)
         self.desk.submit(query_id, self.now_ns, standing=standing, **fields)
 
@@ -379,9 +243,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len({(query.priority, query.clip) for query in group}) == 1
         assert self.waiting_best() <= group[0].priority
         for query_id in self.waiting():
-            if int(query_id) < min(map(int, self.running)) and self.submitted[query_id].priority == group[0].priority:
-                self.overtaken[query_id] += 1
-                assert self.overtaken[query_id] <= MAX_PASSES
+            place = self.place[query_id]
+            is_equal = self.submitted[query_id].priority == group[0].priority
+            if is_equal and place < min(self.place[running] for running in self.running):
+                self.overtaken[place] += 1
+                assert self.overtaken[place] <= MAX_PASSES
 
     @precondition(lambda self: self.running)
     @rule(pick=st.integers(0, 9), work_s=st.floats(0, 4))
@@ -389,6 +255,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         query_id = self.running.pop(pick % len(self.running))
         stop = self.desk.should_stop(query_id, self.now_ns)
         self.desk.finish(query_id, stop or FinishReason.STOP, work_s)
+        if (query_id, "REPLACED") in self.desk.told():
+            self.place[self.asked(self.submitted[query_id].standing)] = self.place[query_id]
 
     @precondition(lambda self: self.submitted)
     @rule(pick=st.integers(0, 100))
@@ -420,6 +288,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def waiting(self) -> list[str]:
         over = {answer.query.query_id for answer in self.desk.answers} | set(self.running)
         return [query_id for query_id in self.submitted if query_id not in over]
+
+    def asked(self, standing: str) -> str:
+        """Return the asking of a standing query that waits, if one does."""
+        asked = [query_id for query_id in self.waiting() if standing and self.submitted[query_id].standing == standing]
+        return asked[0] if asked else ""
 
     def waiting_best(self) -> int:
         return max((self.submitted[query_id].priority for query_id in self.waiting()), default=-1)

@@ -39,11 +39,13 @@ class Bench:
     def ask(self, question: str = "what is this", query_id: str = "a", **fields: object) -> None:
         values = {"cameras": ("camera",), "window_s": 2.0} | fields
         query = Query(query_id=query_id, question=question, **values)  # type: ignore[arg-type]
-        self.scheduler.submit(Ticket(query=query, on_answer=self.answers.append, on_piece=self.pieces.append), now_ns=0)
+        self.scheduler.submit(
+            [Ticket(query=query, on_answer=self.answers.append, on_piece=self.pieces.append)], now_ns=0
+        )
 
     def work(self) -> list[Answer]:
         """Work off what waits, one after the other, and return all answers."""
-        while self.scheduler.state().num_waiting or self.scheduler.state().is_running:
+        while self.scheduler.state().num_waiting or self.scheduler.state().num_running:
             self.scheduler.wait(0.001)
         return self.answers
 
@@ -154,7 +156,7 @@ def test_standing_queries_of_one_clip_are_answered_together_and_the_broken_one_a
         for name in ("a", "b", "c")
     ]
 
-    bench.scheduler.submit_all(tickets, 0)
+    bench.scheduler.submit(tickets, 0)
 
     answers = bench.work()
     assert [answer.text for answer in answers] == ["a", "b", "c"]
