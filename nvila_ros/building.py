@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from nvila_ros.errors import CheckpointError, ConfigError
-from nvila_ros.models.artefact import MANIFEST, fingerprint, to_tensors, write_manifest
+from nvila_ros.models.artefact import MANIFEST, STAGED, fingerprint, to_tensors, write_manifest
 from nvila_ros.models.checkpoint import PARTS, Checkpoint
 from nvila_ros.models.quantized import Weight
 from nvila_ros.models.shapes import expected_shapes
@@ -136,16 +136,17 @@ def build(
         if (folder / f"{part}.done").is_file():
             _log.info("%s is done already", part)
             continue
-        for leftover in folder.glob(f"{part}-*.safetensors"):
+        for leftover in folder.glob(f"{part}-*.safetensors*"):
             leftover.unlink()
         weights = _quantize(part, recipe, checkpoint, calibrate, on_part)
         is_full = (recipe.decoder if part == "llm" else recipe.vision).precision == "fp32"
         write_shards(folder, part, weights if is_full else map(in_half, weights))
         (folder / f"{part}.done").touch()
     copy_tokenizer(checkpoint, folder)
-    for path in [folder / STATE, *folder.glob("*.done")]:
-        path.unlink()
-    write_manifest(folder, checkpoint.spec, precision_of(recipe), told, source)
+    notes = [STATE, *(f"{part}.done" for part in PARTS)]
+    write_manifest(folder, checkpoint.spec, precision_of(recipe), told, source, leave_out=notes)
+    for name in notes:  # last, since sealing takes a while, too, and what is done is not to be done again
+        (folder / name).unlink()
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
@@ -183,8 +184,9 @@ def _begin(folder: Path, state: dict[str, Any]) -> None:
 
 def _is_ours(path: Path) -> bool:
     shards = tuple(f"{part}-" for part in PARTS)
-    return path.name in (STATE, MANIFEST, f".{MANIFEST}.part", "tokenizer", "plans") or (
-        path.suffix == ".done" or (path.name.startswith(shards) and path.suffix == ".safetensors")
+    return path.name in (STATE, MANIFEST, STAGED, "tokenizer", "plans") or (
+        path.suffix == ".done"
+        or (path.name.startswith(shards) and path.name.endswith((".safetensors", ".safetensors.part")))
     )
 
 

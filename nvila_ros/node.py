@@ -46,7 +46,7 @@ from nvila_ros.srv import Ask
 from nvila_ros.standing_door import Desk, StandingDoor
 from nvila_ros.supply import ModelState, Status, Supply
 from nvila_ros.types import Answer, FinishReason, Piece, Query, RawFrame
-from nvila_ros.video.buffer import FrameBuffer
+from nvila_ros.video.buffer import MAX_DISORDER_NS, FrameBuffer
 from nvila_ros.worker import LookAhead, Worker
 
 ANSWER_DEPTH = 16
@@ -83,7 +83,7 @@ class NvilaNode(Node):
         self.standing = StandingDoor(self, self._desk())
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._jump_handle = self.get_clock().create_jump_callback(
-            JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True),
+            JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-MAX_DISORDER_NS), on_clock_change=True),
             post_callback=self._on_clock_jump,
         )
         # On the steady clock: a paused simulation is still worth a diagnosis.
@@ -190,7 +190,7 @@ class NvilaNode(Node):
     def _admit(self, tickets: Sequence[Ticket]) -> None:
         refusal = self._status.refusal
         if not refusal:
-            self.scheduler.submit_all(tickets, _now_ns())
+            self.scheduler.submit(tickets, _now_ns())
             return
         for ticket in tickets:
             self.scheduler.refuse(ticket, FinishReason.REJECTED, refusal, _now_ns())

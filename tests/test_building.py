@@ -146,6 +146,35 @@ def test_build_that_was_killed_before_a_file_was_whole_is_none(tmp_path: Path, n
     assert open_artefact(out).precision == "fp16"
 
 
+def test_build_that_was_killed_while_it_was_sealed_is_sealed_again(
+    tmp_path: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nvila_ros.models.artefact.seal_file", die)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path, calibration)
+    assert not is_artefact(tmp_path)
+    steps = Steps()
+    make(tmp_path, calibration, steps=steps)
+
+    assert steps.told == []
+    assert open_artefact(tmp_path).precision == "w8a8+w4a16"
+    assert not list(tmp_path.glob("*.done")) + list(tmp_path.glob("state.json"))
+
+
+def test_half_a_shard_is_in_the_way_of_no_other_recipe(tmp_path: Path, calibration: Calibration) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, calibration, steps=Steps(fail_at="vision_tower 1/1"))
+    (tmp_path / "vision_tower-00001.safetensors.part").write_bytes(b"half")
+
+    make(tmp_path, calibration, HALF)
+
+    assert open_artefact(tmp_path).precision == "fp16"
+
+
 def test_other_recipe_starts_anew_and_a_finished_build_is_replaced(tmp_path: Path, calibration: Calibration) -> None:
     make(tmp_path / "out", calibration)
 

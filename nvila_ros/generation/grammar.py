@@ -63,10 +63,14 @@ class Grammars:
         """Return a constraint at the beginning of an answer; at most a few seconds, and once for a schema.
 
         Raises:
-            QueryError: the schema is not satisfiable, not supported, or takes too much time or memory.
+            QueryError: the schema is not satisfiable, not supported, or takes too much time or memory, or this machine
+                is too busy to tell.
             BackendError: llguidance is not installed.
         """
-        compiled = self._compile(kind.schema)
+        try:
+            compiled = self._compile(kind.schema)
+        except TimeoutError as error:  # which says nothing about the schema, so it is not kept
+            raise QueryError(f"json_schema must be tried first, but {error}: this machine is busy; ask again") from error
         if isinstance(compiled, str):
             raise QueryError(f"json_schema must be one that answers can be held to, but {compiled}; simplify it")
         return _JsonConstraint(compiled.deep_copy(), self._vocab_size)

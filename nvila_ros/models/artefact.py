@@ -17,7 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibb
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec, Wrap
 
 MANIFEST = "manifest.json"
+STAGED = f".{MANIFEST}.part"  # the next manifest until it is whole
 FORMAT = 1
 REBUILD = "build it again with nvila build"
 _CHUNK = 1 << 24
@@ -173,8 +174,15 @@ def open_artefact(folder: Path) -> Artefact:
         raise CheckpointError(f"{folder / MANIFEST} is not a build's manifest ({error!r}); {REBUILD}") from error
 
 
-def write_manifest(folder: Path, spec: ModelSpec, precision: str, recipe: Mapping[str, Any], source: str) -> None:
-    """Seal every file of a folder; from here on it is a build. `source` is the `fingerprint` of its checkpoint."""
+def write_manifest(
+    folder: Path,
+    spec: ModelSpec,
+    precision: str,
+    recipe: Mapping[str, Any],
+    source: str,
+    leave_out: Collection[str] = (),
+) -> None:
+    """Seal the files of a folder but some; from here on it is a build. `source` is its checkpoint's `fingerprint`."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     told = {
         "format": FORMAT,
@@ -182,7 +190,7 @@ def write_manifest(folder: Path, spec: ModelSpec, precision: str, recipe: Mappin
         "precision": precision,
         "recipe": recipe,
         "spec": dataclasses.asdict(spec),
-        "files": {name: seal_file(folder / name) for name in names if name != MANIFEST},
+        "files": {name: seal_file(folder / name) for name in names if name not in {MANIFEST, STAGED, *leave_out}},
     }
     _write(folder, told)
 
@@ -194,7 +202,7 @@ def rewrite_plans(folder: Path, recipe: Mapping[str, Any], plans: Sequence[Mappi
 
 def _write(folder: Path, told: Mapping[str, Any]) -> None:
     """Replace the manifest in one step."""
-    staged = folder / f".{MANIFEST}.part"
+    staged = folder / STAGED
     with staged.open("w", encoding="utf-8") as file:
         file.write(json.dumps(told, indent=1) + "\n")
         file.flush()

@@ -171,11 +171,6 @@ class QueryBook:
             groups.setdefault(entry.query.clip, []).append(self._ask(entry, now_ns))
         return list(groups.values())
 
-    @property
-    def next_due_ns(self) -> int | None:
-        """When the next query is due, on the clock; 0 is at once, None is never."""
-        return min((e.next_due_ns for e in self._entries.values() if e.query.enabled), default=None)
-
     def observe(self, asking: Asking, answer: Answer, now_ns: int) -> list[Event]:
         """Take the answer of an asking; each gets exactly one."""
         events = self.expire(now_ns)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from nvila_ros.generation.typed import YES_NO
 from nvila_ros.standing.query import StandingQuery
-from nvila_ros.types import Answer
+from nvila_ros.types import Answer, FinishReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +38,16 @@ def read_answer(query: StandingQuery, answer: Answer) -> Reading | None:
     if not answer.finish_reason.is_answered or not answer.frames:
         return None
     value = _read_text(query, answer.text)
-    if value is None:
+    if value is None or _may_be_cut(query, answer):
         return None
     probability = _probability(answer, _condition(query, value), value)
     return Reading(value=value, probability=probability, stamp_ns=answer.frames[-1].stamp_ns, answer=answer)
+
+
+def _may_be_cut(query: StandingQuery, answer: Answer) -> bool:
+    """Whether more digits might have followed; a text that is cut off is at least how it begins, other JSON is none."""
+    is_cut = answer.finish_reason is FinishReason.LENGTH and answer.text[-1:].isdigit()
+    return is_cut and query.answer_type in ("integer", "json")
 
 
 def _read_text(query: StandingQuery, text: str) -> str | None:

@@ -3,7 +3,8 @@
 In: frames of named cameras, nearly in order. Out: the frames of a window of time. One lock, held for microseconds: the
 callbacks that push and the worker that looks never wait for each other's work. Every frame that leaves is counted with
 the reason, so that "why was that not seen" has an answer. A camera whose stamps jump back (a bag that starts again, a
-simulator that was reset) starts anew: frames of two pasts must not meet in one clip.
+simulator that was reset) starts anew: frames of two pasts must not meet in one clip. So do the other cameras whose
+frames lie ahead of it, unless they go on: theirs may be the better clock.
 
 A camera's frames are of two ages. Those of the last `horizon_s` are all kept. Of older ones the first in each period of
 `1 / past_hz` stays until it is `past_s` old, and the others are thinned out. Where bytes run short, the past has
@@ -96,11 +97,21 @@ class _Run(Generic[F]):
 
 
 class _Track(Generic[F]):
-    """The frames of one camera: a thinned past, and all frames after it; without a newest frame there is no past."""
+    """The frames of one camera: a thinned past, and all frames after it; without a newest frame there is no past.
+
+    Attributes:
+        doubted_ns: where another camera's stamps jumped back to and this one's were not heard of since, or None.
+    """
 
     def __init__(self) -> None:
         self.past: _Run[F] = _Run()
         self.recent: _Run[F] = _Run()
+        self.doubted_ns: int | None = None
+
+    def is_of_another_past(self, stamp_ns: int) -> bool:
+        """Whether it has kept still ahead of another camera, which now is at `stamp_ns`, for long enough."""
+        is_doubted = self.doubted_ns is not None and stamp_ns - self.doubted_ns >= MAX_DISORDER_NS
+        return is_doubted and self.newest_ns - stamp_ns > MAX_DISORDER_NS
 
     @property
     def oldest_ns(self) -> int:
@@ -135,7 +146,7 @@ class FrameBuffer(Generic[F]):
         """Take a frame in, in order of its stamp.
 
         Returns:
-            how far the stamp went back, in ns, where this made the camera's older frames void; 0 as a rule.
+            how far the stamp went back, in ns, where this made frames void; 0 as a rule.
         """
         with self._lock:
             if frame.num_bytes > self._max_bytes:
@@ -145,6 +156,12 @@ class FrameBuffer(Generic[F]):
             jump_ns = track.newest_ns - frame.stamp_ns if track.recent else 0
             if jump_ns > MAX_DISORDER_NS:
                 self._empty(track)
+                for other in self._held(self._tracks):
+                    other.doubted_ns = frame.stamp_ns
+            track.doubted_ns = None
+            for other in self._held(self._tracks):
+                if other.is_of_another_past(frame.stamp_ns):
+                    self._empty(other)
             self._insert(track, frame)
             self._trim(track)
             return jump_ns if jump_ns > MAX_DISORDER_NS else 0
@@ -228,7 +245,7 @@ class FrameBuffer(Generic[F]):
     def _empty(self, track: _Track[F]) -> int:
         num_frames = len(track.past) + len(track.recent)
         self._num_dropped[DropReason.TIME_JUMP.value] += num_frames
-        track.past, track.recent = _Run(), _Run()
+        track.past, track.recent, track.doubted_ns = _Run(), _Run(), None
         return num_frames
 
     def _drop(self, run: _Run[F], at: int, reason: DropReason) -> None:

@@ -103,19 +103,6 @@ def test_late_ticks_lose_askings_and_pile_none_up() -> None:
     assert tick(book, 100.9) == []
 
 
-def test_next_due_is_when_something_is_due() -> None:
-    book = new_book()
-    assert book.next_due_ns is None
-    book.add(standing("a"))
-    book.add(standing("b", rate_hz=0.1))
-    assert book.next_due_ns == 0
-    tick(book, 3.4)
-
-    assert book.next_due_ns == 4 * S
-    book.enable("a", False)
-    assert book.next_due_ns == 10 * S
-
-
 def test_asking_again_before_the_answer_is_counted_as_skipped() -> None:
     book = new_book(standing())
     ((first,),) = tick(book, 1)

@@ -56,6 +56,16 @@ def test_what_an_answer_says(query: StandingQuery, text: str, said: str | None) 
     assert value(query, text) == said
 
 
+@pytest.mark.parametrize(
+    ("query", "text", "said"),
+    [(COUNT, "1", None), (JSON, "1", None), (JSON, '{"a": 1}', '{"a": 1}'), (TEXT, "Room 1", "room 1")],
+)
+def test_number_that_may_have_been_cut_off_says_nothing(query: StandingQuery, text: str, said: str | None) -> None:
+    reading = read_answer(query, answer_of(query, text, S, reason=FinishReason.LENGTH))
+
+    assert (reading.value if reading else None) == said
+
+
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.booleans() | st.none(), max_size=5), st.randoms())
 def test_order_of_keys_changes_no_json(given_: dict[str, object], random: object) -> None:
     items = list(given_.items())

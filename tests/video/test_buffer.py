@@ -57,6 +57,32 @@ def test_stamps_that_jump_back_clear_only_their_camera() -> None:
     assert buffer.state().num_dropped["time_jump"] == 1
 
 
+def test_camera_that_keeps_still_behind_a_jump_of_another_is_of_the_same_past() -> None:
+    buffer = new_buffer()
+    for camera in CAMERAS:
+        buffer.push(raw_frame(100, camera))
+
+    for tenth in range(15):
+        buffer.push(raw_frame(90 + tenth / 10, "front"))
+
+    assert stamps_s(buffer, "rear") == []
+    assert stamps_s(buffer, "front") == [90 + tenth / 10 for tenth in range(15)]
+    assert buffer.state().num_dropped["time_jump"] == 2
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_camera_with_a_clock_of_its_own_voids_no_others(goes_on: bool) -> None:
+    """One frame of the front has a wrong stamp, or all have from then on while the rear goes on."""
+    buffer = new_buffer()
+    for tenth in range(30):
+        is_wrong = tenth == 5 or (goes_on and tenth > 5)
+        buffer.push(raw_frame((10 if is_wrong else 100) + tenth / 10, "front"))
+        if goes_on or tenth < 5:
+            buffer.push(raw_frame(100 + tenth / 10, "rear"))
+
+    assert len(stamps_s(buffer, "rear")) == (30 if goes_on else 5)
+
+
 def test_frames_beyond_the_horizon_are_dropped() -> None:
     buffer = new_buffer(horizon_s=2.0)
     for second in range(6):
