@@ -1,5 +1,7 @@
 """What was said before, so that a question can go on from it: bounded in conversations, turns and bytes.
 
+The first turn of a conversation is kept however large it is, since the model has just held it.
+
 A conversation keeps the visual tokens of the frames that its turns showed. A question that names no frames of its own
 is about those; the tokens of the whole conversation so far are the prefix that the next prompt begins with.
 
@@ -44,15 +46,25 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._turns)
 
-    def turns(self, name: str) -> tuple[Turn, ...]:
+    def turns(self, name: str, shown: Seen) -> tuple[Turn, ...]:
         """Return the turns so far, none of a conversation that is new or was forgotten.
 
+        Args:
+            name: of the conversation.
+            shown: what the next turn shows.
+
         Raises:
-            QueryError: it has as many turns as one may have.
+            QueryError: it has as many turns as one may have, or as much to remember.
         """
         turns = self._turns.get(name, ())
         if len(turns) >= MAX_TURNS:
             raise QueryError(f"conversation {name!r} has {MAX_TURNS} turns, the most there may be; begin a new one")
+        num_new = shown.visual_GD.nbytes
+        if turns and num_new and _num_bytes(turns) + num_new > MAX_BYTES:
+            raise QueryError(
+                f"conversation {name!r} may hold {MAX_BYTES >> 20} MiB of visual tokens, these frames are too many; "
+                "ask on about those that it has, or begin a new conversation"
+            )
         return turns
 
     def add(self, name: str, turn: Turn) -> None:
@@ -65,7 +77,11 @@ class Conversations:
     @property
     def num_bytes(self) -> int:
         """Bytes of visual tokens held."""
-        return sum(turn.seen.visual_GD.nbytes for turns in self._turns.values() for turn in turns)
+        return sum(map(_num_bytes, self._turns.values()))
+
+
+def _num_bytes(turns: tuple[Turn, ...]) -> int:
+    return sum(turn.seen.visual_GD.nbytes for turn in turns)
 
 
 def all_visual(turns: tuple[Turn, ...], seen: Seen) -> np.ndarray:

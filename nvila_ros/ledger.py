@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from nvila_ros.errors import NoFramesError, NvilaError, QueryError
 from nvila_ros.generation.pieces import TextStream
 from nvila_ros.types import (
     Answer,
@@ -80,6 +81,7 @@ class Ledger:
         self.answer: Answer | None = None
         self._ask, self._author, self._now_ns = ask, author, now_ns
         self._last_ns = now_ns()
+        self._stage = "vision_s"  # the `Timings` field of what is going on
         self._accepted_ns = self.query.accepted_ns or self._last_ns
         self._told = _Told(seconds={"queue_s": (self._last_ns - self._accepted_ns) / 1e9})
 
@@ -88,6 +90,11 @@ class Ledger:
         reason = self._ask.should_stop() if self._ask.should_stop else None
         if reason is not None:
             self.end(reason)
+
+    def enter(self, stage: str) -> None:
+        """Book the time up to here under the stage that ends, and what comes, even the answer's end, under this one."""
+        self.mark(self._stage)
+        self._stage = stage
 
     def mark(self, name: str) -> None:
         """Book the time since the last mark under the name of a `Timings` field."""
@@ -116,10 +123,10 @@ class Ledger:
             self._ask.on_piece(Piece(query_id=query_id, index=index, text=text, is_final=is_final, newest=newest))
 
     def end(self, reason: FinishReason, error: str = "") -> None:
-        """Tell what the stream held back, end the decode time and give out the answer."""
+        """Tell what the stream held back, end the stage that is going on and give out the answer."""
         assert self.answer is None, "an answer ends once"
         self.tell(self.stream.flush() if self.stream else "", is_final=True)
-        self.mark("decode_s")
+        self.mark(self._stage)
         seconds = self._told.seconds | {"total_s": (self._last_ns - self._accepted_ns) / 1e9}
         self.answer = Answer(
             query=self.query,
@@ -168,3 +175,21 @@ class Ledgers:
         """Book the time since the last mark in all."""
         for ledger in self.open:
             ledger.mark(name)
+
+    def enter(self, stage: str) -> None:
+        """Let all begin a stage."""
+        for ledger in self.open:
+            ledger.enter(stage)
+
+    def fail(self, failure: Exception) -> None:
+        """End all, since what they share failed."""
+        for ledger in self.open:
+            ledger.end(*verdict(failure))
+
+
+def verdict(failure: Exception) -> tuple[FinishReason, str]:
+    """Return how an answer ends whose work failed, and what is told of it."""
+    if not isinstance(failure, NvilaError):  # the model's runtime may raise anything
+        return FinishReason.FAILED, f"{type(failure).__name__}: {failure}"
+    by_kind = {NoFramesError: FinishReason.NO_FRAMES, QueryError: FinishReason.INVALID}
+    return by_kind.get(type(failure), FinishReason.FAILED), str(failure)

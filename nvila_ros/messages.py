@@ -77,6 +77,19 @@ def raw_frame(message: Image, camera: str, now_ns: int) -> RawFrame:
     return RawFrame(image=raw, stamp_ns=stamp_ns, camera=camera, frame_id=message.header.frame_id)
 
 
+def compressed_frame(message: CompressedImage, camera: str, now_ns: int) -> RawFrame:
+    """Take a compressed image in as it is, after a look at its header; as `raw_frame`.
+
+    Raises:
+        FrameError: it is no JPEG or PNG file of a picture, is cut off, or is too large.
+    """
+    data = np.frombuffer(message.data, np.uint8)
+    header = read_header(data, message.format)
+    image = EncodedImage(data=data, format=message.format, width=header.width, height=header.height)
+    stamp_ns = stamp_to_ns(message.header.stamp) or now_ns
+    return RawFrame(image=image, stamp_ns=stamp_ns, camera=camera, frame_id=message.header.frame_id)
+
+
 def decode_frame(frame: RawFrame) -> Frame:
     """Convert a frame to RGB: a compressed one by its file, others by our own table, else by the robot's cv_bridge.
 
@@ -137,7 +150,7 @@ def query_from_request(
     return Query(
         query_id=query_id,
         question=request.question,
-        num_frames=int(request.num_frames) or max(config.num_frames, len(cameras)),
+        num_frames=int(request.num_frames) or default_num_frames(config, cameras),
         window_s=float(request.window_s) or config.window_s,
         start_ns=start_ns,
         end_ns=end_ns,
@@ -157,6 +170,11 @@ def query_from_request(
         accepted_ns=accepted_ns,
         deadline_ns=_deadline_ns(float(request.deadline_s), accepted_ns),
     )
+
+
+def default_num_frames(config: NodeConfig, cameras: Sequence[str]) -> int:
+    """Return how many frames a question about these cameras is shown that does not say so: of each one at least."""
+    return max(config.num_frames, len(cameras))
 
 
 def _deadline_ns(deadline_s: float, accepted_ns: int) -> int | None:
@@ -307,16 +325,3 @@ def _listed(values: Sequence[Any]) -> str:
 
 def _is_of_ros(name: str) -> bool:
     return name in ("use_sim_time", "start_type_description_service") or name.startswith("qos_overrides.")
-
-
-def compressed_frame(message: CompressedImage, camera: str, now_ns: int) -> RawFrame:
-    """Take a compressed image in as it is, after a look at its header; as `raw_frame`.
-
-    Raises:
-        FrameError: it is no JPEG or PNG file of a picture, is cut off, or is too large.
-    """
-    data = np.frombuffer(message.data, np.uint8)
-    header = read_header(data, message.format)
-    image = EncodedImage(data=data, format=message.format, width=header.width, height=header.height)
-    stamp_ns = stamp_to_ns(message.header.stamp) or now_ns
-    return RawFrame(image=image, stamp_ns=stamp_ns, camera=camera, frame_id=message.header.frame_id)

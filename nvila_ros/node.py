@@ -108,10 +108,14 @@ class NvilaNode(Node):
 
     def employ(self, model: Perceiver) -> Worker:
         """Return the worker that answers by a model."""
-        config = self.config
-        ahead = LookAhead(rate_hz=config.encode_hz, cameras=config.cameras, is_alone=config.num_frames == 1)
-        self._worker = Worker(model, self.scheduler, self.buffer, messages.decode_frame, ahead=ahead)
+        self._worker = Worker(model, self.scheduler, self.buffer, messages.decode_frame, ahead=self._ahead)
         return self._worker
+
+    def _ahead(self) -> LookAhead:
+        """Return which frames are worth encoding ahead: those of a question that names none, as the parameters are."""
+        config = self.config
+        is_alone = messages.default_num_frames(config, config.cameras) == 1
+        return LookAhead(rate_hz=config.encode_hz, cameras=config.cameras, is_alone=is_alone)
 
     def _open_doors(self) -> None:
         waiting = ReentrantCallbackGroup()

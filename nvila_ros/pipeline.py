@@ -94,6 +94,9 @@ class Perceiver:
             asks: their windows were already resolved into `frames`; a query that breaks a rule is answered INVALID. One
                 that belongs to a conversation comes alone.
             frames: what the answers are about; none for text alone, or for the frames that a conversation has.
+
+        Raises:
+            Exception: as the engine does; all queries are answered before.
         """
         shown = frames[len(frames) - self._viewer.num_shown(frames) :]
         author = Author(self.model, self.backend, self.precision)
@@ -109,6 +112,9 @@ class Perceiver:
             self._answer_about(seen, refs, work)
         except StopWork:
             pass
+        except Exception as failure:
+            work.fail(failure)  # what was told of it so far has an end as well
+            raise
 
     def knows(self, query: Query) -> bool:
         """Whether a query goes on with a conversation about the frames that it has."""
@@ -139,9 +145,11 @@ class Perceiver:
 
     def _answer_about(self, seen: Seen, frames: tuple[FrameRef, ...], work: Ledgers) -> None:
         plans = []
+        work.enter("preprocess_s")
         for ledger in work.open:
             try:
                 plans.append(self._plan(ledger, seen))
+                ledger.enter("queue_s")
             except QueryError as error:
                 ledger.end(FinishReason.INVALID, str(error))
             except BackendError as error:  # what this one needs is not installed; the others do not need it
@@ -159,7 +167,7 @@ class Perceiver:
         query, tokenizer = ledger.query, self._tokenizer
         if not query.question.strip():
             raise QueryError("a question must hold text, got none")
-        turns = self._conversations.turns(query.conversation) if query.conversation else ()
+        turns = self._conversations.turns(query.conversation, seen) if query.conversation else ()
         told = [([*turn.seen.parts, turn.question], turn.answer) for turn in turns]
         ids_L = build_prompt(tokenizer, [*seen.parts, query.question], told)
         plan = self._speaker.plan(ledger, ids_L, all_visual(turns, seen))
@@ -168,7 +176,8 @@ class Perceiver:
                 f"prompt and answer must fit {self._num_positions} positions, got {len(ids_L)} and {plan.num_more}; "
                 "ask about fewer frames, ask shorter, lower max_tokens or begin a new conversation"
             )
-        ledger.frames = (*(frame for turn in turns for frame in turn.frames), *ledger.frames)
+        known = [frame for turn in turns for frame in turn.frames]
+        ledger.frames = tuple(sorted([*known, *ledger.frames], key=lambda frame: frame.stamp_ns))
         ledger.count(num_visual_tokens=len(plan.visual_GD), num_prompt_tokens=len(ids_L))
         return plan
 

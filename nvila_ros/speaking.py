@@ -92,13 +92,14 @@ class Speaker:
 
     def _tell(self, plan: Plan, work: Ledgers) -> None:
         """Read one prompt and decode behind it until the stop token or the limit."""
+        plan.ledger.enter("prefill_s")
         embeds_LD = embed_prompt(self._engine, plan.ids_L, plan.visual_GD)
         keys_L2 = identify(plan.ids_L, plan.visual_GD)
         # The last token is read in any case, since its logits are wanted.
         with self.prefixes.take(keys_L2[:-1], len(plan.ids_L) + plan.num_more) as trunk:
             plan.ledger.count(num_reused_tokens=trunk.length)
             logits_V = trunk.prefill(embeds_LD, keys_L2, work.check)
-            plan.ledger.mark("prefill_s")
+            plan.ledger.enter("decode_s")
             token = self._choose_token(plan, logits_V)
             while token is not None and self._tell_token(plan, token):
                 work.check()
@@ -106,6 +107,8 @@ class Speaker:
 
     def _branch(self, plans: Sequence[Plan], work: Ledgers) -> None:
         """Read what the prompts share, then score choices and decode texts side by side."""
+        own = Ledgers(plan.ledger for plan in plans)
+        own.enter("prefill_s")
         visual_GD = plans[0].visual_GD
         first_L2 = identify(plans[0].ids_L, visual_GD)
         shared_L = self._shared(plans, first_L2)
@@ -116,7 +119,7 @@ class Speaker:
                 plan.ledger.count(num_reused_tokens=trunk.length)
             trunk.prefill(embed_prompt(self._engine, shared_L, visual_GD), keys_L2, work.check)
             grove = Grove(self._engine, trunk.cache)
-            texts = self._begin(grove, plans, len(shared_L), work)
+            texts = self._begin(grove, plans, len(shared_L), work, own)
             while texts:
                 work.check()
                 texts = self._step(grove, texts)
@@ -135,7 +138,7 @@ class Speaker:
         return first_L[: min(max(num_media, self.prefixes.find(first_L2)), len(first_L) - 1)]
 
     def _begin(
-        self, grove: Grove, plans: Sequence[Plan], num_shared: int, work: Ledgers
+        self, grove: Grove, plans: Sequence[Plan], num_shared: int, work: Ledgers, own: Ledgers
     ) -> list[tuple[Plan, np.ndarray]]:
         """Read the questions and all choices; return the texts to be told, with the logits of their first token."""
         for plan in plans:
@@ -143,7 +146,7 @@ class Speaker:
             for ids in plan.sequences:
                 grove.add(plan.branch.fork(), ids[:-1], num_wanted=len(ids) - 1)
         logits_R = iter(grove.grow())
-        work.mark("prefill_s")
+        own.enter("decode_s")
         first = [(plan, next(logits_R), [next(logits_R) for ids in plan.sequences for _ in ids[:-1]]) for plan in plans]
         work.check()
         for plan, logits_V, rows in first:
@@ -202,9 +205,10 @@ def _choose(plan: Plan, logits_V: np.ndarray, rows: Iterator[np.ndarray]) -> Non
     spelled = score_sequences(logits_V, rows, plan.sequences)
     probabilities = plan.kind.combine(spelled)
     best = int(probabilities.argmax())
+    told = int(np.where(plan.kind.owners == best, spelled, -1).argmax())
     plan.ledger.choices = plan.kind.names
     plan.ledger.probabilities = tuple(probabilities.tolist())
-    plan.ledger.count(num_answer_tokens=len(plan.sequences[int(spelled.argmax())]) - 1)
+    plan.ledger.count(num_answer_tokens=len(plan.sequences[told]) - 1)
     plan.ledger.tell(plan.kind.names[best])
     plan.ledger.end(FinishReason.STOP)
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from nvila_ros.errors import NoFramesError, NvilaError, QueryError
-from nvila_ros.ledger import Ask
+from nvila_ros.errors import NvilaError
+from nvila_ros.ledger import Ask, verdict
 from nvila_ros.scheduler import NS_PER_S, Scheduler, Ticket, unanswered
 from nvila_ros.types import Answer, FinishReason, Frame, Query, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
@@ -66,7 +66,7 @@ class Worker:
         scheduler: closing it ends the thread.
         buffer: where the frames are.
         decode: converts a frame that is looked at; raises FrameError.
-        ahead: what is done while nothing is asked.
+        ahead: tells what is done while nothing is asked; asked each time.
         now_ns: the steady clock.
     """
 
@@ -77,7 +77,7 @@ class Worker:
         buffer: FrameBuffer[RawFrame],
         decode: Callable[[RawFrame], Frame],
         *,
-        ahead: LookAhead = LookAhead(),
+        ahead: Callable[[], LookAhead] = LookAhead,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._model = model
@@ -111,11 +111,11 @@ class Worker:
             tickets = self._scheduler.pop(self._now_ns())
             if tickets:
                 self._work(tickets)
-            elif self._ahead.rate_hz and self._now_ns() >= self._ahead_ns:
-                self._look_ahead()
+            elif (ahead := self._ahead()).rate_hz and self._now_ns() >= self._ahead_ns:
+                self._look_ahead(ahead)
 
     def _idle_s(self) -> float | None:
-        if not self._ahead.rate_hz:
+        if not self._ahead().rate_hz:
             return None
         return max(self._ahead_ns - self._now_ns(), 0) / NS_PER_S
 
@@ -130,18 +130,11 @@ class Worker:
         reason, error = FinishReason.FAILED, "the model gave no answer"
         try:
             self._answer(tickets, finish)
-        except NoFramesError as none:
-            reason, error = FinishReason.NO_FRAMES, str(none)
-        except QueryError as invalid:
-            reason, error = FinishReason.INVALID, str(invalid)
-        except NvilaError as failure:
-            error = str(failure)
-            LOG.error("query_id=%s failed: %s", ",".join(left), error)
-        except (
-            Exception
-        ) as failure:  # the model's runtime may raise anything, and the next query must still be answered
-            error = f"{type(failure).__name__}: {failure}"
-            LOG.exception("query_id=%s failed", ",".join(left))
+        except Exception as failure:  # whatever it is, the next query must still be answered
+            reason, error = verdict(failure)
+            if reason is FinishReason.FAILED:
+                names = ",".join(ticket.query.query_id for ticket in tickets)
+                LOG.error("query_id=%s failed: %s", names, error, exc_info=not isinstance(failure, NvilaError))
         for query in list(left.values()):
             finish(unanswered(query, reason, error, self._now_ns()))
 
@@ -159,15 +152,15 @@ class Worker:
 
         return Ask(query=ticket.query, on_answer=finish, on_piece=ticket.on_piece, should_stop=should_stop)
 
-    def _look_ahead(self) -> None:
+    def _look_ahead(self, ahead: LookAhead) -> None:
         """Encode the newest frame of each camera, until somebody asks."""
-        self._ahead_ns = self._now_ns() + round(NS_PER_S / self._ahead.rate_hz)
-        for camera in self._ahead.cameras:
+        self._ahead_ns = self._now_ns() + round(NS_PER_S / ahead.rate_hz)
+        for camera in ahead.cameras:
             newest_ns = self._buffer.newest_ns([camera])
             if newest_ns is None or self._scheduler.state().num_waiting:
                 continue
             try:
                 for frame in self._buffer.window([camera], newest_ns, newest_ns)[0]:
-                    self._model.look_at(DeferredFrame(frame, self._decode), is_alone=self._ahead.is_alone)
+                    self._model.look_at(DeferredFrame(frame, self._decode), is_alone=ahead.is_alone)
             except Exception as failure:  # nobody asked: a question about this frame will tell its asker
                 LOG.warning("camera=%s cannot be looked at ahead: %s", camera, failure)

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvila_ros.errors import QueryError
 from nvila_ros.ledger import Ask
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.pipeline import CacheLimits, Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.onnxruntime_engine import load
 from nvila_ros.types import Answer, FinishReason, Frame, Query
+from nvila_ros.visual.frame_cache import ENTRY_BYTES
 from tests.golden_cases import GOLDEN
 
 QUESTIONS = ("What is it?", "What is it", "How many are there?", "Describe the image.", "stop")
@@ -34,7 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 ALL, NONE = CacheLimits(), CacheLimits(frame_bytes=0, num_prefixes=0)
 NUM_FRAMES = 6
-FRAME_BYTES = 13 * 9 * 64 * 4  # of one image that is cut into twelve tiles and a thumbnail
+FRAME_BYTES = ENTRY_BYTES + 13 * 9 * 64 * 4  # of one image that is cut into twelve tiles and a thumbnail
 
 
 @functools.cache
@@ -216,6 +218,25 @@ def test_conversations_are_forgotten_in_order_and_bounded() -> None:
     known = [i for i in range(20) if perceiver.knows(query("?", conversation=str(i), is_follow_up=True))]
 
     assert known == list(range(4, 20))
+
+
+def test_conversation_tells_its_frames_in_the_order_of_their_capture() -> None:
+    perceiver = make()
+    perceiver.answer(query("What is it?", conversation="c"), [frame(5)])
+
+    back = perceiver.answer(query("And before?", conversation="c"), [frame(2)])
+
+    assert [each.stamp_ns for each in back.frames] == [2, 5]
+
+
+def test_conversation_beyond_its_bytes_takes_no_more_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    perceiver = make()
+    perceiver.answer(query("What is it?", conversation="c"), [frame(1)])
+    monkeypatch.setattr("nvila_ros.conversations.MAX_BYTES", perceiver._conversations.num_bytes * 3 // 2)
+
+    with pytest.raises(QueryError, match="these frames are too many; ask on about those that it has"):
+        perceiver.answer(query("What is it?", conversation="c"), [frame(2)])
+    assert perceiver.answer(query("And?", conversation="c", is_follow_up=True), []).finish_reason.is_answered
 
 
 def test_one_bad_question_among_several_is_refused_alone() -> None:

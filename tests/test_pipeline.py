@@ -5,13 +5,16 @@ import functools
 import itertools
 import json
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from nvila_ros.errors import BackendError, CheckpointError, QueryError, ShapeError
+from nvila_ros.ledger import Ask
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import PUBLISHED, VIDEO_MODES, Overrides
 from nvila_ros.pipeline import Perceiver, load_perceiver
@@ -187,10 +190,59 @@ def test_times_add_up_on_the_given_clock() -> None:
     answer, _ = ask(perceiver, make_query(accepted_ns=500_000_000), [make_frame()])
 
     times = answer.timings
-    assert times.queue_s == pytest.approx(0.5)
+    assert times.queue_s == pytest.approx(0.5, abs=0.002)  # a look at the clock more or less
     parts = times.queue_s + times.preprocess_s + times.vision_s + times.prefill_s + times.decode_s
     assert times.total_s == pytest.approx(parts)
     assert times.queue_s < times.ttft_s < times.total_s
+
+
+@pytest.mark.parametrize(("is_told", "stages"), [(False, ["vision_s"]), (True, ["vision_s", "prefill_s", "decode_s"])])
+def test_time_is_booked_to_the_stage_that_a_stop_ends(is_told: bool, stages: list[str]) -> None:
+    perceiver = load("onnxruntime", "lite")
+    fresh = Perceiver(perceiver._speaker._engine, perceiver._tokenizer, backend="onnxruntime")
+    pieces: list[Piece] = []
+
+    def should_stop() -> FinishReason | None:
+        time.sleep(0.005)
+        return FinishReason.CANCELED if pieces or not is_told else None
+
+    times = fresh.answer(make_query(), [make_frame()], on_piece=pieces.append, should_stop=should_stop).timings
+
+    spent = {name: getattr(times, name) for name in ("vision_s", "prefill_s", "decode_s")}
+    assert [name for name, seconds in spent.items() if seconds] == stages
+    assert spent[stages[-1]] >= 0.005
+
+
+class Breaking:
+    """An engine that breaks at the third token."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._num_left = engine, 3
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def forward(self, *args: Any) -> np.ndarray:
+        self._num_left -= 1
+        if not self._num_left:
+            raise ZeroDivisionError("the runtime broke")
+        return self._engine.forward(*args)
+
+
+def test_stream_ends_and_tells_what_it_was_about_where_the_runtime_breaks() -> None:
+    perceiver = load("torch", "lite")
+    broken = Perceiver(Breaking(perceiver._speaker._engine), perceiver._tokenizer, backend="torch")  # type: ignore[arg-type]
+    answers: list[Answer] = []
+    pieces: list[Piece] = []
+
+    with pytest.raises(ZeroDivisionError):
+        broken.answer_all([Ask(query=make_query(), on_answer=answers.append, on_piece=pieces.append)], [make_frame(7)])
+
+    (answer,) = answers
+    assert (answer.finish_reason, answer.error) == (FinishReason.FAILED, "ZeroDivisionError: the runtime broke")
+    assert [frame.stamp_ns for frame in answer.frames] == [7]
+    assert [piece.is_final for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert answer.text == "".join(piece.text for piece in pieces) != ""
 
 
 def test_prompt_beyond_the_models_positions_is_refused(perceiver: Perceiver) -> None:

@@ -32,7 +32,7 @@ class Bench:
         self.model = FakePerceiver(token_s)
         self.buffer: FrameBuffer[RawFrame] = FrameBuffer(10.0, 1 << 20)
         self.scheduler = Scheduler(8)
-        self.worker = Worker(self.model, self.scheduler, self.buffer, decode_frame, ahead=ahead)
+        self.worker = Worker(self.model, self.scheduler, self.buffer, decode_frame, ahead=lambda: ahead)
         self.answers: list[Answer] = []
         self.pieces: list[Piece] = []
 
@@ -124,7 +124,9 @@ def test_broken_runtime_fails_the_query_and_the_worker_goes_on(bench: Bench, cap
 
     assert (first.finish_reason, second.finish_reason) == (FinishReason.FAILED, FinishReason.STOP)
     assert first.error == "ZeroDivisionError: the runtime broke"
-    assert [record.message for record in caplog.records] == ["query_id=broken failed"]
+    assert [record.message for record in caplog.records] == [
+        "query_id=broken failed: ZeroDivisionError: the runtime broke"
+    ]
 
 
 def test_close_while_answering_ends_at_a_token_and_answers_all() -> None:

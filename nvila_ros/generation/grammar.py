@@ -70,7 +70,8 @@ class Grammars:
         try:
             compiled = self._compile(kind.schema)
         except TimeoutError as error:  # which says nothing about the schema, so it is not kept
-            raise QueryError(f"json_schema must be tried first, but {error}: this machine is busy; ask again") from error
+            rule = "json_schema must be one that can be tried"
+            raise QueryError(f"{rule}, but {error}: this machine is busy; ask again") from error
         if isinstance(compiled, str):
             raise QueryError(f"json_schema must be one that answers can be held to, but {compiled}; simplify it")
         return _JsonConstraint(compiled.deep_copy(), self._vocab_size)

@@ -11,29 +11,25 @@ class TextStream:
     """Gives out text once its characters are whole.
 
     A byte-level token may end amid a character, so text is held back while it ends in U+FFFD; what is truly broken
-    comes with the flush.
+    comes with the next whole character, or with the flush. What was told is never looked at again: a text's tokens are
+    its bytes, and those behind a whole character say nothing about it.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode
-        self._ids: list[int] = []
-        self._told = 0
+        self._held: list[int] = []
 
     def push(self, token: int) -> str:
         """Take one token and return the text that has become whole, often one word, sometimes none."""
-        self._ids.append(token)
-        text = self.text
-        return "" if text.endswith(BROKEN) else self._tell(text)
+        self._held.append(token)
+        text = self._decode(self._held)
+        if text.endswith(BROKEN):
+            return ""
+        self._held.clear()
+        return text
 
     def flush(self) -> str:
         """Return what was held back."""
-        return self._tell(self.text)
-
-    @property
-    def text(self) -> str:
-        """The text of all tokens so far."""
-        return self._decode(self._ids)
-
-    def _tell(self, text: str) -> str:
-        piece, self._told = text[self._told :], len(text)
-        return piece
+        text = self._decode(self._held)
+        self._held.clear()
+        return text

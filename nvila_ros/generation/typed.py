@@ -59,12 +59,17 @@ class Scored:
         """The spellings of all choices, one choice after another: the texts to score."""
         return tuple(spelling for choice in self.choices for spelling in choice.spellings)
 
+    @property
+    def owners(self) -> np.ndarray:
+        """Which choice each of `spellings` is of, (S,)."""
+        return np.repeat(np.arange(len(self.choices)), [len(choice.spellings) for choice in self.choices])
+
     def combine(self, probabilities: np.ndarray) -> np.ndarray:
         """Return the probability of each choice, (C,) float64, from those of all spellings, (S,).
 
         An answer has one spelling, so those of a choice exclude each other and add up.
         """
-        owners = np.repeat(np.arange(len(self.choices)), [len(choice.spellings) for choice in self.choices])
+        owners = self.owners
         assert probabilities.shape == owners.shape, f"{len(owners)} spellings, got {probabilities.shape}"
         return np.bincount(owners, weights=probabilities, minlength=len(self.choices))
 

@@ -1,14 +1,14 @@
 """What frames became, so that each is encoded once: their visual tokens, within a bound of bytes.
 
 The frame that was not asked for longest goes first: a stream moves on, and what no question looks at any more is of no
-use. A frame that nearly repeats one of its camera's may share its tokens, where a threshold allows it.
+use. A frame that nearly repeats one of its camera's may share its tokens, where a threshold allows it; they count once.
 
 Shapes: B blocks that the projector read, G visual tokens of a block, D decoder width.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,10 +43,8 @@ class Encoded:
     visual_BGD: np.ndarray
     thumbnail: np.ndarray | None = None
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that keeping it costs."""
-        return self.visual_BGD.nbytes
+
+ENTRY_BYTES = 2048  # about what a frame costs beside its tokens: its key, and a thumbnail
 
 
 class FrameCache:
@@ -60,6 +58,7 @@ class FrameCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._held: OrderedDict[FrameKey, Encoded] = OrderedDict()
+        self._num_sharing: Counter[int] = Counter()  # frames by the id of their tokens
         self.num_bytes = self.num_evicted = 0
 
     def __len__(self) -> int:
@@ -74,14 +73,22 @@ class FrameCache:
 
     def put(self, key: FrameKey, encoded: Encoded) -> None:
         """Keep what a frame became; one larger than the bound is not kept."""
-        if encoded.num_bytes > self._max_bytes or key in self._held:
+        if ENTRY_BYTES + encoded.visual_BGD.nbytes > self._max_bytes or key in self._held:
             return
         self._held[key] = encoded
-        self.num_bytes += encoded.num_bytes
+        self._count(encoded, 1)
         while self.num_bytes > self._max_bytes:
             _, oldest = self._held.popitem(last=False)
-            self.num_bytes -= oldest.num_bytes
+            self._count(oldest, -1)
             self.num_evicted += 1
+
+    def _count(self, encoded: Encoded, change: int) -> None:
+        tokens = encoded.visual_BGD
+        before, after = self._num_sharing[id(tokens)], self._num_sharing[id(tokens)] + change
+        self._num_sharing[id(tokens)] = after
+        self.num_bytes += change * ENTRY_BYTES + (bool(after) - bool(before)) * tokens.nbytes
+        if not after:
+            del self._num_sharing[id(tokens)]
 
     def find_like(self, key: FrameKey, thumbnail: np.ndarray, threshold: float) -> Encoded | None:
         """Return what the camera's newest frame became whose thumbnail differs nowhere by more than a share of 255."""

@@ -10,10 +10,11 @@ pytest.importorskip("rclpy")
 pytest.importorskip("nvila_ros.msg")
 
 from nvila_ros.msg import Answer
-from tests.ros.robot import REAL_NODE, ROOT, NodeProcess, result_of, running, wait_until
+from tests.ros.robot import REAL_NODE, ROOT, NodeProcess, Robot, result_of, running, wait_until
 
 TINY = ROOT / "checkpoints" / "nvila-tiny"
 needs_tiny = pytest.mark.skipif(not (TINY / "config.json").is_file(), reason="no embedded checkpoint")
+WARMED_UP = 1  # frame that the model was shown before the first question
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
@@ -62,6 +63,18 @@ def test_bad_start_exits_2_with_one_clear_line(arguments: tuple[str, ...], messa
     (line,) = [line for line in process.log.splitlines() if line.startswith("nvila_node: error: ")]
     assert message in line
     assert "Traceback" not in process.log
+
+
+@needs_tiny
+def test_frames_encoded_ahead_are_those_of_the_next_question() -> None:
+    several = ("-p", "model:=nvila-tiny-scale", "-p", "encode_hz:=50.0", "-p", "cameras:=[front, rear]")
+    with Robot(*several, command=REAL_NODE) as robot:
+        cameras = [robot.camera("front/image"), robot.camera("rear/image")]
+        for camera in cameras:
+            robot.show(camera, 1)
+        wait_until(lambda: int(robot.fresh_diagnostics()["frames_encoded"]) == 2 + WARMED_UP, "both are encoded")
+
+        assert robot.ask("What color is it?", max_tokens=2).num_frames_encoded == 0
 
 
 @needs_tiny
