@@ -26,6 +26,17 @@ def test_silence_is_reported_after_three_seconds() -> None:
     assert watch_seconds(LossWatch(), [(0, 0)] * 5) == [None] * 3 + [Loss.SILENT] * 2
 
 
+def test_stream_that_ends_is_reported_as_such() -> None:
+    assert watch_seconds(LossWatch(), [(30, 0)] * 3 + [(0, 0)] * 4)[-2:] == [Loss.STOPPED] * 2
+
+
+def test_slow_camera_is_not_reported_between_its_frames() -> None:
+    told = watch_seconds(LossWatch(), [(1, 0), *[(0, 0)] * 4] * 6 + [(0, 0)] * 15)
+
+    assert told[5:40] == [None] * 35
+    assert told[-1] is Loss.STOPPED
+
+
 def test_silence_without_a_publisher_is_no_loss() -> None:
     assert watch_seconds(LossWatch(), [(0, 0)] * 9, num_publishers=0) == [None] * 9
 
