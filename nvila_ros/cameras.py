@@ -16,6 +16,7 @@ from nvila_ros import messages
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import FrameError
 from nvila_ros.paths import share_path
+from nvila_ros.throttle import Throttle
 from nvila_ros.types import RawFrame
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.loss_watch import LossWatch, explain
@@ -26,7 +27,13 @@ except ModuleNotFoundError:  # before ROS 2 Iron
     from rclpy.qos_event import SubscriptionEventCallbacks, UnsupportedEventTypeError
 
 IMAGE_DEPTH = 5
-WARN_EVERY_S = 5.0
+WARN_EVERY_S, REPEAT_S = 5.0, 30.0
+FAR_AHEAD_NS = 10_000_000_000
+"""How far a single stamp may lie ahead of the clock; where all do, another machine's clock is the one that counts."""
+
+
+class StampError(FrameError):
+    """A frame's stamp does not fit those before it."""
 
 
 class Camera:
@@ -43,7 +50,8 @@ class Camera:
         self._node, self._name, self._buffer = node, name, buffer
         self._watch = LossWatch()
         self._num_mismatched = 0
-        self._has_warned_of_stamp = False
+        self._has_warned_of_stamp = self._is_ahead = False
+        self._errors, self._losses = Throttle(WARN_EVERY_S), Throttle(REPEAT_S)
         topic = "image" if len(config.cameras) == 1 else f"{name}/image"
         kind: type[Image] | type[CompressedImage] = Image
         self._take: Callable[[Any, str, int], RawFrame] = messages.raw_frame
@@ -72,19 +80,21 @@ class Camera:
         if loss is None:
             return ""
         warning = f"camera={self._name} topic={topic}: {explain(loss, _profile())}"
-        if self._watch.is_due(now_ns):
+        if self._losses.is_due(loss, now_ns):
             self._node.get_logger().warning(warning)
         return warning
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self.num_received += 1
         try:
-            frame = self._take(message, self._name, self._node.get_clock().now().nanoseconds)
+            now_ns = self._node.get_clock().now().nanoseconds
+            frame = self._take(message, self._name, now_ns)
+            self._check_stamp(frame.stamp_ns, now_ns)
         except FrameError as error:
             self.num_malformed += 1
-            self._node.get_logger().error(
-                f"camera={self._name} image dropped: {error}", throttle_duration_sec=WARN_EVERY_S
-            )
+            layout = getattr(message, "encoding", "") or getattr(message, "format", "")
+            if self._errors.is_due((layout, type(error)), time.monotonic_ns()):
+                self._node.get_logger().error(f"camera={self._name} image dropped: {error}")
             return
         if not messages.stamp_to_ns(message.header.stamp) and not self._has_warned_of_stamp:
             self._has_warned_of_stamp = True
@@ -94,6 +104,19 @@ class Camera:
             self._node.get_logger().warning(
                 f"camera={self._name} stamps went back by {jump_ns / 1e9:.3f} s: its older frames were dropped",
                 throttle_duration_sec=WARN_EVERY_S,
+            )
+
+    def _check_stamp(self, stamp_ns: int, now_ns: int) -> None:
+        """Refuse a frame whose stamp alone lies far ahead: all older ones would be too old beside it.
+
+        Raises:
+            FrameError: it does, and that of the frame before did not.
+        """
+        was_ahead, self._is_ahead = self._is_ahead, now_ns > 0 and stamp_ns - now_ns > FAR_AHEAD_NS
+        if self._is_ahead and not was_ahead:
+            raise StampError(
+                f"its stamp lies {(stamp_ns - now_ns) / 1e9:.3f} s ahead of the clock; let the clocks agree, or set "
+                "use_sim_time"
             )
 
     def _on_lost(self, event: Any) -> None:

@@ -130,8 +130,9 @@ class NodeConfig:
         for camera in self.cameras:
             if not re.fullmatch(r"[A-Za-z]\w*(/[A-Za-z]\w*)*", camera, re.ASCII):
                 raise ConfigError(f"a camera's name must be letters, digits and _, parted by /, got {camera!r}")
-        if self.build_missing_engines and not self.recipe:
-            raise ConfigError("build_missing_engines is set without a recipe; name one by the parameter recipe")
+        for name in ("build_missing_engines", "checkpoint", "media"):
+            if getattr(self, name) and not self.recipe:
+                raise ConfigError(f"{name} is set without a recipe; name one by the parameter recipe")
         if self.answer_while_building and not self.build_missing_engines:
             raise ConfigError("answer_while_building is set, but nothing may be built; set build_missing_engines too")
 

@@ -20,6 +20,12 @@ from nvila_ros.types import (
     Timings,
 )
 
+STOPPED = {
+    FinishReason.CANCELED: "canceled before the answer's end",
+    FinishReason.DEADLINE: "deadline_s passed before the answer's end",
+}
+"""What is told of an answer that was stopped."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
@@ -89,7 +95,7 @@ class Ledger:
         """Ask whether to go on, and end the answer if not."""
         reason = self._ask.should_stop() if self._ask.should_stop else None
         if reason is not None:
-            self.end(reason)
+            self.end(reason, STOPPED[reason])
 
     def enter(self, stage: str) -> None:
         """Book the time up to here under the stage that ends, and what comes, even the answer's end, under this one."""

@@ -36,6 +36,8 @@ from nvila_ros.video.compressed import decode_compressed, read_header
 from nvila_ros.video.image_decoding import LAYOUT_BY_ENCODING, check_layout, check_size, decode
 
 NS_PER_S = 1_000_000_000
+REQUESTS = QoSProfile(depth=1024)
+"""Of what others ask, reliable: with the usual 10 a burst would lose questions that nobody answers or counts."""
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 """Of topics whose last message is told to whoever subscribes later, if they subscribe likewise."""
 

@@ -119,8 +119,8 @@ class NvilaNode(Node):
 
     def _open_doors(self) -> None:
         waiting = ReentrantCallbackGroup()
-        self.create_subscription(String, "~/question", self._on_question, ANSWER_DEPTH)
-        self.create_service(Ask, "~/ask", self._on_ask, callback_group=waiting)
+        self.create_subscription(String, "~/question", self._on_question, messages.REQUESTS)
+        self.create_service(Ask, "~/ask", self._on_ask, qos_profile=messages.REQUESTS, callback_group=waiting)
         self._goals = ActionServer(
             self,
             AskVideo,
@@ -129,6 +129,9 @@ class NvilaNode(Node):
             goal_callback=self._on_goal_request,
             cancel_callback=self._on_cancel,
             callback_group=waiting,
+            goal_service_qos_profile=messages.REQUESTS,
+            result_service_qos_profile=messages.REQUESTS,
+            cancel_service_qos_profile=messages.REQUESTS,
         )
 
     def _desk(self) -> Desk:
@@ -224,6 +227,8 @@ class NvilaNode(Node):
 
     def _on_second(self) -> None:
         warnings = [warning for camera in self._cameras if (warning := camera.check_loss())]
+        if self._worker is not None and self._worker.has_died:
+            warnings.append("the thread that answers has died; see the log, and restart the node")
         if self._status.state is ModelState.FAILED:
             warnings.append(self._status.text)
         state, queue = self.buffer.state(), self.scheduler.state()

@@ -20,7 +20,7 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import ConfigError, NvilaError
-from nvila_ros.messages import answer_message
+from nvila_ros.messages import REQUESTS, answer_message
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import Event as EventMessage
 from nvila_ros.scheduler import NS_PER_S, Ticket
@@ -30,6 +30,7 @@ from nvila_ros.standing.event import Event
 from nvila_ros.standing.listing import read_queries
 from nvila_ros.standing.query import TICK_NS, complete, to_query
 from nvila_ros.standing_messages import event_message, query_from_message, query_message, state_message
+from nvila_ros.throttle import Throttle
 from nvila_ros.types import Answer, FinishReason
 
 EVENT_QOS = QoSProfile(depth=64, reliability=QoSReliabilityPolicy.RELIABLE)
@@ -69,13 +70,14 @@ class StandingDoor:
         config = desk.config()
         self._book = QueryBook(config.max_standing)
         self._lock = threading.Lock()
+        self._warnings = Throttle(WARN_EVERY_S)
         self._events = node.create_publisher(EventMessage, "~/event", EVENT_QOS)
         if config.standing_queries:
             self._load(Path(config.standing_queries).expanduser())
-        node.create_service(AddQuery, "~/add_query", self._on_add)
-        node.create_service(RemoveQuery, "~/remove_query", self._on_remove)
-        node.create_service(EnableQuery, "~/enable_query", self._on_enable)
-        node.create_service(ListQueries, "~/list_queries", self._on_list)
+        node.create_service(AddQuery, "~/add_query", self._on_add, qos_profile=REQUESTS)
+        node.create_service(RemoveQuery, "~/remove_query", self._on_remove, qos_profile=REQUESTS)
+        node.create_service(EnableQuery, "~/enable_query", self._on_enable, qos_profile=REQUESTS)
+        node.create_service(ListQueries, "~/list_queries", self._on_list, qos_profile=REQUESTS)
         node.create_timer(TICK_NS / NS_PER_S, self._on_tick)
 
     def counts(self) -> dict[str, int]:
@@ -155,11 +157,9 @@ class StandingDoor:
     def _on_answer(self, asking: Asking, answer: Answer) -> None:
         self._desk.publish(answer_message(answer, self._now_ns()))
         reason = answer.finish_reason
-        if not reason.is_answered and reason not in QUIET:
-            self._node.get_logger().warning(
-                f"standing={asking.query.name} finish_reason={reason.name}: {answer.error}",
-                throttle_duration_sec=WARN_EVERY_S,
-            )
+        is_odd = not reason.is_answered and reason not in QUIET
+        if is_odd and self._warnings.is_due((asking.query.name, reason), time.monotonic_ns()):
+            self._node.get_logger().warning(f"standing={asking.query.name} finish_reason={reason.name}: {answer.error}")
         with self._lock:
             self._tell(self._book.observe(asking, answer, self._now_ns()))
 

@@ -73,5 +73,7 @@ def state_message(state: StandingState) -> StandingStateMessage:
         **dataclasses.asdict(state.counts),
         open_event_id=state.open_event.event_id if state.open_event else "",
         text=answer.text if answer else "",
+        finish_reason=int(state.last_reason),
+        error=state.last_error,
         text_stamp=stamp_from_ns(answer.frames[-1].stamp_ns if answer else 0),
     )

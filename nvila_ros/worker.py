@@ -98,6 +98,11 @@ class Worker:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    @property
+    def has_died(self) -> bool:
+        """Whether the thread was started and has ended."""
+        return self._thread.ident is not None and not self._thread.is_alive()
+
     def use(self, model: Answerer) -> None:
         """Take another model from the next query on; the old one is let go."""
         self._model = model
@@ -107,6 +112,14 @@ class Worker:
         return self._model.counters()
 
     def _run(self) -> None:
+        try:
+            self._work_on()
+        except Exception:
+            LOG.exception("the thread that answers has died")
+        finally:
+            self._scheduler.close(self._now_ns())  # nobody else would answer what waits or comes
+
+    def _work_on(self) -> None:
         while self._scheduler.wait(self._idle_s()):
             tickets = self._scheduler.pop(self._now_ns())
             if tickets:

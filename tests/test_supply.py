@@ -141,6 +141,9 @@ def test_inputs_that_are_not_named_are_refused_before_any_work(tmp_path: Path) -
 def test_building_needs_a_recipe_and_answering_meanwhile_a_build() -> None:
     with pytest.raises(ConfigError, match="without a recipe"):
         NodeConfig(build_missing_engines=True)
+    for name in ("checkpoint", "media"):
+        with pytest.raises(ConfigError, match=f"{name} is set without a recipe"):
+            NodeConfig(**{name: "/somewhere"})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="set build_missing_engines too"):
         NodeConfig(recipe="nvila-tiny.cpu", answer_while_building=True)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -25,6 +25,8 @@ from nvila_ros.errors import QueryError
 
 ANSWER_TYPES = ("text", "yes_no", "choices", "integer", "json")
 MAX_SCORED = 64  # numbers scored one by one; more are decoded
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")  # keywords of JSON schemas
+VALUES = ("const", "default", "enum", "examples")  # whose values are no schemas
 MAX_INTEGER = 2**53  # up to here a number is the same in every reader of JSON
 MAX_SCHEMA_BYTES = 16_384
 MAX_SCHEMA_DEPTH = 48  # braces and brackets in each other
@@ -158,9 +160,22 @@ def _json(text: str) -> Constrained:
         raise QueryError(f"json_schema must be a JSON object, got {_shown(schema)}; write a schema such as {{}}")
     if _depth(schema) > MAX_SCHEMA_DEPTH:
         raise QueryError(f"json_schema must be at most {MAX_SCHEMA_DEPTH} levels deep; flatten it")
+    for key, bound in _bounds(schema):
+        if abs(bound) > MAX_INTEGER:
+            raise QueryError(f"json_schema's {key} must lie within 2^53, got {bound:g}; give a narrower range")
     if "x-guidance" in schema:
         raise QueryError("json_schema must not hold 'x-guidance', which is set by this package; leave it out")
     return Constrained(_dump(schema))
+
+
+def _bounds(value: Any) -> Iterator[tuple[str, float]]:
+    """Yield the numeric bounds of a schema, whose depth is bounded, with their keywords."""
+    inner: Iterable[Any] = value if isinstance(value, list) else ()
+    if isinstance(value, dict):
+        yield from ((key, value[key]) for key in BOUNDS if isinstance(value.get(key), int | float))
+        inner = (each for key, each in value.items() if key not in VALUES)
+    for each in inner:
+        yield from _bounds(each)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -20,7 +20,7 @@ from nvila_ros.standing.event import EndReason, Event
 from nvila_ros.standing.query import NS_PER_S, StandingQuery
 from nvila_ros.standing.reading import read_answer
 from nvila_ros.standing.watch import Watch
-from nvila_ros.types import Answer
+from nvila_ros.types import Answer, FinishReason
 from nvila_ros.video.buffer import MAX_DISORDER_NS
 
 
@@ -69,12 +69,16 @@ class StandingState:
         counts: a copy.
         answer: the last that counted, or None where nothing is known.
         open_event: the event that has begun and not ended, or None.
+        last_reason: how the last asking ended.
+        last_error: what was told of it.
     """
 
     query: StandingQuery
     counts: Counts
     answer: Answer | None
     open_event: Event | None
+    last_reason: FinishReason = FinishReason.UNKNOWN
+    last_error: str = ""
 
 
 class _Entry:
@@ -86,6 +90,9 @@ class _Entry:
         self.counts = Counts()
         self.next_due_ns = 0  # at once
         self.heard_ns = 0
+        self.seen_ns: int | None = None  # the newest frame of the last answer, also once nothing is known any more
+        self.last_reason = FinishReason.UNKNOWN
+        self.last_error = ""
         self.last_asked = self.last_settled = self.last_counted = 0  # numbers of askings
 
     def is_stale(self, now_ns: int) -> bool:
@@ -179,17 +186,19 @@ class QueryBook:
             return events  # the query was removed meanwhile
         is_known = asking.life == entry.life and asking.number > entry.last_counted
         reading = read_answer(entry.query, answer) if is_known else None
+        entry.last_reason, entry.last_error = answer.finish_reason, answer.error
         entry.last_settled = max(entry.last_settled, asking.number)
         if reading is None:
             entry.counts.missed += 1
             return events
-        last_ns = entry.watch.last.stamp_ns if entry.watch.last else reading.stamp_ns - 1
+        last_ns = reading.stamp_ns - 1 if entry.seen_ns is None else entry.seen_ns
         if reading.stamp_ns < last_ns - MAX_DISORDER_NS:
             events += _tell(entry, entry.watch.forget(EndReason.TIME_JUMP))
         elif reading.stamp_ns <= last_ns:
             entry.counts.repeated += 1
             return events
         entry.counts.answered += 1
+        entry.seen_ns = reading.stamp_ns
         entry.last_counted, entry.heard_ns = asking.number, self._now_ns
         return events + _tell(entry, entry.watch.push(reading))
 
@@ -201,6 +210,8 @@ class QueryBook:
                 counts=dataclasses.replace(entry.counts),
                 answer=entry.watch.last.answer if entry.watch.last else None,
                 open_event=entry.watch.open_event,
+                last_reason=entry.last_reason,
+                last_error=entry.last_error,
             )
             for entry in self._entries.values()
         ]
@@ -223,6 +234,8 @@ class QueryBook:
         entry.life = next(self._lives)
         entry.next_due_ns = 0
         entry.last_settled = entry.last_asked
+        if reason is EndReason.TIME_JUMP:
+            entry.seen_ns = None
         return _tell(entry, entry.watch.forget(reason))
 
 

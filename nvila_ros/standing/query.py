@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from nvila_ros.admission import MAX_PRIORITY, check_query
 from nvila_ros.config import NodeConfig, check_fields, setting
 from nvila_ros.errors import ConfigError, QueryError
+from nvila_ros.generation.grammar_compile import try_schema
 from nvila_ros.generation.typed import ANSWER_TYPES, MAX_INTEGER, YES_NO, parse_kind
 from nvila_ros.types import Query
 from nvila_ros.video.selection import SAMPLINGS
@@ -93,7 +94,8 @@ def complete(query: StandingQuery, config: NodeConfig) -> StandingQuery:
     """Fill in from the node's parameters what a query leaves at zero, and hold it against the rules of every query.
 
     Raises:
-        QueryError: as `admission.check_query`; better now than as the answer of each asking.
+        QueryError: as `admission.check_query`, or no grammar can be made of its schema; better now than as the answer
+            of each asking. A prompt that is too long for the model is told then.
     """
     cameras = query.cameras or config.cameras
     query = dataclasses.replace(
@@ -104,7 +106,17 @@ def complete(query: StandingQuery, config: NodeConfig) -> StandingQuery:
         max_tokens=query.max_tokens or config.max_tokens,
     )
     check_query(to_query(query, "", 0), config)
+    _check_schema(query)
     return query
+
+
+def _check_schema(query: StandingQuery) -> None:
+    try:
+        reason = try_schema(query.json_schema) if query.answer_type == "json" else ""
+    except TimeoutError:  # a busy machine is told of by the first asking
+        return
+    if reason:
+        raise QueryError(f"json_schema must be one that answers can be held to, but {reason}; simplify it")
 
 
 def to_query(query: StandingQuery, query_id: str, accepted_ns: int) -> Query:

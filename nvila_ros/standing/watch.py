@@ -90,9 +90,7 @@ class Watch:
         return self._query.trigger == "every" or self._told is None or change.state != self._told.value
 
     def _is_cool(self, stamp_ns: int) -> bool:
-        last_ns = self._last_begin_ns
-        # A begin that lies ahead is of another past, whose end went unnoticed while nothing was known.
-        return last_ns is None or not 0 <= stamp_ns - last_ns < self._cooldown_ns
+        return self._last_begin_ns is None or stamp_ns - self._last_begin_ns >= self._cooldown_ns
 
     def _begin(self, cause: Change, reading: Reading) -> Event:
         has_end = self._query.has_condition

@@ -38,6 +38,8 @@ class AnswerLog:
         if path is None:
             return
         try:
+            if path.exists() and not path.is_file():
+                raise ConfigError(f"--out {path} is no file; choose another")
             known = path.read_bytes() if path.exists() else b""
             whole = known[: known.rfind(b"\n") + 1]
             self._take(path, whole, dict(run))

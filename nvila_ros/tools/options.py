@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from nvila_ros.config import NodeConfig, bounds
 from nvila_ros.loading import AUTO, BACKENDS
 from nvila_ros.models.spec import PIXEL_DTYPES, PUBLISHED, VIDEO_MODES, Overrides
 
@@ -32,7 +33,7 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
         help="show a clip through the video encoder or as images (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-tiles", type=whole, default=0, metavar="N", help="most tiles of a single image; 0 is the checkpoint's"
+        "--max-tiles", type=tiles, default=0, metavar="N", help="most tiles of a single image; 0 is the checkpoint's"
     )
     parser.add_argument(
         "--pixels",
@@ -52,6 +53,15 @@ def whole(text: str) -> int:
     if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"expected a whole number >= 0, got {text!r}")
     return int(text)
+
+
+def tiles(text: str) -> int:
+    """Read a number of tiles, as the node's parameter is bounded."""
+    number, most = whole(text), bounds(NodeConfig)["max_tiles"].high
+    assert most is not None, "the parameter has a bound"
+    if number > most:
+        raise argparse.ArgumentTypeError(f"expected at most {most:g} tiles, got {text!r}")
+    return number
 
 
 def share(text: str) -> float:
@@ -75,7 +85,7 @@ def positive(text: str) -> int:
 
 def size(text: str) -> tuple[int, int]:
     """Read a width and height in pixels, as `640x480`."""
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text, re.ASCII)
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text, re.ASCII)
     if not match:
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT, such as 640x480, got {text!r}")
     return int(match[1]), int(match[2])
@@ -83,7 +93,10 @@ def size(text: str) -> tuple[int, int]:
 
 def words(text: str) -> tuple[str, ...]:
     """Read a list parted by commas."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    found = tuple(word.strip() for word in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"expected words parted by commas, none of them empty, got {text!r}")
+    return found
 
 
 def wide_console() -> Console:

@@ -33,6 +33,8 @@ def make_weights(args: argparse.Namespace, recipe: Recipe, path: Path, out: Path
     media = args.media or recipe.calibration.media
     if not media:
         raise ConfigError(f"{recipe.name} must be calibrated on what the robot sees: give a folder with --media")
+    if media != WORLD and not Path(media).is_dir():
+        raise ConfigError(f"calibration media must be a folder of images and videos, got {media!r}; give --media")
     needed = estimate(recipe, checkpoint)
     print(
         f"{recipe.name}: {checkpoint.path.name} to {out}, tower {recipe.vision.precision}, language model "

@@ -1,8 +1,8 @@
-"""Notices that a camera publishes and its frames do not arrive, and says so now and then, not at every frame.
+"""Notices that the frames of a camera do not arrive, and why.
 
 In: once a second, how many publishers match, how many frames came and how many the middleware knows to be lost. Out:
-why frames are missing, if they are. Three signs count: publishers, but never a frame; none for much longer than between
-those before; and more frames lost than came.
+why frames are missing, if they are. Four signs count: no publisher; publishers, but never a frame; none for much longer
+than between those before; and more frames lost than came.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 NS_PER_S = 1_000_000_000
 PATIENCE_NS = 3 * NS_PER_S
 """How long a sign must last: discovery and a camera's start take a second or two."""
-REPEAT_NS = 30 * NS_PER_S
 MOST_GAPS = 3
 """How often the longest of the last gaps between frames may pass without one: a camera may be slow."""
 
@@ -22,6 +21,7 @@ MOST_GAPS = 3
 class Loss(enum.Enum):
     """What is wrong with the frames of a camera."""
 
+    ABSENT = "absent"  # nobody publishes
     QOS = "qos"  # the publishers offer a quality of service that was not asked for
     SILENT = "silent"  # publishers match, and nothing ever came
     STOPPED = "stopped"  # publishers match, and nothing comes any more
@@ -34,9 +34,9 @@ class LossWatch:
     def __init__(self) -> None:
         self._history: deque[tuple[int, int, int]] = deque()  # (now_ns, received, lost) since the oldest that counts
         self._heard_ns: int | None = None  # when frames came last, or publishers did
+        self._absent_ns: int | None = None  # since when nobody publishes
         self._num_received = 0
         self._gaps_ns: deque[int] = deque(maxlen=4)
-        self._next_report_ns = 0
 
     def check(
         self, now_ns: int, *, num_publishers: int, num_received: int, num_lost: int, has_qos_mismatch: bool
@@ -53,7 +53,9 @@ class LossWatch:
         if not num_publishers:
             self._history.clear()
             self._heard_ns = None
-            return None
+            self._absent_ns = now_ns if self._absent_ns is None else self._absent_ns
+            return Loss.ABSENT if now_ns - self._absent_ns >= PATIENCE_NS else None
+        self._absent_ns = None
         self._hear(now_ns, num_received)
         self._history.append((now_ns, num_received, num_lost))
         while len(self._history) > 1 and self._history[1][0] <= now_ns - PATIENCE_NS:
@@ -81,13 +83,6 @@ class LossWatch:
         assert self._heard_ns is not None, "publishers are listened to from the first on"
         return now_ns - self._heard_ns >= max(PATIENCE_NS, MOST_GAPS * max(self._gaps_ns, default=0))
 
-    def is_due(self, now_ns: int) -> bool:
-        """Return whether to log a loss now; once that was done, not again for a while."""
-        if now_ns < self._next_report_ns:
-            return False
-        self._next_report_ns = now_ns + REPEAT_NS
-        return True
-
 
 def explain(loss: Loss, profile: Path | None) -> str:
     """Return why frames are missing and what to do.
@@ -101,6 +96,8 @@ def explain(loss: Loss, profile: Path | None) -> str:
             "the publisher's quality of service does not match, so no image can arrive; "
             "set image_reliability to best_effort, or let the camera publish reliably"
         )
+    if loss is Loss.ABSENT:
+        return "nobody publishes there; start the camera, or remap the topic to its"
     if loss is Loss.STOPPED:
         return "a publisher is there, but no image comes any more; check whether the camera is paused or hangs"
     sign = "a publisher is there, but no image came" if loss is Loss.SILENT else "most images are lost"

@@ -18,7 +18,7 @@ import numpy as np
 
 from nvila_ros.errors import NoFramesError, QueryError
 from nvila_ros.types import Query, RawFrame
-from nvila_ros.video.buffer import NS_PER_S, FrameBuffer
+from nvila_ros.video.buffer import NS_PER_S, DropReason, FrameBuffer
 from nvila_ros.video.sampling import sample_changes, sample_indices, sample_recent, split_frames
 from nvila_ros.video.thumbnails import thumbnail
 
@@ -52,7 +52,7 @@ def select_frames(buffer: FrameBuffer[RawFrame], query: Query) -> list[RawFrame]
     """
     newest_ns = buffer.newest_ns(query.cameras)
     if newest_ns is None:
-        raise NoFramesError(f"no frame of {', '.join(query.cameras)} is in the buffer; is the camera publishing?")
+        raise NoFramesError(_describe_emptiness(buffer, query))
     start_ns, end_ns = window_ns(query, newest_ns)
     held = buffer.window(query.cameras, start_ns, end_ns)
     chosen: list[RawFrame] = []
@@ -113,6 +113,20 @@ def _ticks(stamps_ns: Sequence[int], most: int) -> list[int]:
         if len(last) <= most:
             break
     return [int(i) for i in last]
+
+
+def _describe_emptiness(buffer: FrameBuffer[RawFrame], query: Query) -> str:
+    if query.start_ns is not None and query.end_ns is not None:
+        window = f" in [{_seconds(query.start_ns)}, {_seconds(query.end_ns)}] s"
+    elif query.ago_start_s > 0:
+        window = f" from {query.ago_start_s:g} to {query.ago_end_s:g} s before the newest"
+    else:
+        window = f" in the last {query.window_s:g} s" if query.window_s else ""
+    asked = f"no frame of {', '.join(query.cameras)}{window}; the buffer holds none of them"
+    num_large = buffer.state().num_dropped[DropReason.TOO_LARGE.value]
+    if num_large:
+        return f"{asked}, and {num_large} were each larger than buffer_bytes; raise it"
+    return f"{asked}; is the camera publishing?"
 
 
 def _describe_miss(buffer: FrameBuffer[RawFrame], query: Query, start_ns: int, end_ns: int) -> str:

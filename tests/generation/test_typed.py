@@ -113,11 +113,25 @@ def test_fields_that_do_not_fit_are_refused_by_name(fields: dict[str, Any], mess
         ('"' + "x" * MAX_SCHEMA_BYTES + '"', f"at most {MAX_SCHEMA_BYTES} bytes, got {MAX_SCHEMA_BYTES + 2}"),
         ('{"not":' * (MAX_SCHEMA_DEPTH + 1) + "1" + "}" * (MAX_SCHEMA_DEPTH + 1), f"at most {MAX_SCHEMA_DEPTH} levels"),
         ('{"x-guidance": {"lenient": true}}', "x-guidance"),
+        ('{"type": "integer", "minimum": 10000000000000000}', r"minimum must lie within 2\^53, got 1e\+16"),
+        ('{"properties": {"n": {"anyOf": [{"exclusiveMaximum": -1e300}]}}}', "exclusiveMaximum must lie within"),
     ],
 )
 def test_what_is_no_schema_is_refused_before_anything_is_compiled(schema: str, message: str) -> None:
     with pytest.raises(QueryError, match=message):
         parse_kind("json", json_schema=schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        '{"properties": {"minimum": {"type": "string"}}}',
+        '{"enum": [{"minimum": 1e300}]}',
+        '{"maximum": 9007199254740992}',
+    ],
+)
+def test_bounds_of_a_schema_are_told_from_what_only_looks_like_them(schema: str) -> None:
+    assert isinstance(parse_kind("json", json_schema=schema), Constrained)
 
 
 @given(schema=st.text())

@@ -13,8 +13,10 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from std_msgs.msg import String
 
+from nvila_ros.messages import REQUESTS
 from nvila_ros.msg import Answer
-from tests.ros.robot import Camera, Robot, result_of, running, wait_until
+from nvila_ros.srv import Ask
+from tests.ros.robot import WAIT_S, Camera, Robot, result_of, running, wait_until
 from tests.tiny import CRASH
 
 SLOW = "word " * 199 + "word"  # four seconds of answer
@@ -151,6 +153,23 @@ def test_full_queue_rejects_at_every_door_and_images_go_on(robot: Robot, shared:
     assert [result_of(future).answer.text for future in waiting] == ["first", "second"]
     texts = [answer.text for answer in robot.answers if answer.text in ("first", "second")]
     assert texts == ["second", "first"]
+
+
+def test_every_question_of_a_burst_is_answered(robot: Robot) -> None:
+    clients = [robot.node.create_client(Ask, "nvila/ask", qos_profile=REQUESTS) for _ in range(40)]
+    for client in clients:
+        assert client.wait_for_service(WAIT_S)
+    num_answers = len(robot.answers)
+
+    asked = [client.call_async(Ask.Request(question=f"burst {k}")) for k, client in enumerate(clients)]
+    for k in range(40):
+        robot.question.publish(String(data=f"topic {k}"))
+
+    reasons = {result_of(future).answer.finish_reason for future in asked}
+    wait_until(lambda: len(robot.answers) == num_answers + 80, "every question has its answer")
+    assert reasons == {Answer.STOP, Answer.REJECTED}
+    for client in clients:
+        robot.node.destroy_client(client)
 
 
 @pytest.mark.parametrize(

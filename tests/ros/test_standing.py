@@ -109,6 +109,7 @@ def test_what_was_filled_in_and_counted_is_listed(guard: Guard) -> None:
         ({"trigger": "up"}, "trigger must be one of"),
         ({"cameras": ["left"]}, "unknown cameras"),
         ({"rate_hz": 0.0}, "rate_hz must lie in"),
+        ({"answer_type": "json", "trigger": "every", "json_schema": '{"not": {}}'}, "answers can be held to, but"),
     ],
 )
 def test_query_that_breaks_a_rule_is_refused(guard: Guard, fields: dict[str, Any], rule: str) -> None:

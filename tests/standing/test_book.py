@@ -155,6 +155,38 @@ def test_votes_from_before_a_silence_do_not_count() -> None:
     assert ask_and_answer(book, 20) == []
 
 
+@pytest.mark.parametrize("trigger", ["rising", "on_change", "every"])
+def test_frame_of_a_camera_that_stalls_proves_nothing_twice(trigger: str) -> None:
+    book = new_book(standing(stale_s=2, trigger=trigger))
+    first = ask_and_answer(book, 1)
+
+    later = [event for second in range(2, 40) for event in ask_and_answer(book, second, stamp_s=1)]
+
+    assert len(first) == 1
+    assert [event.end_reason for event in later] == [EndReason.STALE] * (trigger == "rising")
+    assert counts(book).repeated == 38
+
+
+def test_stamps_that_restarted_while_nothing_was_known_begin_anew() -> None:
+    book = new_book(standing(stale_s=2, cooldown_s=100))
+    ask_and_answer(book, 500)
+    book.expire(600 * S)
+
+    (begin,) = ask_and_answer(book, 601, stamp_s=1)
+
+    assert (begin.phase, begin.begin_stamp_ns) == (Phase.BEGIN, S)
+
+
+def test_last_outcome_is_known() -> None:
+    book = new_book(standing())
+    ((asking,),) = tick(book, 1)
+
+    book.observe(asking, answer_of(asking.query, "", None, reason=FinishReason.DEADLINE), S)
+
+    (state,) = book.states()
+    assert state.last_reason is FinishReason.DEADLINE
+
+
 def test_clock_that_jumps_back_ends_events_and_asks_at_once() -> None:
     book = new_book(standing())
     (begin,) = ask_and_answer(book, 100)

@@ -48,6 +48,7 @@ class Model:
     events: list[Event] = field(default_factory=list)
     num_told: int = 0
     last_begin_ns: int | None = None
+    seen_ns: int | None = None
     heard_ns: int = 0
     asked_ns: int | None = None
     life: int = 0
@@ -65,7 +66,7 @@ class Model:
         begins = [e.confirmed_stamp_ns for e in self.events if e.phase is not Phase.END]
         self.last_begin_ns = begins[-1] if begins else self.last_begin_ns
         if reason is EndReason.TIME_JUMP:
-            self.last_begin_ns = None
+            self.last_begin_ns = self.seen_ns = None
         self.stamps_ns, self.said, self.events = [], [], []
 
     def restart(self, reason: EndReason) -> None:
@@ -234,17 +235,18 @@ class BookMachine(RuleBasedStateMachine):
             model.counts.missed += 1
             return
         stamp_ns, yes = reading
-        if model.stamps_ns and stamp_ns < model.stamps_ns[-1] - S:
+        if model.seen_ns is not None and stamp_ns < model.seen_ns - S:
             ends = [event for event in first if event.end_reason is EndReason.TIME_JUMP]
             self.take((ends, [event for event in second if event.end_reason is EndReason.TIME_JUMP]))
             model.forget(EndReason.TIME_JUMP)
             first, second = first[len(ends) :], second[len(ends) :]
-        elif model.stamps_ns and stamp_ns <= model.stamps_ns[-1]:
+        elif model.seen_ns is not None and stamp_ns <= model.seen_ns:
             assert first == []
             model.counts.repeated += 1
             return
         model.counts.answered += 1
         model.counted, model.heard_ns = number, self.now_ns
+        model.seen_ns = stamp_ns
         model.stamps_ns.append(stamp_ns)
         model.said.append(("yes" if yes >= 0.5 else "no", yes))
         self.take((first, second))

@@ -143,10 +143,14 @@ def test_end_carries_its_reason() -> None:
 def test_state_tells_counts_and_what_is_known() -> None:
     counts = Counts(asked=6, answered=3, missed=2, repeated=1, skipped=4, events=5)
 
-    message = state_message(StandingState(query=QUERY, counts=counts, answer=event().answer, open_event=event()))
+    last = {"last_reason": FinishReason.DEADLINE, "last_error": "too late"}
+    message = state_message(
+        StandingState(query=QUERY, counts=counts, answer=event().answer, open_event=event(), **last)  # type: ignore[arg-type]
+    )
 
     assert [getattr(message, field.name) for field in dataclasses.fields(Counts)] == [6, 3, 2, 1, 4, 5]
     assert (message.open_event_id, message.text, message.text_stamp.sec) == ("e000001", "yes", 4)
+    assert (message.finish_reason, message.error) == (FinishReason.DEADLINE, "too late")
     assert query_from_message(message.query) == QUERY
 
 

@@ -133,15 +133,6 @@ def test_cooldown_outlives_staleness_and_not_a_jump_of_time() -> None:
         assert len(push_yes(watch, query, [3], [1])) == num_events
 
 
-def test_cooldown_of_a_past_that_is_over_hides_nothing() -> None:
-    query = standing(cooldown_s=5)
-    watch = new_watch(query)
-    push_yes(watch, query, [100, 101], [1, 0])
-    watch.forget(EndReason.STALE)
-
-    assert len(push_yes(watch, query, [1], [1])) == 1
-
-
 @st.composite
 def conditions(draw: st.DrawFn) -> StandingQuery:
     m = draw(st.integers(1, 6))

@@ -60,6 +60,11 @@ def test_file_of_something_else_is_left_alone(tmp_path: Path, content: str) -> N
     assert path.read_text() == content
 
 
+def test_device_is_no_file() -> None:
+    with pytest.raises(ConfigError, match="/dev/zero is no file; choose another"):
+        AnswerLog(Path("/dev/zero"), RUN)
+
+
 def test_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be written: No such file or directory"):
         AnswerLog(tmp_path / "none" / "log", RUN)

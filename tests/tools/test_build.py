@@ -213,6 +213,7 @@ def test_dry_run_makes_nothing(
             "holds no finished weights; to make weights of NVILA-Lite-2B, name",
         ),
         (["nowhere"], "no recipe at 'nowhere'"),
+        (["nvila-tiny.cpu", "--dry-run", "--media", "/nowhere"], "calibration media must be a folder of images and"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(argv: list[str], rule: str, capsys: pytest.CaptureFixture[str]) -> None:

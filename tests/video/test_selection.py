@@ -87,7 +87,13 @@ def test_window_is_given_by_stamps_by_ages_or_by_its_length(fields: dict[str, fl
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cameras": ("rear",)}, r"no frame of rear is in the buffer; is the camera publishing\?"),
+        ({"cameras": ("rear",)}, r"no frame of rear; the buffer holds none of them; is the camera publishing\?$"),
+        ({"cameras": ("rear",), "window_s": 2.0}, r"no frame of rear in the last 2 s; the buffer holds none"),
+        ({"cameras": ("rear",), "ago_start_s": 9.0}, r"no frame of rear from 9 to 0 s before the newest; the buffer"),
+        (
+            {"cameras": ("rear",), "start_ns": 0, "end_ns": NS_PER_S},
+            r"no frame of rear in \[0.000, 1.000\] s; the buffer",
+        ),
         (
             {"start_ns": 5 * NS_PER_S, "end_ns": 6 * NS_PER_S},
             r"in \[5.000, 6.000\] s; the buffer holds 3 from 10.000 to 20.000 s: that was 4.000 s too early, .*past_s",
@@ -222,3 +228,11 @@ def film(seed: int) -> tuple[Scene, FrameBuffer[RawFrame]]:
         image = RawImage(data=pixels, encoding="rgb8", width=160, height=90, step=480)
         buffer.push(RawFrame(image=image, stamp_ns=round(i / CLIP_HZ * NS_PER_S)))
     return scene, buffer
+
+
+def test_frames_that_never_fitted_are_told() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(10.0, 10)
+    buffer.push(raw_frame(1))
+
+    with pytest.raises(NoFramesError, match="and 1 were each larger than buffer_bytes; raise it"):
+        select_frames(buffer, Query(query_id="a", question="?", cameras=("camera",)))
