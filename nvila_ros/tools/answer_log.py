@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from nvila_ros.errors import ConfigError
+from nvila_ros.training.staging import told_if_full
 
 Key = tuple[str, int]
 """A source by its name, and the index of a record."""
@@ -35,6 +37,7 @@ class AnswerLog:
     def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
         self.lines: dict[Key, dict[str, Any]] = {}
         self._file = None
+        self._path = path or Path()
         if path is None:
             return
         try:
@@ -58,7 +61,8 @@ class AnswerLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError) if kind else told_if_full(self._path):  # the better error is on its way
+                self._file.close()
 
     def add(self, key: Key, line: dict[str, Any]) -> None:
         """Keep what became of one record.

@@ -39,6 +39,7 @@ from nvila_ros.training.conversations.samples import DataError
 from nvila_ros.training.conversations.stream import Tally
 from nvila_ros.training.questions import EvalCase, is_correct
 from nvila_ros.training.scenes import render
+from nvila_ros.training.staging import told_if_full
 from nvila_ros.types import Answer, Frame, Query
 
 NUM_SHOWN_WRONG = 3
@@ -269,6 +270,7 @@ class _Lines:
     """Each case as a line of JSON, so that wrong answers can be looked at."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._file = path.open("w", encoding="utf-8")
         except OSError as error:
@@ -277,8 +279,10 @@ class _Lines:
     def __enter__(self) -> _Lines:
         return self
 
-    def __exit__(self, *args: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *args: object) -> None:
+        # Behind an error the buffer still holds what could not be written.
+        with contextlib.suppress(OSError) if kind else told_if_full(self._path):
+            self._file.close()
 
     def write(self, kind: str, index: int, case: EvalCase, answer: Answer) -> None:
         line = {
@@ -294,4 +298,5 @@ class _Lines:
             "ttft_s": answer.timings.ttft_s,
             "total_s": answer.timings.total_s,
         }
-        self._file.write(json.dumps(line) + "\n")
+        with told_if_full(self._path):
+            self._file.write(json.dumps(line) + "\n")

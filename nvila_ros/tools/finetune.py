@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -30,7 +29,7 @@ from nvila_ros.tools.options import print_json, wide_console
 from nvila_ros.tools.picture import save_picture
 from nvila_ros.tools.records import open_sources
 from nvila_ros.training.conversations.files import RecordFile
-from nvila_ros.training.finetuning.results import write_results
+from nvila_ros.training.finetuning.results import RUN_FOLDER, write_results
 from nvila_ros.training.finetuning.run import Data, Run, open_run
 from nvila_ros.training.finetuning.settings import FROZEN, Settings
 from nvila_ros.training.finetuning.state import LOSS_FILE, read_losses
@@ -40,7 +39,7 @@ from nvila_ros.training.staging import alone_in, note_run, staged
 
 __all__ = ["add_arguments", "run"]
 
-TRAINING, PICTURE = "training", "loss.png"
+PICTURE = "loss.png"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     data = Data(open_sources(args.data, args.media), open_sources(args.held_out, args.media))
     settings = read_settings(args)
     checkpoint = open_checkpoint(find_checkpoint(args.checkpoint))
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda needs a GPU that torch sees, and it sees none; take --device cpu")
+    if checkpoint.path.resolve() in (args.out.resolve(), *args.out.resolve().parents):
+        raise ConfigError(f"--out {args.out} lies in the checkpoint that is tuned; choose a folder beside it")
     with joined(args.device) as ranks, _own(args.out, ranks):
         if args.sweep_ratio:
             told = _sweep(args, checkpoint, data, settings, ranks)
@@ -67,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
 @contextmanager
 def _own(out: Path, ranks: Ranks) -> Iterator[None]:
     """Keep other runs out of the folder, and this one out of a folder that is another thing's."""
-    is_free = not out.exists() or (out / TRAINING).is_dir() or (out.is_dir() and not any(out.iterdir()))
+    is_free = not out.exists() or (out / RUN_FOLDER).is_dir() or (out.is_dir() and not any(out.iterdir()))
     if ranks.is_first and not is_free:
         raise ConfigError(f"--out {out} holds something that is no run of finetune; choose another folder")
-    with alone_in(out / TRAINING) if ranks.is_first else nullcontext():
+    with alone_in(out / RUN_FOLDER) if ranks.is_first else nullcontext():
         yield
 
 
@@ -78,7 +77,7 @@ def _tune(
     args: argparse.Namespace, checkpoint: Checkpoint, data: Data, settings: Settings, ranks: Ranks
 ) -> dict[str, Any]:
     """Run one tuning to its end and write its checkpoint; returns what is told of it."""
-    tuning = _train(args, checkpoint, data, settings, ranks, args.out / TRAINING)
+    tuning = _train(args, checkpoint, data, settings, ranks, args.out / RUN_FOLDER)
     write_results(tuning, checkpoint, args.out)
     return _tell(tuning, data) | {"checkpoint": str(args.out)}
 
@@ -101,7 +100,7 @@ def _note(checkpoint: Checkpoint, data: Data, settings: Settings) -> dict[str, A
     """Return what decides the steps of a run, for its folder."""
     files = [source for source in data.sources if isinstance(source, RecordFile)]
     return {
-        "data": {source.name: source.digest() for source in files},
+        "data": {source.name: source.identity() for source in files},
         "checkpoint": fingerprint(checkpoint),
         **settings.identity(),
     }
@@ -136,7 +135,7 @@ def _sweep(
         raise ConfigError("--sweep-ratio needs --held-out samples to judge by, and a --tower that learns")
     rows = []
     for ratio in args.sweep_ratio:
-        folder = args.out / TRAINING / f"ratio-{ratio:g}"
+        folder = args.out / RUN_FOLDER / f"ratio-{ratio:g}"
         tuning = _train(args, checkpoint, data, replace(settings, tower_lr_ratio=ratio), ranks, folder)
         rows.append({"ratio": ratio, **_tell(tuning, data)})
     best = min(rows, key=lambda row: row["held_out_loss"])["ratio"]

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         job = _prepare(args, sources)
         folder = ScoreFolder(args.out)
         if ranks.is_first:
-            folder.begin(_note(args, job))
+            folder.begin(_note(args, sources))
         ranks.wait()
         with _bar(job, ranks) as on_block:
             score_blocks(job, folder, rank=ranks.rank, world_size=ranks.world_size, on_block=on_block)
@@ -98,10 +98,10 @@ def _prepare(args: argparse.Namespace, sources: tuple[RecordFile, ...]) -> Job:
     )
 
 
-def _note(args: argparse.Namespace, job: Job) -> dict[str, Any]:
+def _note(args: argparse.Namespace, sources: tuple[RecordFile, ...]) -> dict[str, Any]:
     """Return what decides the scores of a run, for its folder."""
     return {
-        "data": {source.name: source.digest() for source in job.sources},
+        "data": {source.name: source.identity() for source in sources},
         "large": fingerprint(open_checkpoint(find_checkpoint(args.large))),
         "small": fingerprint(open_checkpoint(find_checkpoint(args.small))),
         "by": args.by,

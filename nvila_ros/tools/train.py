@@ -10,6 +10,7 @@ import torch
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.tools.options import positive, share, whole
+from nvila_ros.training.ranks import local_device
 from nvila_ros.training.recipes import RECIPES
 from nvila_ros.training.train_tiny import train
 
@@ -42,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: out is no folder to write to, or work holds another run's state.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.out.exists() and not (args.out / "config.json").is_file() and any(args.out.iterdir()):
+    local_device(args.device)
+    if (args.out.exists() and not args.out.is_dir()) or (
+        args.out.exists() and not (args.out / "config.json").is_file() and any(args.out.iterdir())
+    ):
         raise ConfigError(
             f"--out {args.out} holds something that is no checkpoint; it would be replaced, choose another"
         )

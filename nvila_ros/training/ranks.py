@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from nvila_ros.errors import NvilaError
+from nvila_ros.errors import ConfigError, NvilaError
 
 LONG_WAIT = timedelta(days=7)
 """For ranks of which one may have far less to do than another."""
@@ -62,7 +62,13 @@ class Ranks:
 
 
 def local_device(kind: str) -> torch.device:
-    """Return this rank's own device of a kind, `cpu` or `cuda`."""
+    """Return this rank's own device of a kind, `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: there is no GPU.
+    """
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda needs a GPU that torch sees, and it sees none; take --device cpu")
     return torch.device(kind, int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device("cpu")
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 from nvila_ros.prompt.chat import SYSTEM
+from nvila_ros.training.staging import told_if_full
 
 
 def save_checkpoint(model: Nvila, tokenizer: Path, folder: Path) -> None:
@@ -25,7 +26,15 @@ def save_checkpoint(model: Nvila, tokenizer: Path, folder: Path) -> None:
         model: what to save.
         tokenizer: folder with `vocab.json`, `merges.txt` and `added_tokens.json`.
         folder: the checkpoint to write.
+
+    Raises:
+        ConfigError: it cannot be written; the older one is still there.
     """
+    with told_if_full(folder):
+        _replace(model, tokenizer, folder)
+
+
+def _replace(model: Nvila, tokenizer: Path, folder: Path) -> None:
     staged = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(staged, ignore_errors=True)
     shutil.copytree(tokenizer, staged / "llm")

@@ -117,13 +117,15 @@ def _batches(
     for position in positions:
         number, index = conversations.locate(position)
         source = job.sources[number]
+        sample = None
         try:
             sample = source.read(index)
             for_large, for_small = job.large.encode(sample), job.small.encode(sample)
         except SampleError as error:
             if job.is_strict:
                 raise
-            left_out.append(Entry(source.name, index, "", 0, fault=error.reason))
+            group = sample.group if sample else error.group
+            left_out.append(Entry(source.name, index, group, 0, fault=error.reason))
             continue
         num_tokens = max(len(for_large.ids_L), len(for_small.ids_L))
         if batch and taken + num_tokens > job.row_tokens:
@@ -140,7 +142,8 @@ def gather(job: Job, folder: ScoreFolder) -> Scores:
     """Return the scores of a finished run.
 
     Raises:
-        DataError: a score file is missing or damaged, or no sample of a source could be scored.
+        DataError: a score file is missing or damaged, no sample of a source or sub-dataset could be scored, or some
+            were left out and the run is strict.
     """
     table = folder.read(job.num_blocks)
     names = tuple(source.name for source in job.sources)
@@ -148,11 +151,20 @@ def gather(job: Job, folder: ScoreFolder) -> Scores:
     source_N = np.array([names.index(name) for name in found])[code_N]
     faults, fault_N = _codes(table["fault"])
     groups, group_N = _codes(table["group"])
-    for number, name in enumerate(names):
-        if not ((source_N == number) & (group_N >= 0)).any():
-            raise DataError(
-                f"no sample of {name} could be scored, and a sub-dataset must not end empty; see what is wrong"
-            )
+    for named, code_N in ((names, source_N), (groups, group_N)):
+        for number, name in enumerate(named):
+            fault = fault_N[code_N == number]
+            if not (fault < 0).any():
+                raise DataError(
+                    f"no sample of {name} could be scored, and a sub-dataset must not end empty; the first one is "
+                    f"left out as {faults[fault[0]] if len(fault) else 'missing'}"
+                )
+    if job.is_strict and faults:
+        raise DataError(
+            f"{(fault_N >= 0).sum()} samples were left out by an earlier run with --skip-bad ({', '.join(faults)}); "
+            f"go on with it, or mend them and remove {folder.folder}"
+        )
+    group_N = np.where(fault_N < 0, group_N, -1)
     columns = (table[name].to_numpy() for name in ("key", "log_large", "log_small", "num_tokens"))
     return Scores(names, groups, faults, source_N, table["index"].to_numpy(), group_N, fault_N, *columns)
 

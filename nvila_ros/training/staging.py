@@ -8,12 +8,11 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 
-from nvila_ros.errors import CheckpointError, ConfigError
+from nvila_ros.errors import ConfigError
 
 RUN_FILE = "run.json"
 
@@ -36,32 +35,6 @@ def staged(path: Path) -> Iterator[Path]:
             part.unlink()
 
 
-def save_tensors(path: Path, told: dict[str, Any]) -> None:
-    """Save a dictionary of tensors and plain values as a file that is whole, or leave the one before it.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    with staged(path) as part, part.open("wb") as file:
-        try:
-            torch.save(told, file)
-        except RuntimeError as error:  # what torch's writer makes of a full disk
-            raise OSError(str(error).splitlines()[0]) from error
-
-
-def load_tensors(path: Path) -> dict[str, Any]:
-    """Return what `save_tensors` saved, on the CPU.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
-        told = next(iter(str(error).splitlines()), "it ends too early")
-        raise CheckpointError(f"{path} is damaged ({told}); remove it to begin anew") from error
-
-
 @contextmanager
 def told_if_full(path: Path) -> Iterator[None]:
     """Turn what the system says of a file that cannot be written into an error that says what to do.
@@ -71,9 +44,10 @@ def told_if_full(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        told = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{path} cannot be written: {error.strerror or error}; make room, then run again: what was finished is kept"
+            f"{path} cannot be written: {told}; make room, then run again: what was finished is kept"
         ) from error
 
 

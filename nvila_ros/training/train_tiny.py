@@ -33,7 +33,8 @@ from nvila_ros.training.batches import Batch, Batches
 from nvila_ros.training.losses import Heads, Tower, batch_loss
 from nvila_ros.training.recipes import Recipe, Stage
 from nvila_ros.training.save import save_checkpoint
-from nvila_ros.training.staging import alone_in, load_tensors, note_run, save_tensors
+from nvila_ros.training.staging import alone_in, note_run
+from nvila_ros.training.states import load_tensors, save_tensors
 from nvila_ros.training.steps import LossOf, Stepper
 
 _log = logging.getLogger(__name__)

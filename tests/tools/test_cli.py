@@ -85,6 +85,7 @@ def test_training_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
         (("plan", "nvila-lite-2b.orin-nano", "--image", "0x480"), "expected WIDTHxHEIGHT"),
         (("ask", "x.mp4", "What?", "--checkpoint", "/nowhere"), "no checkpoint at '/nowhere'"),
         (("eval", "/nowhere"), "no checkpoint at '/nowhere'"),
+        (("train-tiny", "--out", "/dev/null", "--work", "w"), "/dev/null holds something that is no checkpoint"),
         (("eval", "nvila-tiny", "--kinds", "color,taste"), "got taste"),
         (("eval", "nvila-tiny", "--suite", "huge"), "invalid choice: 'huge'"),
     ],

@@ -18,6 +18,7 @@ from nvila_ros.tools.evaluate import as_dict, as_table, score
 from nvila_ros.tools.suites import DEFAULT_SUITE, SUITES, Suite
 from nvila_ros.training.questions import CLIP_KINDS, EVAL_CLIP_FRAMES, EVAL_KINDS, EvalCase
 from nvila_ros.types import Answer, FinishReason, Frame, Query
+from tests.full_disk import largest_file
 
 
 class Oracle:
@@ -126,3 +127,11 @@ def test_file_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.Capt
     assert main(["eval", "nvila-tiny", "--questions", "1", "--out", str(tmp_path / "none" / "x")]) == 2
 
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_full_disk_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with largest_file(100):
+        code = main(["eval", "nvila-tiny", "--questions", "1", "--kinds", "color", "--out", str(tmp_path / "cases")])
+
+    assert code == 2
+    assert "cases cannot be written: File too large; make room, then run again" in capsys.readouterr().err

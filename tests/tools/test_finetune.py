@@ -21,6 +21,7 @@ import torch
 
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.pipeline import load_perceiver
+from nvila_ros.tools import finetune as finetune_tool
 from nvila_ros.tools.cli import main
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld, write_world
 from nvila_ros.training.finetuning import run as run_room
@@ -145,11 +146,21 @@ def test_run_that_was_killed_goes_on_to_the_same_bits(data: Path, unbroken: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("shard", [[], ["--shard"]])
-def test_two_processes_take_the_steps_of_one(data: Path, whole: Path, tmp_path: Path, shard: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("shard", "ways"),
+    [([], []), (["--shard"], []), (["--shard"], ["--tower", "layernorm", "--llm", "lora"])],
+    ids=["ddp", "shard", "shard-lora"],
+)
+def test_two_processes_take_the_steps_of_one(
+    data: Path, whole: Path, tmp_path: Path, shard: list[str], ways: list[str]
+) -> None:
+    """Rows of the planted world show something; that of a rank which has none left shows nothing."""
     out = tmp_path / "out"
+    if ways:
+        whole = tmp_path / "whole"
+        assert finetune(data, "--out", whole, "--steps", 8, "--save-every", 3, *ways) == 0
     a_row_each = ("--row-tokens", 1)  # so that gradients gather over rows, of which the ranks have not equally many
-    process = start(data, "--out", out, "--steps", 8, "--save-every", 3, "--json", *a_row_each, *shard, ranks=2)
+    process = start(data, "--out", out, "--steps", 8, "--save-every", 3, "--json", *a_row_each, *shard, *ways, ranks=2)
     stdout, err = process.communicate(timeout=180)
 
     assert process.returncode == 0, err
@@ -278,10 +289,63 @@ def test_folder_of_another_run_or_thing_is_refused(
     assert "holds a run with another seed, 0 and not 5" in capsys.readouterr().err
 
 
-def test_rates_may_change_when_a_run_goes_on(data: Path, whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "out")
+def test_rates_may_change_when_a_run_goes_on_and_not_once_it_has_ended(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, save = (data, "--out", tmp_path / "out", "--steps", 2, "--save-every", 1), run_room.save_state
 
-    assert finetune(data, "--out", tmp_path / "out", "--steps", 8, "--save-every", 1, "--lr", "1e-5") == 0
+    def stop_behind(*args: Any, **named: Any) -> None:
+        save(*args, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_room, "save_state", stop_behind)
+        assert finetune(*run) == 130
+    assert finetune(*run, "--lr", "1e-5") == 0
+    assert [entry["lr"] for entry in entries(tmp_path / "out")] == [1e-4, 1e-5]
+    capsys.readouterr()
+
+    assert finetune(*run, "--lr", "5e-5") == 2
+    assert "holds a run that is finished, with rates {" in capsys.readouterr().err
+
+
+def test_tuned_checkpoint_is_tuned_again_without_harm(data: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    first = {path.name: path.read_bytes() for path in (whole / "training").iterdir() if path.is_file()}
+
+    assert finetune(data, "--out", out, "--steps", 1, "--checkpoint", whole) == 0
+
+    assert len(entries(out)) == 1
+    assert torch.load(out / "training" / "state.pt", weights_only=True)["step"] == 1
+    assert {path.name: path.read_bytes() for path in (whole / "training").iterdir() if path.is_file()} == first
+
+
+def test_results_within_the_checkpoint_are_refused(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "ckpt")
+
+    assert finetune(data, "--out", tmp_path / "ckpt" / "tuned", "--checkpoint", tmp_path / "ckpt") == 2
+
+    assert "lies in the checkpoint that is tuned" in capsys.readouterr().err
+    assert not (tmp_path / "ckpt" / "tuned").exists()
+
+
+def test_full_disk_at_the_end_keeps_the_state(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = finetune_tool.write_results
+
+    def fill_the_disk(*args: Any) -> None:
+        with largest_file(100_000):
+            write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune_tool, "write_results", fill_the_disk)
+        assert finetune(data, "--out", tmp_path / "out", "--steps", 1) == 2
+    assert re.search(r"cannot be written: .*; make room, then run again", capsys.readouterr().err)
+
+    assert finetune(data, "--out", tmp_path / "out", "--steps", 1) == 0
 
 
 def test_two_runs_never_share_a_folder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,7 +192,39 @@ def test_sub_dataset_must_not_be_or_become_empty(
     assert prune(tmp_path / "empty.jsonl", "--out", tmp_path / "a") == 2
     assert "empty.jsonl holds no sample" in capsys.readouterr().err
     assert prune(path, "--out", tmp_path / "b", "--skip-bad") == 2
-    assert "no sample of world-0 could be scored" in capsys.readouterr().err
+    assert re.search("no sample of world-0 could be scored, .* left out as missing_media", capsys.readouterr().err)
+
+
+def test_sub_dataset_within_a_file_must_not_become_empty(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_data(data, tmp_path / "data")
+    edit(path, 4, image="none.png", task="lost")
+    for index in {*range(NUM_SAMPLES)} - {4}:
+        edit(path, index, task="kept")
+
+    assert prune(path, "--out", tmp_path / "out", "--skip-bad", "--by", "task") == 2
+    assert "no sample of lost could be scored" in capsys.readouterr().err
+
+
+def test_strict_run_does_not_take_what_a_lenient_one_left_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_data(data, tmp_path / "data")
+    edit(path, 4, image="none.png")
+    assert prune(path, "--out", tmp_path / "out", "--skip-bad") == 0
+
+    assert prune(path, "--out", tmp_path / "out") == 2
+    assert "1 samples were left out by an earlier run with --skip-bad (missing_media)" in capsys.readouterr().err
+
+
+def test_scores_are_of_the_media_that_they_were_begun_with(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+
+    assert prune(data, "--out", tmp_path / "out", "--media", tmp_path) == 2
+    assert "holds a run with another data" in capsys.readouterr().err
 
 
 def test_full_disk_leaves_what_was_finished(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +251,7 @@ def test_folder_of_another_run_is_refused(
     (tmp_path / "full" / "thesis.txt").write_text("do not lose me")
 
     assert prune(path, "--out", whole) == 2
-    assert "run with another data; choose another folder" in capsys.readouterr().err
+    assert "holds a run with another data, " in capsys.readouterr().err
     assert prune(data, "--out", whole, "--dtype", "bfloat16") == 2
     assert "run with another dtype" in capsys.readouterr().err
     assert prune(data, "--out", tmp_path / "full") == 2

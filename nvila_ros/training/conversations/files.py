@@ -87,12 +87,20 @@ class RecordFile:
         except (ValueError, RecursionError) as error:
             raise SampleError("malformed", name, f"a record must be JSON in UTF-8: {error}") from error
         group = self._group(record, name) if self._group_field else self.name
-        return parse_record(record, name, self._media_folder, group)
+        try:
+            return parse_record(record, name, self._media_folder, group)
+        except SampleError as error:
+            error.group = group
+            raise
 
     def line(self, index: int) -> bytes:
         """Return a record as one line, of a file of lines byte by byte what it holds."""
         raw = self._raw(index)
         return json.dumps(json.loads(raw), ensure_ascii=False).encode() if self._is_array else raw
+
+    def identity(self) -> dict[str, str]:
+        """Return what decides its samples: the file's digest, and where its media are."""
+        return {"digest": self.digest(), "media": str(self._media_folder.resolve())}
 
     def digest(self) -> str:
         """Return the digest of the whole file."""

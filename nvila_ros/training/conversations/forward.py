@@ -27,16 +27,23 @@ TILES_AT_ONCE = 32
 """Tiles that the tower is shown together: the features of all are kept, but the work on so many only."""
 
 
-def told_log_probs(model: Nvila, row: Row, tiles_at_once: int = TILES_AT_ONCE) -> Tensor:
-    """Return the log probability of each learned token of a row, (T,) float32, in order."""
-    hidden_TD = told_hidden(model, row, tiles_at_once)
+def told_log_probs(model: Nvila, row: Row, tiles_at_once: int = TILES_AT_ONCE, nothing: Tensor | None = None) -> Tensor:
+    """Return the log probability of each learned token of a row, (T,) float32, in order; as `told_hidden`."""
+    hidden_TD = told_hidden(model, row, tiles_at_once, nothing)
     told_T = torch.from_numpy(row.labels_L[row.labels_L != IGNORE]).to(hidden_TD.device)
     logits_TV = model.llm.head(hidden_TD).float()  # a sum over the vocabulary is too much for bfloat16
     return logits_TV.log_softmax(-1).gather(1, told_T[:, None])[:, 0]
 
 
-def told_hidden(model: Nvila, row: Row, tiles_at_once: int = TILES_AT_ONCE) -> Tensor:
-    """Return the hidden state from which each learned token is told, (T, D)."""
+def told_hidden(model: Nvila, row: Row, tiles_at_once: int = TILES_AT_ONCE, nothing: Tensor | None = None) -> Tensor:
+    """Return the hidden state from which each learned token is told, (T, D).
+
+    Args:
+        model: what reads.
+        row: what it reads.
+        tiles_at_once: that the tower is shown.
+        nothing: a zero that is added to what the decoder reads, for what made it to have a part in the gradients.
+    """
     device = model.llm.model["embed_tokens"].weight.device
     with torch.device(device):
         ids_L, owner_L, positions_L = (
@@ -46,6 +53,8 @@ def told_hidden(model: Nvila, row: Row, tiles_at_once: int = TILES_AT_ONCE) -> T
         if row.views:
             visual_GD = see_views(model, row.views, tiles_at_once).to(embeds_LD.dtype)
             embeds_LD = embeds_LD.masked_scatter((ids_L == PLACEHOLDER)[:, None], visual_GD)
+        if nothing is not None:
+            embeds_LD = embeds_LD + nothing.to(embeds_LD.dtype)
         sees_LL = (owner_L[:, None] == owner_L).tril()
         hidden_LD = model.llm(embeds_LD[None], positions_L=positions_L, sees_LM=sees_LL)[0]
         return hidden_LD[torch.from_numpy(row.labels_L != IGNORE).to(device)]

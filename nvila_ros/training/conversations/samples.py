@@ -49,7 +49,9 @@ class DataError(NvilaError):
 
 
 class SampleError(DataError):
-    """A sample cannot be learned from; `reason` is one of `REASONS`."""
+    """A sample cannot be learned from; `reason` is one of `REASONS`, `group` its sub-dataset where that is known."""
+
+    group = ""
 
     def __init__(self, reason: str, name: str, text: str) -> None:
         super().__init__(f"{name}: {text}")

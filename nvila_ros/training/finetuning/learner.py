@@ -38,9 +38,10 @@ class Learner(nn.Module):
 
     def forward(self, row: Row) -> Tensor:
         """Return the loss of a row, summed."""
-        # The tower first, as it comes with rows that show something: ranks meet in one order.
-        nothing = 0.0 if row.views else 0.0 * see_views(self.model, (self._blank,)).float().sum()
-        return nothing - told_log_probs(self.model, row, self._tiles_at_once).sum()
+        # As with rows that show something, the tower first and its tokens into the decoder: ranks meet in one order on
+        # the way back, too, where gradients reach a frozen decoder's first layer through them alone.
+        nothing = None if row.views else 0.0 * see_views(self.model, (self._blank,)).float().sum()
+        return -told_log_probs(self.model, row, self._tiles_at_once, nothing).sum()
 
 
 def share_out(model: Nvila, settings: Settings, ranks: Ranks, device: torch.device) -> nn.Module:

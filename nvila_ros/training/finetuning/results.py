@@ -22,9 +22,9 @@ from nvila_ros.training.finetuning.run import Run
 from nvila_ros.training.finetuning.tuning import tuned_weights
 from nvila_ros.training.staging import told_if_full
 
-ADAPTER_FOLDER, TUNED_FILE = "adapter", "tuned.safetensors"
+RUN_FOLDER, ADAPTER_FOLDER, TUNED_FILE = "training", "adapter", "tuned.safetensors"
 _PART = ".part"
-_UNLIKE = ("README.md", ".git*", ".cache", *PICKLES)  # what tells of the other checkpoint, or is never read
+_UNLIKE = ("README.md", RUN_FOLDER, ".git*", ".cache", *PICKLES)  # tells of the other checkpoint, or is never read
 
 
 def write_results(run: Run, source: Checkpoint, out: Path) -> None:

@@ -93,7 +93,12 @@ class Run:
         groups = parameter_groups(model.named_parameters(), settings.lr_by_part, settings.weight_decay)
         self.optimizer = new_optimizer(groups, settings, self.device)
         self.tally = Tally(is_strict=settings.is_strict)
-        self.done, left_out = load_state(self.state_path, model, self.optimizer)
+        self.done, left_out, rates = load_state(self.state_path, model, self.optimizer)
+        if self.done >= self.num_steps and rates and rates != settings.rates:
+            raise ConfigError(
+                f"{folder} holds a run that is finished, with rates {rates} and not {settings.rates}; choose another "
+                "folder, or see its results with the same rates"
+            )
         if self.ranks.is_first:  # saved are the counts of all ranks
             self.tally.counts.update(left_out)
         self._saved = self.done
@@ -132,7 +137,8 @@ class Run:
             ConfigError: it cannot be written; the one before is still there.
         """
         tally, writes = self.left_out(), self.ranks.is_first
-        save_state(self.state_path, self.done, self.model, self.optimizer, tally=tally, writes=writes)
+        rates = self.settings.rates
+        save_state(self.state_path, self.done, self.model, self.optimizer, tally=tally, rates=rates, writes=writes)
         self._saved = self.done
         self.ranks.wait()
 

@@ -103,6 +103,11 @@ class Settings:
         projector = self.lr if self.projector_lr is None else self.projector_lr
         return {"vision_tower": self.lr / self.tower_lr_ratio, "mm_projector": projector, "llm": self.lr}
 
+    @property
+    def rates(self) -> dict[str, float]:
+        """What may change from step to step and changes what is learned."""
+        return {**self.lr_by_part, "clip": self.clip}
+
     def identity(self) -> dict[str, Any]:
         """Return what must stay when a run goes on."""
         return {name: value for name, value in asdict(self).items() if name not in FREE}

@@ -15,13 +15,21 @@ from torch import Tensor, nn
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.training.finetuning.learner import as_held, whole
-from nvila_ros.training.staging import load_tensors, save_tensors, staged, told_if_full
+from nvila_ros.training.staging import staged, told_if_full
+from nvila_ros.training.states import load_tensors, save_tensors
 
 STATE_FILE, LOSS_FILE = "state.pt", "losses.jsonl"
 
 
 def save_state(
-    path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, *, tally: Mapping[str, int], writes: bool
+    path: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    tally: Mapping[str, int],
+    rates: Mapping[str, float],
+    writes: bool,
 ) -> None:
     """Save what has been learned; all ranks gather it, one writes.
 
@@ -31,6 +39,7 @@ def save_state(
         model: what learns.
         optimizer: with `names` in its groups.
         tally: samples left out so far, by reason.
+        rates: that the last step was taken by.
         writes: whether this rank does.
 
     Raises:
@@ -42,17 +51,21 @@ def save_state(
         for name, state in _states(optimizer).items()
     }
     if writes:
-        save_tensors(path, {"step": step, "values": values, "moments": moments, "tally": dict(tally)})
+        save_tensors(
+            path, {"step": step, "values": values, "moments": moments, "tally": dict(tally), "rates": dict(rates)}
+        )
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, int]]:
-    """Take up what was saved, if it was; returns the steps done and the tally.
+def load_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, int], dict[str, float]]:
+    """Take up what was saved, if it was; returns the steps done, the tally and the rates.
 
     Raises:
         CheckpointError: the file is damaged, or of another model.
     """
     if not path.is_file():
-        return 0, {}
+        return 0, {}, {}
     told = load_tensors(path)
     try:
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -67,7 +80,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
                 key: _as_moment(value, parameter, is_fused=bool(optimizer.defaults.get("fused")))
                 for key, value in state.items()
             }
-        return int(told["step"]), dict(told["tally"])
+        return int(told["step"]), dict(told["tally"]), dict(told["rates"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is of another run ({error}); remove it to begin anew") from error
 

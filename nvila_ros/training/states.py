@@ -1,0 +1,38 @@
+"""Files of tensors that a run goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from nvila_ros.errors import CheckpointError
+from nvila_ros.training.staging import staged
+
+
+def save_tensors(path: Path, told: dict[str, Any]) -> None:
+    """Save a dictionary of tensors and plain values as a file that is whole, or leave the one before it.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    with staged(path) as part, part.open("wb") as file:
+        try:
+            torch.save(told, file)
+        except RuntimeError as error:  # what torch's writer makes of a full disk
+            raise OSError(str(error).splitlines()[0]) from error
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Return what `save_tensors` saved, on the CPU.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
+        told = next(iter(str(error).splitlines()), "it ends too early")
+        raise CheckpointError(f"{path} is damaged ({told}); remove it to begin anew") from error
