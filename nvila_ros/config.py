@@ -94,6 +94,14 @@ class NodeConfig:
     window_s: float = setting(
         2.0, "window when a query names none, ending at the newest frame", "s", low=0.0, high=3600.0, read_only=False
     )
+    max_age_s: float = setting(
+        0.0,
+        "a camera whose newest frame is older has stalled: questions about its present end NO_FRAMES; 0: never",
+        "s",
+        low=0.0,
+        high=86400.0,
+        read_only=False,
+    )
     max_tokens: int = setting(64, "longest answer when a query names none", "tokens", low=1, high=8192, read_only=False)
     max_question_bytes: int = setting(
         4096, "longest question taken, in UTF-8", "bytes", low=1, high=MIB, read_only=False

@@ -108,8 +108,15 @@ class NvilaNode(Node):
 
     def employ(self, model: Perceiver) -> Worker:
         """Return the worker that answers by a model."""
-        self._worker = Worker(model, self.scheduler, self.buffer, messages.decode_frame, ahead=self._ahead)
+        self._worker = Worker(
+            model, self.scheduler, self.buffer, messages.decode_frame, ahead=self._ahead, oldest_ns=self._oldest_ns
+        )
         return self._worker
+
+    def _oldest_ns(self) -> int | None:
+        """Return before which capture a camera has stalled, or None where that is no matter."""
+        max_age_s = self.config.max_age_s
+        return self.get_clock().now().nanoseconds - round(max_age_s * 1e9) if max_age_s else None
 
     def _ahead(self) -> LookAhead:
         """Return which frames are worth encoding ahead: those of a question that names none, as the parameters are."""

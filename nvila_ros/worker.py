@@ -67,6 +67,7 @@ class Worker:
         buffer: where the frames are.
         decode: converts a frame that is looked at; raises FrameError.
         ahead: tells what is done while nothing is asked; asked each time.
+        oldest_ns: tells before which capture a camera has stalled, see `select_frames`; asked each time.
         now_ns: the steady clock.
     """
 
@@ -78,6 +79,7 @@ class Worker:
         decode: Callable[[RawFrame], Frame],
         *,
         ahead: Callable[[], LookAhead] = LookAhead,
+        oldest_ns: Callable[[], int | None] = lambda: None,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._model = model
@@ -85,6 +87,7 @@ class Worker:
         self._buffer = buffer
         self._decode = decode
         self._ahead = ahead
+        self._oldest_ns = oldest_ns
         self._ahead_ns = 0  # when frames are looked at next
         self._now_ns = now_ns
         self._thread = threading.Thread(target=self._run, name="nvila_worker")
@@ -153,7 +156,7 @@ class Worker:
 
     def _answer(self, tickets: Sequence[Ticket], finish: Callable[[Answer], None]) -> None:
         model, query = self._model, tickets[0].query
-        raw = [] if model.knows(query) else select_frames(self._buffer, query)
+        raw = [] if model.knows(query) else select_frames(self._buffer, query, self._oldest_ns())
         asks = [self._ask(ticket, finish) for ticket in tickets]
         model.answer_all(asks, [DeferredFrame(frame, self._decode) for frame in raw])
 

@@ -32,7 +32,7 @@ LEAST_LEVELS = 2.0
 """Grey levels below which a change is never counted: thumbnails are rounded."""
 
 
-def select_frames(buffer: FrameBuffer[RawFrame], query: Query) -> list[RawFrame]:
+def select_frames(buffer: FrameBuffer[RawFrame], query: Query, oldest_ns: int | None = None) -> list[RawFrame]:
     """Choose the frames that a query is about.
 
     Each camera asked for gets its share of `query.num_frames` (see `split_frames`), chosen from its part of the window
@@ -41,18 +41,22 @@ def select_frames(buffer: FrameBuffer[RawFrame], query: Query) -> list[RawFrame]
     Args:
         buffer: what is kept.
         query: with its cameras named.
+        oldest_ns: a camera whose newest frame was captured before has stalled, and is not asked about its present; None
+            where this is no matter.
 
     Returns:
         at least one frame, in capture order; the newest frame of the window is among them.
 
     Raises:
-        NoFramesError: no frame in the window; window and content of the buffer are named.
+        NoFramesError: no frame in the window; window and content of the buffer are named. Or a camera has stalled.
         QueryError: there is no such sampling.
         FrameError: a frame whose change is asked for cannot be decoded.
     """
     newest_ns = buffer.newest_ns(query.cameras)
     if newest_ns is None:
         raise NoFramesError(_describe_emptiness(buffer, query))
+    if oldest_ns is not None and query.start_ns is None:
+        _check_stalled(buffer, query, oldest_ns)
     start_ns, end_ns = window_ns(query, newest_ns)
     held = buffer.window(query.cameras, start_ns, end_ns)
     chosen: list[RawFrame] = []
@@ -113,6 +117,19 @@ def _ticks(stamps_ns: Sequence[int], most: int) -> list[int]:
         if len(last) <= most:
             break
     return [int(i) for i in last]
+
+
+def _check_stalled(buffer: FrameBuffer[RawFrame], query: Query, oldest_ns: int) -> None:
+    for camera in query.cameras:
+        newest_ns = buffer.newest_ns([camera])
+        if newest_ns is None:
+            raise NoFramesError(f"no frame of {camera} has come, and max_age_s asks for fresh ones of each camera")
+        if newest_ns < oldest_ns:
+            late_s = (oldest_ns - newest_ns) / NS_PER_S
+            raise NoFramesError(
+                f"{camera} has stalled: its newest frame, of {_seconds(newest_ns)} s, is {late_s:.3f} s older than "
+                "max_age_s allows; see its driver, or ask about the past by start and end"
+            )
 
 
 def _describe_emptiness(buffer: FrameBuffer[RawFrame], query: Query) -> str:

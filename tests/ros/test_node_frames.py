@@ -65,6 +65,16 @@ def test_single_stamp_far_ahead_voids_nothing_and_all_of_them_count() -> None:
         assert robot.fresh_diagnostics()["frames_malformed"] == "2"
 
 
+def test_answer_about_a_camera_that_stalled_is_refused_where_the_node_is_told_to() -> None:
+    with running("-p", "max_age_s:=40.0", "-p", "buffer_s:=100.0") as (robot, camera):
+        robot.show(camera, time.time() - 60)
+
+        stale = robot.ask()
+        assert (stale.finish_reason, "camera has stalled" in stale.error) == (Answer.NO_FRAMES, True)
+        robot.show(camera, time.time())
+        assert robot.ask().finish_reason == Answer.STOP
+
+
 def test_faults_of_different_kinds_do_not_hide_each_other() -> None:
     with running() as (robot, camera):
         for encoding in ("32FC1", "8UC7", "32FC1"):

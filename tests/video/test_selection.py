@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -236,3 +238,25 @@ def test_frames_that_never_fitted_are_told() -> None:
 
     with pytest.raises(NoFramesError, match="and 1 were each larger than buffer_bytes; raise it"):
         select_frames(buffer, Query(query_id="a", question="?", cameras=("camera",)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "stalled"),
+    [
+        ({"cameras": ("front",)}, ""),
+        (
+            {"cameras": ("front", "rear"), "num_frames": 2},
+            r"rear has stalled: its newest frame, of 5.000 s, is 3.000 s older",
+        ),
+        ({"cameras": ("front", "side"), "num_frames": 2}, "no frame of side has come"),
+        ({"cameras": ("rear",), "ago_start_s": 2.0}, "rear has stalled"),
+        ({"cameras": ("rear",), "start_ns": 0, "end_ns": 6 * NS_PER_S}, ""),
+    ],
+)
+def test_camera_that_has_stalled_is_not_asked_about_its_present(fields: dict[str, object], stalled: str) -> None:
+    buffer = held(("front", [10]), ("rear", [5]))
+    query = Query(**{"query_id": "a", "question": "?", **fields})  # type: ignore[arg-type]
+
+    assert select_frames(buffer, query)
+    with pytest.raises(NoFramesError, match=stalled) if stalled else contextlib.nullcontext():
+        assert select_frames(buffer, query, 8 * NS_PER_S)
