@@ -26,8 +26,8 @@ from nvila_ros.tools.options import positive, print_json
 from nvila_ros.training.events import sample_event_scene
 from nvila_ros.training.scenes import render
 from nvila_ros.training.world import EVAL_SEED_BASE, Jump, Scene
-from nvila_ros.types import EncodedImage, Query, RawFrame, RawImage
-from nvila_ros.video.buffer import NS_PER_S, FrameBuffer
+from nvila_ros.types import NS_PER_S, EncodedImage, Query, RawFrame, RawImage
+from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.compressed import decode_compressed, read_header
 from nvila_ros.video.image_decoding import check_layout, decode
 from nvila_ros.video.selection import SAMPLINGS, select_frames

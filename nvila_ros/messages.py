@@ -31,11 +31,10 @@ from nvila_ros.msg import AnswerToken
 from nvila_ros.msg import Status as StatusMessage
 from nvila_ros.srv import Ask
 from nvila_ros.supply import Status
-from nvila_ros.types import Answer, Bound, EncodedImage, Frame, FrameRef, Piece, Query, RawFrame, RawImage
+from nvila_ros.types import NS_PER_S, Answer, Bound, EncodedImage, Frame, FrameRef, Piece, Query, RawFrame, RawImage
 from nvila_ros.video.compressed import decode_compressed, read_header
 from nvila_ros.video.image_decoding import LAYOUT_BY_ENCODING, check_layout, check_size, decode
 
-NS_PER_S = 1_000_000_000
 REQUESTS = QoSProfile(depth=1024)
 """Of what others ask, reliable: with the usual 10 a burst would lose questions that nobody answers or counts."""
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)

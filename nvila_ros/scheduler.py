@@ -28,10 +28,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from nvila_ros.types import Answer, FinishReason, OnAnswer, OnPiece, Query, Timings
+from nvila_ros.types import NS_PER_S, Answer, FinishReason, OnAnswer, OnPiece, Query, Timings
 
 LOG = logging.getLogger(__name__)
-NS_PER_S = 1_000_000_000
 MAX_PASSES = 4
 NUM_TIMED = 8  # answers of a kind of which the fastest is expected of the next
 EASING = 0.8  # of an expectation each time that it keeps a query from being tried

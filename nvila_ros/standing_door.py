@@ -23,7 +23,7 @@ from nvila_ros.errors import ConfigError, NvilaError
 from nvila_ros.messages import REQUESTS, answer_message
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import Event as EventMessage
-from nvila_ros.scheduler import NS_PER_S, Ticket
+from nvila_ros.scheduler import Ticket
 from nvila_ros.srv import AddQuery, EnableQuery, ListQueries, RemoveQuery
 from nvila_ros.standing.book import Asking, Counts, QueryBook
 from nvila_ros.standing.event import Event
@@ -31,7 +31,7 @@ from nvila_ros.standing.listing import read_queries
 from nvila_ros.standing.query import TICK_NS, complete, to_query
 from nvila_ros.standing_messages import event_message, query_from_message, query_message, state_message
 from nvila_ros.throttle import Throttle
-from nvila_ros.types import Answer, FinishReason
+from nvila_ros.types import NS_PER_S, Answer, FinishReason
 
 EVENT_QOS = QoSProfile(depth=64, reliability=QoSReliabilityPolicy.RELIABLE)
 WARN_EVERY_S = 5.0

@@ -6,7 +6,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 
-NS_PER_S = 1_000_000_000
+from nvila_ros.types import NS_PER_S
+
 MAX_KINDS = 256
 
 

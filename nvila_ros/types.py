@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+NS_PER_S = 1_000_000_000
+
 
 @dataclass(slots=True)
 class Memo:

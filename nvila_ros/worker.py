@@ -17,8 +17,8 @@ from typing import Protocol
 
 from nvila_ros.errors import NvilaError
 from nvila_ros.ledger import Ask, verdict
-from nvila_ros.scheduler import NS_PER_S, Scheduler, Ticket, unanswered
-from nvila_ros.types import Answer, FinishReason, Frame, Query, RawFrame
+from nvila_ros.scheduler import Scheduler, Ticket, unanswered
+from nvila_ros.types import NS_PER_S, Answer, FinishReason, Frame, Query, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.deferred import DeferredFrame
 from nvila_ros.video.selection import select_frames

@@ -1,4 +1,5 @@
-from nvila_ros.throttle import MAX_KINDS, NS_PER_S, Throttle
+from nvila_ros.throttle import MAX_KINDS, Throttle
+from nvila_ros.types import NS_PER_S
 
 
 def test_each_kind_is_due_by_itself() -> None:

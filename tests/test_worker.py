@@ -9,8 +9,8 @@ import pytest
 
 from nvila_ros.errors import FrameError
 from nvila_ros.scheduler import SHUTTING_DOWN, Scheduler, Ticket
-from nvila_ros.types import Answer, FinishReason, Frame, Piece, Query, RawFrame
-from nvila_ros.video.buffer import NS_PER_S, FrameBuffer
+from nvila_ros.types import NS_PER_S, Answer, FinishReason, Frame, Piece, Query, RawFrame
+from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.image_decoding import decode
 from nvila_ros.worker import LookAhead, Worker
 from tests.tiny import CRASH, KNOWN, TOO_LONG, FakePerceiver, raw_frame

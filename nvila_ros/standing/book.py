@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 from nvila_ros.errors import QueryError
 from nvila_ros.standing.event import EndReason, Event
-from nvila_ros.standing.query import NS_PER_S, StandingQuery
+from nvila_ros.standing.query import StandingQuery
 from nvila_ros.standing.reading import read_answer
 from nvila_ros.standing.watch import Watch
-from nvila_ros.types import Answer, FinishReason
+from nvila_ros.types import NS_PER_S, Answer, FinishReason
 from nvila_ros.video.buffer import MAX_DISORDER_NS
 
 

@@ -16,10 +16,9 @@ from nvila_ros.config import NodeConfig, check_fields, setting
 from nvila_ros.errors import ConfigError, QueryError
 from nvila_ros.generation.grammar_compile import try_schema
 from nvila_ros.generation.typed import ANSWER_TYPES, MAX_INTEGER, YES_NO, parse_kind
-from nvila_ros.types import Query
+from nvila_ros.types import NS_PER_S, Query
 from nvila_ros.video.selection import SAMPLINGS
 
-NS_PER_S = 1_000_000_000
 TICK_NS = NS_PER_S // 10
 """Periods are whole multiples of this, so that queries of like rate are asked together and share a clip."""
 MAX_DEBOUNCE = 64

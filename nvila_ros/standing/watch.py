@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from nvila_ros.standing.debounce import Change, Debounce
 from nvila_ros.standing.event import EndReason, Event, Phase
-from nvila_ros.standing.query import NS_PER_S, StandingQuery
+from nvila_ros.standing.query import StandingQuery
 from nvila_ros.standing.reading import Reading
+from nvila_ros.types import NS_PER_S
 
 UP, DOWN = "up", "down"
 

@@ -45,8 +45,8 @@ from nvila_ros.tools.options import add_model_options, print_json, whole
 from nvila_ros.tools.picture import draw_answer, save_picture
 from nvila_ros.tools.quiz import QUIZ, Item
 from nvila_ros.tools.report import Reply, Row, as_table, captions, summarize
-from nvila_ros.tools.source import NS_PER_S, FilmSource, WorldSource, film_world
-from nvila_ros.types import FinishReason, Frame
+from nvila_ros.tools.source import FilmSource, WorldSource, film_world
+from nvila_ros.types import NS_PER_S, FinishReason, Frame
 
 PICTURE_SUFFIXES = (".png", ".jpg")
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")

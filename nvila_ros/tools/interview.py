@@ -16,8 +16,9 @@ from rich.markup import escape
 
 from nvila_ros.tools.quiz import Item, World, find_truth, pose
 from nvila_ros.tools.report import Reply, Row
-from nvila_ros.tools.source import NS_PER_S, FilmSource, WorldSource
+from nvila_ros.tools.source import FilmSource, WorldSource
 from nvila_ros.training.questions import Question
+from nvila_ros.types import NS_PER_S
 
 SCENE_S = 4.0
 """How long `LiveWorld` shows a scene."""

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from nvila_ros.tools.source import NS_PER_S, Moment
+from nvila_ros.tools.source import Moment
 from nvila_ros.training.questions import Question, ask
 from nvila_ros.training.scenes import scene_rng
+from nvila_ros.types import NS_PER_S
 
 SETTLE_S = 0.25
 """A scene is asked about from here on: its frames have arrived."""

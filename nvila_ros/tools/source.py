@@ -16,9 +16,9 @@ import numpy as np
 
 from nvila_ros.errors import ConfigError, FrameError
 from nvila_ros.training.scenes import LiveWorld, Scene, render
+from nvila_ros.types import NS_PER_S
 from nvila_ros.video.media import VideoFile
 
-NS_PER_S = 1_000_000_000
 FILM_S = 8.0
 """Length of a film of the world: one standing and one moving scene."""
 

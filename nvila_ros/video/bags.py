@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from nvila_ros.errors import FrameError, NoFramesError, NvilaError
-from nvila_ros.types import EncodedImage, Frame, RawImage
+from nvila_ros.types import NS_PER_S, EncodedImage, Frame, RawImage
 from nvila_ros.video.compressed import decode_compressed, read_header
 from nvila_ros.video.image_decoding import decode
 from nvila_ros.video.sampling import sample_indices
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 BAG_SUFFIXES = frozenset({".db3", ".mcap"})
 """Of the files that are read as bags."""
 IMAGE_TYPE, COMPRESSED_TYPE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-NS_PER_S = 1_000_000_000
 _NUM_INDEXES = 64  # of topics, kept in memory: 16 bytes a message
 # Which of these the reader works with depends on its version and Python's; none is imported here.
 _LIBRARIES = {

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
-NS_PER_S = 1_000_000_000
+from nvila_ros.types import NS_PER_S
+
 MAX_DISORDER_NS = NS_PER_S
 """How far a stamp may lie before the newest and still be a frame that came late: transports reorder by less."""
 PAST_SHARE = 0.25

@@ -11,7 +11,8 @@ import enum
 from collections import deque
 from pathlib import Path
 
-NS_PER_S = 1_000_000_000
+from nvila_ros.types import NS_PER_S
+
 PATIENCE_NS = 3 * NS_PER_S
 """How long a sign must last: discovery and a camera's start take a second or two."""
 MOST_GAPS = 3

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from nvila_ros.errors import NoFramesError, QueryError
-from nvila_ros.types import Query, RawFrame
-from nvila_ros.video.buffer import NS_PER_S, DropReason, FrameBuffer
+from nvila_ros.types import NS_PER_S, Query, RawFrame
+from nvila_ros.video.buffer import DropReason, FrameBuffer
 from nvila_ros.video.sampling import sample_changes, sample_indices, sample_recent, split_frames
 from nvila_ros.video.thumbnails import thumbnail
 

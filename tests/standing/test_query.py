@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import ConfigError, NvilaError, QueryError
-from nvila_ros.standing.query import NS_PER_S, StandingQuery, complete, to_query
+from nvila_ros.standing.query import StandingQuery, complete, to_query
+from nvila_ros.types import NS_PER_S
 
 CONFIG = NodeConfig(cameras=("front", "rear"))
 

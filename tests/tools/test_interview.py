@@ -13,8 +13,9 @@ from nvila_ros.tools import interview
 from nvila_ros.tools.interview import LEAD_S, SCENE_S, DemoError, Interview, choose_epoch
 from nvila_ros.tools.quiz import QUIZ, Item, find_truth, pose
 from nvila_ros.tools.report import Reply, Row, as_table, captions, summarize
-from nvila_ros.tools.source import NS_PER_S, WorldSource
+from nvila_ros.tools.source import WorldSource
 from nvila_ros.training.questions import STILL_KINDS, Question, is_correct
+from nvila_ros.types import NS_PER_S
 
 EPOCH_NS = 1_700_000_000 * NS_PER_S
 ITEMS = tuple(item for items in QUIZ for item in items)

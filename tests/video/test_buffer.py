@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from nvila_ros.types import RawFrame
-from nvila_ros.video.buffer import MAX_DISORDER_NS, NS_PER_S, PAST_SHARE, FrameBuffer
+from nvila_ros.types import NS_PER_S, RawFrame
+from nvila_ros.video.buffer import MAX_DISORDER_NS, PAST_SHARE, FrameBuffer
 from tests.tiny import raw_frame
 
 CAMERAS = ("front", "rear")

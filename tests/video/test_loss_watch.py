@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nvila_ros.video.loss_watch import NS_PER_S, Loss, LossWatch, explain
+from nvila_ros.types import NS_PER_S
+from nvila_ros.video.loss_watch import Loss, LossWatch, explain
 
 
 def watch_seconds(watch: LossWatch, per_second: list[tuple[int, int]], **kwargs: int | bool) -> list[Loss | None]:

@@ -17,8 +17,8 @@ from typing import Any
 
 from nvila_ros.errors import NoFramesError
 from nvila_ros.training.conversations.samples import DataError, Sample, SampleError, parse_record
-from nvila_ros.types import FinishReason
-from nvila_ros.video.bags import NS_PER_S, camera_topics, index_topic, open_bag
+from nvila_ros.types import NS_PER_S, FinishReason
+from nvila_ros.video.bags import camera_topics, index_topic, open_bag
 
 ANSWER_TYPE = "nvila_ros/msg/Answer"
 
