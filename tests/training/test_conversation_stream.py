@@ -1,4 +1,4 @@
-"""Ranks share the samples, a shuffle is a function of its seed, and any position is a place to go on from."""
+"""Ranks share the samples of a step, and a shuffle is a function of its seed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.training.conversations.encoding import EncodedSample
 from nvila_ros.training.conversations.samples import Sample, SampleError
 from nvila_ros.training.conversations.stream import Conversations, Tally
+from nvila_ros.training.finetuning.step_batches import StepBatches
+from nvila_ros.training.ranks import Ranks
 
 sizes = st.lists(st.integers(0, 7), min_size=1, max_size=4).filter(any)
 seeds = st.none() | st.integers(0, 99)
@@ -43,66 +45,77 @@ def encode(sample: Sample) -> EncodedSample:
     return EncodedSample(np.array([int(sample.name)]), np.array([0]), ())
 
 
-def stream(lengths: list[int], seed: int | None, epoch: int = 0, bad: int = 0) -> Conversations:
+def sources(lengths: list[int], bad: int = 0) -> list[Numbers]:
     firsts = np.cumsum([0, *lengths]).tolist()
-    sources = [Numbers(str(i), firsts[i], length, bad) for i, length in enumerate(lengths)]
-    return Conversations(sources, seed=seed, epoch=epoch)
+    return [Numbers(str(i), firsts[i], length, bad) for i, length in enumerate(lengths)]
 
 
-def walk(conversations: Conversations, **where: int) -> list[tuple[int, int]]:
-    tally = Tally(is_strict=True)
-    return [(position, int(each.ids_L[0])) for position, each in conversations.encoded(encode, tally, **where)]
+def stream(lengths: list[int], seed: int | None, epoch: int = 0) -> Conversations:
+    return Conversations(sources(lengths), seed=seed, epoch=epoch)
 
 
-@given(lengths=sizes, seed=seeds, world_size=st.integers(1, 5))
-def test_ranks_share_all_samples(lengths: list[int], seed: int | None, world_size: int) -> None:
-    conversations = stream(lengths, seed)
-
-    shares = [walk(conversations, rank=rank, world_size=world_size) for rank in range(world_size)]
-
-    dealt = sorted(pair for share in shares for pair in share)
-    assert dealt == walk(conversations)
-    assert sorted(number for _, number in dealt) == list(range(sum(lengths)))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    if seed is None:
-        assert [number for _, number in dealt] == list(range(sum(lengths)))
+def numbers(conversations: Conversations) -> list[int]:
+    return [int(conversations.read(position).name) for position in range(len(conversations))]
 
 
-@given(lengths=sizes, seed=seeds, world_size=st.integers(1, 4), data=st.data())
-def test_stream_goes_on_behind_any_position(
-    lengths: list[int], seed: int | None, world_size: int, data: st.DataObject
+def steps(
+    lengths: list[int], seed: int | None, batch: int, *, rank: int = 0, world_size: int = 1, bad: int = 0
+) -> StepBatches:
+    return StepBatches(
+        sources(lengths, bad), encode, batch=batch, row_tokens=1, seed=seed, ranks=Ranks(rank, world_size)
+    )
+
+
+def read(batches: StepBatches, step: int) -> list[int]:
+    return [int(number) for row in batches[step].rows for number in row.ids_L]
+
+
+@given(lengths=sizes, seed=seeds, epoch=st.integers(0, 3))
+def test_every_sample_has_one_position(lengths: list[int], seed: int | None, epoch: int) -> None:
+    found = numbers(stream(lengths, seed, epoch))
+
+    assert sorted(found) == list(range(sum(lengths)))
+    assert seed is not None or found == sorted(found)
+
+
+@given(lengths=sizes, seed=seeds, batch=st.integers(1, 6), world_size=st.integers(1, 5))
+def test_ranks_share_the_samples_of_each_step(
+    lengths: list[int], seed: int | None, batch: int, world_size: int
 ) -> None:
-    conversations = stream(lengths, seed)
-    rank = data.draw(st.integers(0, world_size - 1))
-    whole = walk(conversations, rank=rank, world_size=world_size)
-    num_taken = data.draw(st.integers(0, len(whole)))
+    alone = steps(lengths, seed, batch)
+    ranks = [steps(lengths, seed, batch, rank=rank, world_size=world_size) for rank in range(world_size)]
 
-    after = whole[num_taken - 1][0] if num_taken else -1
-    rest = walk(stream(lengths, seed), after=after, rank=rank, world_size=world_size)
-
-    assert rest == whole[num_taken:]
+    for step in range(2 * alone.steps_per_epoch):
+        shares = [read(each, step) for each in ranks]
+        assert sorted(number for share in shares for number in share) == sorted(read(alone, step))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    epoch = [number for step in range(alone.steps_per_epoch) for number in read(alone, step)]
+    assert epoch == numbers(stream(lengths, seed))
 
 
 def test_each_seed_and_epoch_has_an_order_of_its_own() -> None:
-    orders = [walk(stream([40, 20], seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    orders = [numbers(stream([40, 20], seed, epoch)) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
 
-    assert walk(stream([40, 20], 0, 0)) == orders[0]
+    assert numbers(stream([40, 20], 0, 0)) == orders[0]
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
-def test_bad_samples_are_left_out_and_counted() -> None:
+def test_bad_samples_are_left_out_and_told() -> None:
+    batches = steps([5, 5], None, 10, bad=3)
+
+    assert read(batches, 0) == [1, 2, 4, 5, 7, 8]
+    assert batches[0].faults == tuple(("malformed", f"{number // 5}: {number}") for number in (0, 3, 6, 9))
+
+
+def test_tally_counts_and_a_strict_one_ends_the_run_with_the_first() -> None:
     tally = Tally(is_strict=False)
+    for number in (3, 6):
+        tally.add(SampleError("malformed", "a", str(number)))
 
-    found = [int(each.ids_L[0]) for _, each in stream([5, 5], None, bad=3).encoded(encode, tally)]
-
-    assert found == [1, 2, 4, 5, 7, 8]
-    assert tally.counts == {"malformed": 4}
-    assert tally.first == {"malformed": "0: 0"}
-
-
-def test_strict_tally_ends_the_run_with_the_first() -> None:
-    with pytest.raises(SampleError, match="3"):
-        list(stream([2, 5], None, bad=3).encoded(encode, Tally(is_strict=True), after=0))
+    assert tally.counts == {"malformed": 2}
+    assert tally.first == {"malformed": "a: 3"}
+    with pytest.raises(SampleError, match="a: 3"):
+        Tally(is_strict=True).add(SampleError("malformed", "a", "3"))
 
 
 def test_no_sample_at_all_is_refused() -> None:

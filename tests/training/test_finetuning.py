@@ -23,7 +23,7 @@ from nvila_ros.training.conversations.encoding import EncodedSample, encode_samp
 from nvila_ros.training.conversations.forward import told_log_probs
 from nvila_ros.training.conversations.packing import Row, join
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld
-from nvila_ros.training.conversations.samples import Sample, SampleError, Turn
+from nvila_ros.training.conversations.samples import Sample, Turn
 from nvila_ros.training.finetuning.adapters import adapted
 from nvila_ros.training.finetuning.int4_linear import Int4Linear, dequantize
 from nvila_ros.training.finetuning.learner import Learner, whole
@@ -31,7 +31,7 @@ from nvila_ros.training.finetuning.results import write_checkpoint, write_result
 from nvila_ros.training.finetuning.run import Data, Run, open_run
 from nvila_ros.training.finetuning.settings import LLM_MODES, TOWER_MODES, Settings
 from nvila_ros.training.finetuning.state import LossLog, read_losses
-from nvila_ros.training.finetuning.step_batches import StepBatches, blank_row
+from nvila_ros.training.finetuning.step_batches import blank_row
 from nvila_ros.training.finetuning.tuning import prepare, tuned_weights
 from nvila_ros.training.ranks import Ranks
 from nvila_ros.training.token_labels import IGNORE
@@ -222,38 +222,6 @@ def test_lower_precision_learns_alike(checkpoint: Checkpoint, tmp_path: Path, pr
     assert found != wanted
     assert found[0] == pytest.approx(wanted[0], rel=apart)  # nothing was learned yet
     assert np.mean(found) == pytest.approx(np.mean(wanted), rel=0.03)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 5])
-def test_a_step_holds_the_same_samples_for_any_number_of_ranks(world_size: int) -> None:
-    class Numbers:
-        name = "numbers"
-
-        def __len__(self) -> int:
-            return 11
-
-        def read(self, index: int) -> Sample:
-            if index == 4:
-                raise SampleError("malformed", "numbers", "four")
-            return Sample(str(index), (), "numbers")
-
-    def as_row(sample: Sample) -> EncodedSample:
-        return EncodedSample(np.array([int(sample.name)]), np.array([int(sample.name)]), ())
-
-    def dealt(size: int) -> list[list[int]]:
-        parts = [
-            StepBatches([Numbers()], as_row, batch=4, row_tokens=2, seed=7, ranks=Ranks(rank, size))
-            for rank in range(size)
-        ]
-        assert all(part.steps_per_epoch == 3 for part in parts)
-        return [sorted(int(i) for part in parts for row in part[step].rows for i in row.ids_L) for step in range(6)]
-
-    steps = dealt(world_size)
-
-    assert steps == dealt(1)
-    for epoch in (steps[:3], steps[3:]):
-        assert sorted(i for step in epoch for i in step) == [i for i in range(11) if i != 4]
-    assert steps[:3] != steps[3:]
 
 
 def test_row_without_media_leaves_no_parameter_out(checkpoint: Checkpoint) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -75,23 +75,3 @@ class Conversations:
         """
         source, index = self.locate(position)
         return self._sources[source].read(index)
-
-    def encoded(
-        self, encode: Encode, tally: Tally, *, after: int = -1, rank: int = 0, world_size: int = 1
-    ) -> Iterator[tuple[int, EncodedSample]]:
-        """Yield every `world_size`-th position with its sample; whoever keeps the last position can go on behind it.
-
-        Args:
-            encode: makes ids of a sample.
-            tally: told of the samples that are left out.
-            after: the last position that was taken.
-            rank: below `world_size`; positions that leave this remainder are its.
-            world_size: ranks that share the samples.
-        """
-        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
-        first = after + 1 + (rank - after - 1) % world_size
-        for position in range(first, len(self), world_size):
-            try:
-                yield position, encode(self.read(position))
-            except SampleError as error:
-                tally.add(error)
