@@ -104,6 +104,9 @@ class Perceiver:
         ledgers = [Ledger(ask, author, self._now_ns, refs) for ask in asks]
         work = Ledgers(ledgers)
         try:
+            for ledger in ledgers:  # before the tower works for nothing
+                self._check_length(ledger)
+            work.check()
             num_encoded = self._viewer.num_encoded
             seen = self._viewer.see(shown, work)
             num_encoded = self._viewer.num_encoded - num_encoded
@@ -162,6 +165,18 @@ class Perceiver:
                 self._num_reused += plan.ledger.counts.num_reused_tokens
                 self._remember(plan.ledger, seen, frames)
 
+    def _check_length(self, ledger: Ledger) -> None:
+        num_tokens, num_more = len(self._tokenizer.encode(ledger.query.question)), ledger.query.max_tokens
+        is_told = not ledger.query.choices and not ledger.query.answer_type
+        if num_tokens + (num_more if is_told else 0) > self._num_positions:
+            ledger.end(FinishReason.INVALID, self._too_long(num_tokens, num_more))
+
+    def _too_long(self, num_tokens: int, num_more: int) -> str:
+        return (
+            f"prompt and answer must fit {self._num_positions} positions, got {num_tokens} and {num_more}; "
+            "ask about fewer frames, ask shorter, lower max_tokens or begin a new conversation"
+        )
+
     def _plan(self, ledger: Ledger, seen: Seen) -> Plan:
         """Return the prompt of a query, with the conversation that it belongs to."""
         query, tokenizer = ledger.query, self._tokenizer
@@ -172,10 +187,7 @@ class Perceiver:
         ids_L = build_prompt(tokenizer, [*seen.parts, query.question], told)
         plan = self._speaker.plan(ledger, ids_L, all_visual(turns, seen))
         if len(ids_L) + plan.num_more > self._num_positions:
-            raise QueryError(
-                f"prompt and answer must fit {self._num_positions} positions, got {len(ids_L)} and {plan.num_more}; "
-                "ask about fewer frames, ask shorter, lower max_tokens or begin a new conversation"
-            )
+            raise QueryError(self._too_long(len(ids_L), plan.num_more))
         known = [frame for turn in turns for frame in turn.frames]
         ledger.frames = tuple(sorted([*known, *ledger.frames], key=lambda frame: frame.stamp_ns))
         ledger.count(num_visual_tokens=len(plan.visual_GD), num_prompt_tokens=len(ids_L))

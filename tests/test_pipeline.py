@@ -250,6 +250,16 @@ def test_prompt_beyond_the_models_positions_is_refused(perceiver: Perceiver) -> 
         ask(perceiver, make_query(max_tokens=32760), [make_frame()])
 
 
+def test_question_longer_than_the_model_costs_no_look_at_the_frames() -> None:
+    perceiver = load("onnxruntime", "lite")
+    fresh = Perceiver(perceiver._speaker._engine, perceiver._tokenizer, backend="onnxruntime")
+
+    with pytest.raises(QueryError, match="must fit 32768 positions"):
+        fresh.answer(make_query(question="what is it " * 20_000), [make_frame()])
+
+    assert fresh.counters()["frames_encoded"] == 0
+
+
 def test_placeholders_must_match_the_visual_tokens() -> None:
     engine = OnnxRuntimeEngine(open_checkpoint(CHECKPOINT), threads=1)
 

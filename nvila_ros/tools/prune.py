@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from nvila_ros.training.pruning import SCORES, Scorer, check_tokenizers
 from nvila_ros.training.ranks import Ranks, joined, local_device
 from nvila_ros.training.score_files import ScoreFolder
 from nvila_ros.training.score_run import Job, choose, gather, score_blocks, write_kept
-from nvila_ros.training.staging import staged
+from nvila_ros.training.staging import alone_in, staged
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -73,12 +73,13 @@ def run(args: argparse.Namespace) -> int:
         folder = ScoreFolder(args.out)
         if ranks.is_first:
             folder.begin(_note(args, sources))
-        ranks.wait()
-        with _bar(job, ranks) as on_block:
-            score_blocks(job, folder, rank=ranks.rank, world_size=ranks.world_size, on_block=on_block)
-        ranks.wait()
-        if ranks.is_first:
-            _finish(args, job, folder)
+        with alone_in(args.out) if ranks.is_first else nullcontext():
+            ranks.wait()
+            with _bar(job, ranks) as on_block:
+                score_blocks(job, folder, rank=ranks.rank, world_size=ranks.world_size, on_block=on_block)
+            ranks.wait()
+            if ranks.is_first:
+                _finish(args, job, folder)
     return 0
 
 

@@ -23,6 +23,7 @@ from nvila_ros.tools.cli import main
 from nvila_ros.tools.prune_report import find_examples
 from nvila_ros.training import score_run
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld, write_world
+from nvila_ros.training.staging import alone_in
 from tests.full_disk import largest_file
 from tests.golden_cases import GOLDEN
 
@@ -216,6 +217,13 @@ def test_strict_run_does_not_take_what_a_lenient_one_left_out(
 
     assert prune(path, "--out", tmp_path / "out") == 2
     assert "1 samples were left out by an earlier run with --skip-bad (missing_media)" in capsys.readouterr().err
+
+
+def test_two_runs_never_share_a_folder(data: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with alone_in(whole):
+        assert prune(data, "--out", whole) == 2
+
+    assert "another run is at work in" in capsys.readouterr().err
 
 
 def test_scores_are_of_the_media_that_they_were_begun_with(
