@@ -135,7 +135,7 @@ class Attention {
                         reinterpret_cast<float*>(mixes), kLanes);
         for (int j = 0; j < count; ++j) {
           const int row = first + (c + j) / per_kv, head = kv * per_kv + (c + j) % per_kv;
-          store(&mixes_[size_t(row) * spec_.width + head * s + i], mixes[j] * (1.f / weights[c + j][1]));
+          store(&mixes_[(size_t(row) * spec_.num_heads + head) * s + i], mixes[j] * (1.f / weights[c + j][1]));
         }
       }
     }

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +143,10 @@ class NodeConfig:
                 raise ConfigError(f"{name} is set without a recipe; name one by the parameter recipe")
         if self.answer_while_building and not self.build_missing_engines:
             raise ConfigError("answer_while_building is set, but nothing may be built; set build_missing_engines too")
+
+    def num_frames_of(self, cameras: Sequence[str]) -> int:
+        """Return how many frames a query about these cameras is shown that does not say so: of each one at least."""
+        return max(self.num_frames, len(cameras))
 
 
 def bounds(config_type: type) -> dict[str, Bound]:

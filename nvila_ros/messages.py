@@ -151,7 +151,7 @@ def query_from_request(
     return Query(
         query_id=query_id,
         question=request.question,
-        num_frames=int(request.num_frames) or default_num_frames(config, cameras),
+        num_frames=int(request.num_frames) or config.num_frames_of(cameras),
         window_s=float(request.window_s) or config.window_s,
         start_ns=start_ns,
         end_ns=end_ns,
@@ -171,11 +171,6 @@ def query_from_request(
         accepted_ns=accepted_ns,
         deadline_ns=_deadline_ns(float(request.deadline_s), accepted_ns),
     )
-
-
-def default_num_frames(config: NodeConfig, cameras: Sequence[str]) -> int:
-    """Return how many frames a question about these cameras is shown that does not say so: of each one at least."""
-    return max(config.num_frames, len(cameras))
 
 
 def _deadline_ns(deadline_s: float, accepted_ns: int) -> int | None:

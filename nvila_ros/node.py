@@ -121,7 +121,7 @@ class NvilaNode(Node):
     def _ahead(self) -> LookAhead:
         """Return which frames are worth encoding ahead: those of a question that names none, as the parameters are."""
         config = self.config
-        is_alone = messages.default_num_frames(config, config.cameras) == 1
+        is_alone = config.num_frames_of(config.cameras) == 1
         return LookAhead(rate_hz=config.encode_hz, cameras=config.cameras, is_alone=is_alone)
 
     def _open_doors(self) -> None:

@@ -168,6 +168,11 @@ def _json(text: str) -> Constrained:
     return Constrained(_dump(schema))
 
 
+def unkept_schema(reason: str) -> QueryError:
+    """Return the error of a schema of which no grammar can be made."""
+    return QueryError(f"json_schema must be one that answers can be held to, but {reason}; simplify it")
+
+
 def _bounds(value: Any) -> Iterator[tuple[str, float]]:
     """Yield the numeric bounds of a schema, whose depth is bounded, with their keywords."""
     inner: Iterable[Any] = value if isinstance(value, list) else ()

@@ -15,7 +15,7 @@ from nvila_ros.admission import MAX_PRIORITY, check_query
 from nvila_ros.config import NodeConfig, check_fields, setting
 from nvila_ros.errors import ConfigError, QueryError
 from nvila_ros.generation.grammar_compile import try_schema
-from nvila_ros.generation.typed import ANSWER_TYPES, MAX_INTEGER, YES_NO, parse_kind
+from nvila_ros.generation.typed import ANSWER_TYPES, MAX_INTEGER, YES_NO, parse_kind, unkept_schema
 from nvila_ros.types import NS_PER_S, Query
 from nvila_ros.video.selection import SAMPLINGS
 
@@ -101,7 +101,7 @@ def complete(query: StandingQuery, config: NodeConfig) -> StandingQuery:
         query,
         cameras=cameras,
         window_s=query.window_s or config.window_s,
-        num_frames=query.num_frames or max(config.num_frames, len(cameras)),
+        num_frames=query.num_frames or config.num_frames_of(cameras),
         max_tokens=query.max_tokens or config.max_tokens,
     )
     check_query(to_query(query, "", 0), config)
@@ -115,7 +115,7 @@ def _check_schema(query: StandingQuery) -> None:
     except TimeoutError:  # a busy machine is told of by the first asking
         return
     if reason:
-        raise QueryError(f"json_schema must be one that answers can be held to, but {reason}; simplify it")
+        raise unkept_schema(reason)
 
 
 def to_query(query: StandingQuery, query_id: str, accepted_ns: int) -> Query:

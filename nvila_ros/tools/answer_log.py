@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.training.staging import told_if_full
+from nvila_ros.training.staging import close_told
 
 Key = tuple[str, int]
 """A source by its name, and the index of a record."""
@@ -61,8 +60,7 @@ class AnswerLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            with suppress(OSError) if kind else told_if_full(self._path):  # the better error is on its way
-                self._file.close()
+            close_told(self._file, self._path, is_failing=kind is not None)
 
     def add(self, key: Key, line: dict[str, Any]) -> None:
         """Keep what became of one record.

@@ -39,7 +39,7 @@ from nvila_ros.training.conversations.samples import DataError
 from nvila_ros.training.conversations.stream import Tally
 from nvila_ros.training.questions import EvalCase, is_correct
 from nvila_ros.training.scenes import render
-from nvila_ros.training.staging import told_if_full
+from nvila_ros.training.staging import close_told, told_if_full
 from nvila_ros.types import Answer, Frame, Query
 
 NUM_SHOWN_WRONG = 3
@@ -280,9 +280,7 @@ class _Lines:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *args: object) -> None:
-        # Behind an error the buffer still holds what could not be written.
-        with contextlib.suppress(OSError) if kind else told_if_full(self._path):
-            self._file.close()
+        close_told(self._file, self._path, is_failing=kind is not None)
 
     def write(self, kind: str, index: int, case: EvalCase, answer: Answer) -> None:
         line = {

@@ -44,9 +44,8 @@ def run(args: argparse.Namespace) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     local_device(args.device)
-    if (args.out.exists() and not args.out.is_dir()) or (
-        args.out.exists() and not (args.out / "config.json").is_file() and any(args.out.iterdir())
-    ):
+    is_replaced = (args.out / "config.json").is_file()
+    if args.out.exists() and not is_replaced and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ConfigError(
             f"--out {args.out} holds something that is no checkpoint; it would be replaced, choose another"
         )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -49,6 +49,16 @@ def told_if_full(path: Path) -> Iterator[None]:
         raise ConfigError(
             f"{path} cannot be written: {told}; make room, then run again: what was finished is kept"
         ) from error
+
+
+def close_told(file: IO[Any], path: Path, *, is_failing: bool) -> None:
+    """Close a file that was written to; behind a failure its buffer still holds what could not be, and is let go.
+
+    Raises:
+        ConfigError: what was left cannot be written.
+    """
+    with suppress(OSError) if is_failing else told_if_full(path):
+        file.close()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from nvila_ros.training.finetuning.learner import Learner, whole
 from nvila_ros.training.finetuning.results import write_checkpoint, write_results
 from nvila_ros.training.finetuning.run import Data, Run, open_run
 from nvila_ros.training.finetuning.settings import LLM_MODES, TOWER_MODES, Settings
-from nvila_ros.training.finetuning.state import LossLog, read_losses
+from nvila_ros.training.finetuning.state import read_losses
 from nvila_ros.training.finetuning.step_batches import blank_row
 from nvila_ros.training.finetuning.tuning import prepare, tuned_weights
 from nvila_ros.training.ranks import Ranks
@@ -300,16 +300,6 @@ def test_damaged_or_foreign_state_is_refused(checkpoint: Checkpoint, tmp_path: P
     (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"state\.pt is damaged"):
         new_run(checkpoint, tmp_path)
-
-
-def test_line_that_a_kill_cut_off_is_forgotten(tmp_path: Path) -> None:
-    path = tmp_path / "losses.jsonl"
-    path.write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "lo')
-
-    log = LossLog(path, 1)
-    log.add({"step": 2, "loss": 3.0})
-
-    assert read_losses(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 3.0}]
 
 
 @pytest.mark.parametrize(("tower", "llm"), [("layernorm", "qlora"), ("lora", "lora"), ("full", "full")])
