@@ -279,9 +279,8 @@ def test_a_schema_that_explodes_is_refused_in_time_and_only_once_tried(
     assert time.monotonic() - tried < 0.1
 
 
-def test_a_machine_that_is_busy_is_not_held_against_a_schema(
-    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_that_is_busy_is_not_held_against_a_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars = Grammars(TOKENIZER, VOCAB_SIZE, STOP)  # one that has compiled nothing yet
     with monkeypatch.context() as patch:
         patch.setattr(grammar_compile, "WAIT_S", 0.001)
         with pytest.raises(QueryError, match="this machine is busy; ask again"):
