@@ -89,7 +89,7 @@ def compile_form(folder: Path, recipe: Recipe, spec: ModelSpec, target: str, for
     trt, machine = name_machine(target)
     watch = Watch()
     limits = limits_of(spec, recipe.limits)
-    job = Job(trt=trt, machine=machine, form=FORMS[form], limits=limits, target=target, on_progress=watch.see)
+    job = Job(trt=trt, machine=machine, form=FORMS[form], limits=limits, on_progress=watch.see)
     started = time.perf_counter()
     done = compile_plans(folder, job, dataclasses.asdict(recipe))
     all_s = time.perf_counter() - started

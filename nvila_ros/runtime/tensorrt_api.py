@@ -72,6 +72,12 @@ def open_log(trt: Any) -> tuple[Any, Log]:
     return logger, logger.kept
 
 
+def last_error(trt: Any) -> str:
+    """Return TensorRT's own words on what failed last, each time the ones before."""
+    errors = _logger(trt).kept.errors
+    return errors.pop().strip() if errors else "it gave no reason"
+
+
 @functools.cache
 def _logger(trt: Any) -> Any:
     """TensorRT keeps the first logger that it is given and ignores all later ones, so there is one for each flavour."""
@@ -180,7 +186,9 @@ def create_network(trt: Any, builder: Any) -> Any:
 
 
 def set_target(trt: Any, config: Any, target: str) -> None:
-    """Compile for a GPU that is not at hand, such as `SM86`; empty is the one at hand.
+    """Compile for a GPU by RTX's name, such as `SM86`, at hand or not; empty is the one at hand.
+
+    Left to itself RTX compiles for all from Ampere on, and then its plan does not run on Turing.
 
     Raises:
         BackendError: this flavour builds on the device alone, or does not know the target.
@@ -197,14 +205,16 @@ def set_target(trt: Any, config: Any, target: str) -> None:
 
 
 def check_target(trt: Any, target: str) -> None:
-    """Check that TensorRT-RTX knows a GPU, such as `SM86`.
+    """Check that TensorRT-RTX knows a GPU, such as `SM86`: on others no plan of it loads. Empty passes.
 
     Raises:
         BackendError: it does not.
     """
-    if not hasattr(trt.ComputeCapability, target):
+    if target and not hasattr(trt.ComputeCapability, target):
         known = sorted(name for name in dir(trt.ComputeCapability) if name.startswith("SM"))
-        raise BackendError(f"unknown target {target!r}; known are {known}")
+        raise BackendError(
+            f"TensorRT-RTX {trt.__version__} runs on no GPU {target!r}, only on {known}; use TensorRT itself there"
+        )
 
 
 def limit_workspace(trt: Any, config: Any, limit_bytes: int) -> None:

@@ -61,7 +61,7 @@ class BuildOptions:
     """How to build.
 
     Attributes:
-        target: GPU to compile for where none is at hand, such as `SM86`; empty is the one at hand.
+        target: GPU to compile for by RTX's name, such as `SM86`; empty is the one at hand.
         workspace_bytes: bound of what one layer may take beside weights and activations; 0 leaves TensorRT's own.
         timings: what an earlier build measured on this very GPU and version, or empty.
     """
@@ -134,7 +134,7 @@ def build_plan(
     logger, log = api.open_log(trt)
     builder = trt.Builder(logger)
     network = api.create_network(trt, builder)
-    _parse(trt, network, logger, log, graph, capacity)
+    _parse(trt, network, logger, graph, capacity)
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the list of kernels is only names
     api.set_target(trt, config, options.target)
@@ -152,7 +152,7 @@ def build_plan(
     if monitor and monitor.error:
         raise monitor.error
     if plan is None:
-        raise BackendError(f"TensorRT {trt.__version__} cannot build {graph.name}: {_last(log.errors)}")
+        raise BackendError(f"TensorRT {trt.__version__} cannot build {graph.name}: {api.last_error(trt)}")
     return Built(
         plan=memoryview(plan),
         kernels=tuple(log.kernels),
@@ -177,7 +177,7 @@ def load_graph(path: Path, how: str) -> onnx.ModelProto:
     return model
 
 
-def _parse(trt: Any, network: Any, logger: Any, log: api.Log, graph: Path, capacity: int) -> None:
+def _parse(trt: Any, network: Any, logger: Any, graph: Path, capacity: int) -> None:
     model = load_graph(graph, "draw it again")
     if capacity:
         _fix_capacity(model, capacity)
@@ -185,7 +185,8 @@ def _parse(trt: Any, network: Any, logger: Any, log: api.Log, graph: Path, capac
     # The path tells where the weights lie.
     if not parser.parse(model.SerializeToString(), str(graph)):
         found = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise BackendError(f"TensorRT {trt.__version__} cannot read {graph.name}: {_last(found or log.errors)}")
+        why = found[-1].strip() if found else api.last_error(trt)
+        raise BackendError(f"TensorRT {trt.__version__} cannot read {graph.name}: {why}")
 
 
 def _fix_capacity(model: onnx.ModelProto, capacity: int) -> None:
@@ -223,7 +224,3 @@ def _in_place_profile(spec: DecoderSpec, tokens: Shape, capacity: int) -> Profil
 def _each(sizes: Shape, shape_of: Any) -> tuple[Shape, Shape, Shape]:
     least, usual, largest = (shape_of(size) for size in sizes)
     return least, usual, largest
-
-
-def _last(messages: Sequence[str]) -> str:
-    return messages[-1].strip() if messages else "it gave no reason"

@@ -65,7 +65,6 @@ class Job:
         machine: that the plans are to run on.
         form: of the decoder's graph.
         limits: of the engine.
-        target: the machine's GPU by RTX's name, if it is not at hand.
         on_progress: told how far it is.
     """
 
@@ -73,7 +72,6 @@ class Job:
     machine: Machine
     form: GraphForm
     limits: Limits
-    target: str = ""
     on_progress: OnCompile = lambda part, phase, share: None
 
 
@@ -161,7 +159,7 @@ def _compile(artefact: Artefact, job: Job, part: str, graph: Path) -> PlanRecord
     folder = artefact.path / FOLDER
     timings = read_timings(folder, job.machine)
     profiles = part_profiles(artefact.spec, part, job.form, job.limits)
-    options = BuildOptions(target=job.target, timings=timings)
+    options = BuildOptions(target=job.machine.target, timings=timings)
     built = build_plan(job.trt, graph, profiles, job.limits.capacity, options, partial(job.on_progress, part))
     write_timings(folder, job.machine, built.timings)
     digest = seal_file(graph)["sha256"]

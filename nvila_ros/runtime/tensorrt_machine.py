@@ -34,6 +34,11 @@ class Machine:
         """A name for files, such as `tensorrt-10.3.0.sm_87x8`."""
         return f"{self.flavour}-{self.version}.{self.architecture}" + (f"x{self.num_sms}" if self.num_sms else "")
 
+    @property
+    def target(self) -> str:
+        """The GPU as TensorRT-RTX names it, such as `SM86`; empty of TensorRT, which compiles for what it runs on."""
+        return f"SM{self.architecture.removeprefix('sm_')}" if self.flavour == RTX else ""
+
     def __str__(self) -> str:
         """Tell it in a message."""
         sms = f" of {self.num_sms} multiprocessors" if self.num_sms else ""
@@ -44,7 +49,7 @@ def find_machine(flavours: Collection[str]) -> tuple[Any, Machine, Cuda]:
     """Return the first of some flavours that is installed, the machine at hand and a stream of its GPU.
 
     Raises:
-        BackendError: none is installed, or there is no GPU.
+        BackendError: none is installed, there is no GPU, or it is one that TensorRT-RTX does not run on.
     """
     trt, flavour = load_first(flavours)
     cuda = open_cuda()
@@ -55,6 +60,7 @@ def find_machine(flavours: Collection[str]) -> tuple[Any, Machine, Cuda]:
         architecture=architecture,
         num_sms=0 if flavour == RTX else num_sms,
     )
+    api.check_target(trt, machine.target)
     return trt, machine, cuda
 
 

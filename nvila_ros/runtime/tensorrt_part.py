@@ -42,7 +42,7 @@ class Part:
     """
 
     def __init__(self, trt: Any, engine: Any, cuda: Cuda, profile: int, shapes: Profile) -> None:
-        self._engine, self._cuda = engine, cuda  # a context does not keep its engine alive
+        self._trt, self._engine, self._cuda = trt, engine, cuda  # a context does not keep its engine alive
         # Of single tokens the logits of one row are asked for, whatever their profile allows.
         keeps_shape = all(least == largest for name, (least, _, largest) in shapes.items() if name != "rows")
         self._context = api.open_context(trt, engine, profile, cuda.stream, keeps_shape)
@@ -104,7 +104,7 @@ class Part:
 
     def _check(self, is_done: bool, what: str) -> None:
         if not is_done:
-            raise BackendError(f"TensorRT refused {what}; its log says why")
+            raise BackendError(f"TensorRT refused {what}: {api.last_error(self._trt)}")
 
 
 def load_plan(trt: Any, runtime: Any, name: str, plan: Any) -> Any:
@@ -115,5 +115,7 @@ def load_plan(trt: Any, runtime: Any, name: str, plan: Any) -> Any:
     """
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise BackendError(f"TensorRT {trt.__version__} cannot load the plan of {name}; build it on this device")
+        raise BackendError(
+            f"TensorRT {trt.__version__} cannot load the plan of {name}: {api.last_error(trt)}; build it on this device"
+        )
     return engine

@@ -38,11 +38,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """TensorRT, and the machine that it is to compile for; `target` is the GPU's name if it is not at hand."""
+    """TensorRT, and the machine that it is to compile for, at hand or not."""
 
     trt: Any
     machine: Machine
-    target: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +173,7 @@ def find_compiler(args: argparse.Namespace, recipe: Recipe, out: Path) -> tuple[
     elif args.target:
         if args.flavour == "tensorrt":
             raise ConfigError("tensorrt compiles for the GPU that it runs on; --target is for tensorrt_rtx")
-        return Compiler(*name_machine(args.target), args.target), ""
+        return Compiler(*name_machine(args.target)), ""
     elif args.flavour:
         trt, machine, _ = find_machine([args.flavour])
         return Compiler(trt, machine), ""
@@ -204,7 +203,6 @@ def _compile(recipe: Recipe, out: Path, compiler: Compiler, bars: Bars) -> None:
         machine=compiler.machine,
         form=best_form(compiler.trt),
         limits=limits_of(open_artefact(out).spec, recipe.limits),
-        target=compiler.target,
         on_progress=lambda part, phase, share: bars.advance(part, int(100 * share), 100, phase),
     )
     for part, record in compile_plans(out, job, dataclasses.asdict(recipe)).items():

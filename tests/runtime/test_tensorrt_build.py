@@ -47,7 +47,7 @@ def on_progress(part, phase, share):
 
 trt, machine = name_machine("SM86")
 limits = Limits(max_tiles=4, max_chunk=128, capacity=1024)
-job = Job(trt=trt, machine=machine, form=TRT_KV, limits=limits, target="SM86", on_progress=on_progress)
+job = Job(trt=trt, machine=machine, form=TRT_KV, limits=limits, on_progress=on_progress)
 compile_plans(Path(sys.argv[1]), job, {})
 """
 
@@ -81,7 +81,7 @@ def test_build_of_the_embedded_model_compiles_without_a_finding(
     folder = Path(shutil.copytree(rounded, tmp_path / "out"))
     _, machine = name_machine(target)
 
-    compile_plans(folder, Job(trt=trt, machine=machine, form=form, limits=LIMITS, target=target), {"name": "rounded"})
+    compile_plans(folder, Job(trt=trt, machine=machine, form=form, limits=LIMITS), {"name": "rounded"})
 
     plans = choose_plans(open_artefact(folder), machine)
     assert [plan.findings for plan in plans.values()] == [(), (), ()]
@@ -144,7 +144,7 @@ def test_plan_that_was_cut_off_is_refused_by_name(trt: Any, tmp_path: Path) -> N
     (tmp_path / "cut.plan").write_bytes(b"ftrt" * 64)
     logger, _ = api.open_log(trt)
     runtime = trt.Runtime(logger)
-    rule = r"TensorRT 1\..* cannot load the plan of vision; build it on this device"
+    rule = r"TensorRT 1\..* cannot load the plan of vision: .*Error.*; build it on this device"
     with (tmp_path / "cut.plan").open("rb") as file:
         plan = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -185,13 +185,13 @@ def test_build_killed_while_tensorrt_compiles_goes_on(trt: Any, rounded: Path, t
     assert [record.part for record in read_records(open_artefact(folder))] == ["vision", "projector"]
     _, machine = name_machine("SM86")
 
-    plans = compile_plans(folder, Job(trt=trt, machine=machine, form=TRT_KV, limits=LIMITS, target="SM86"), {})
+    plans = compile_plans(folder, Job(trt=trt, machine=machine, form=TRT_KV, limits=LIMITS), {})
 
     assert plans == choose_plans(open_artefact(folder), machine)
 
 
 def test_target_that_rtx_does_not_know_is_refused(trt: Any, graphs: tuple[ModelSpec, Path]) -> None:
-    with pytest.raises(BackendError, match=r"unknown target 'SM87'; known are \['SM120'"):
+    with pytest.raises(BackendError, match=r"runs on no GPU 'SM87', only on \['SM120'"):
         build(trt, graphs, "projector", TRT_BASE, "SM87")
 
 

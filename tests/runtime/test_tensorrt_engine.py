@@ -262,7 +262,7 @@ def test_stand_in_refuses_what_a_capture_does_not_allow() -> None:
 def test_plan_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     trt = fake_tensorrt({}, FakeCudart())
 
-    with pytest.raises(BackendError, match=r"TensorRT 0.0 cannot load the plan of vision; build it on this device"):
+    with pytest.raises(BackendError, match=r"TensorRT 0.0 cannot load the plan of vision: it gave no reason; build it"):
         TensorRtEngine(
             make_spec("mlp_downsample", True, 2, 2, 4),
             {"vision": str(tmp_path / "none").encode()},

@@ -20,7 +20,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def load_api(flavour: str) -> SimpleNamespace:
         if flavour not in names:
             raise BackendError(f"{flavour} cannot be loaded")
-        return SimpleNamespace(__version__="1.2")
+        return SimpleNamespace(__version__="1.2", ComputeCapability=SimpleNamespace(SM87=1, SM89=2))
 
     monkeypatch.setattr(api, "load_api", load_api)
     monkeypatch.setattr(tensorrt_machine, "open_cuda", lambda: Cuda(FakeCudart()))
@@ -45,7 +45,21 @@ def test_plans_of_rtx_are_for_every_size_of_a_gpu(installed: list[str]) -> None:
 
     machine = find_machine(api.FLAVOURS)[1]
 
-    assert (machine.num_sms, machine.label) == (0, "tensorrt_rtx-1.2.sm_87")
+    assert (machine.num_sms, machine.label, machine.target) == (0, "tensorrt_rtx-1.2.sm_87", "SM87")
+
+
+def test_gpu_at_hand_that_rtx_does_not_run_on_is_refused_before_anything_is_compiled(
+    installed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed.append("tensorrt_rtx")
+    monkeypatch.setattr(Cuda, "describe", lambda cuda: ("sm_90", 132))
+
+    with pytest.raises(
+        BackendError, match=r"1.2 runs on no GPU 'SM90', only on \['SM87', 'SM89'\]; use TensorRT itself"
+    ):
+        find_machine(api.FLAVOURS)
+    installed.append("tensorrt")
+    assert find_machine(api.FLAVOURS)[1].target == ""
 
 
 def test_first_flavour_that_is_installed_is_taken(installed: list[str]) -> None:
@@ -64,5 +78,5 @@ def test_gpu_that_is_not_here_is_named_as_cuda_names_it() -> None:
         pytest.skip(str(error))
 
     assert machine == Machine(flavour="tensorrt_rtx", version=trt.__version__, architecture="sm_120", num_sms=0)
-    with pytest.raises(BackendError, match=r"unknown target 'SM87'; known are \['SM120'"):
+    with pytest.raises(BackendError, match=r"runs on no GPU 'SM87', only on \['SM120'"):
         name_machine("SM87")
