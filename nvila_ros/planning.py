@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import PRECISIONS, MediaCost, kv_bytes, weight_bytes
+from nvila_ros.runtime.contract import PREFILL_CHUNK
 
 GB = 1e9
 QUANTIZED = PRECISIONS[-1]
-PREFILL_CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)

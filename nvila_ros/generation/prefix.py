@@ -18,9 +18,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from nvila_ros.prompt.chat import PLACEHOLDER
-from nvila_ros.runtime.contract import Cache, Engine, TopEngine
+from nvila_ros.runtime.contract import PREFILL_CHUNK, Cache, Engine, TopEngine
 
-PREFILL_CHUNK = 512  # tokens between two looks at whether to stop; long enough not to slow the matrix products
 ROUND_ROWS = 256  # caches grow in steps, so that a prompt that is a little longer finds room
 DIGEST_BYTES = 16
 

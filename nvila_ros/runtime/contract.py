@@ -18,6 +18,10 @@ import numpy as np
 from nvila_ros.models.quantized import Weight
 from nvila_ros.models.spec import ModelSpec
 
+PREFILL_CHUNK = 512
+"""Most tokens of a prompt in one call: enough to fill a GPU and not to slow matrix products, and few enough that what
+is asked to stop does so soon."""
+
 
 class Source(Protocol):
     """What an engine is loaded from: an opened checkpoint, or what was built of one."""

@@ -33,6 +33,7 @@ from nvila_ros.models.artefact import Artefact, open_artefact, rewrite_plans, se
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.recipes import LimitsRecipe
 from nvila_ros.runtime import tensorrt_api as api
+from nvila_ros.runtime.contract import PREFILL_CHUNK
 from nvila_ros.runtime.tensorrt_builder import BuildOptions, Built, Limits, build_plan, part_profiles
 from nvila_ros.runtime.tensorrt_lint import judge_plan
 from nvila_ros.runtime.tensorrt_machine import Machine
@@ -48,7 +49,6 @@ from nvila_ros.runtime.tensorrt_plans import (
 from nvila_ros.runtime.tensorrt_timings import read_timings, write_timings
 
 STAGING = "staging"
-MAX_CHUNK = 512  # tokens of a prompt at once: enough to fill the GPU, and what prompts are cut into above
 DISK_FACTOR = 3  # of the weights: their second copy, and the plans
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def best_form(trt: Any) -> GraphForm:
 def limits_of(spec: ModelSpec, told: LimitsRecipe) -> Limits:
     """Return what plans must take by a recipe; no cache is longer than the model's positions."""
     capacity = min(told.max_prompt_tokens + told.max_answer_tokens, spec.decoder.max_positions)
-    return Limits(max_tiles=told.batch_tiles, max_chunk=min(MAX_CHUNK, capacity - 1), capacity=capacity)
+    return Limits(max_tiles=told.batch_tiles, max_chunk=min(PREFILL_CHUNK, capacity - 1), capacity=capacity)
 
 
 def compile_plans(folder: Path, job: Job, recipe: Mapping[str, Any]) -> dict[str, PlanRecord]:

@@ -20,6 +20,7 @@ from nvila_ros.quantization.int4 import quantize_int4
 from nvila_ros.runtime.onnxruntime_engine import load as load_onnx
 from nvila_ros.runtime.torch_engine import load_model
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
+from nvila_ros.training.conversations.files import RecordFile
 from nvila_ros.training.conversations.forward import told_log_probs
 from nvila_ros.training.conversations.packing import Row, join
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld
@@ -378,6 +379,16 @@ def test_held_out_loss_is_that_of_the_untuned_model_before_the_first_step(
 
     assert run.held_out_loss() == pytest.approx(wanted, abs=1e-6)
     assert run.model.training
+
+
+def test_held_out_samples_that_tell_nothing_are_refused_before_the_first_step(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "told.jsonl").write_text('{"image": "none.png", "question": "What?", "answer": "a"}\n')
+    told = RecordFile(tmp_path / "told.jsonl", tmp_path)
+
+    with pytest.raises(ConfigError, match=r"held-out samples must tell .* got none: .*none\.png"):
+        open_run(checkpoint, Data([WORLD], [told]), Settings(**FLAT, num_steps=2, is_strict=False), tmp_path, Ranks(), CPU)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from nvila_ros.training.optimization import parameter_groups, rate_share, set_ra
 from nvila_ros.training.ranks import Ranks
 
 OnStep = Callable[[dict[str, Any]], None]
+NO_HELD_OUT = "held-out samples must tell at least one token, got none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Run:
         self.ranks, self.device = ranks or Ranks(), device or torch.device("cpu")
         self._encode, self._data = encode, data
         self.batches = self._deal(data.sources, settings.seed)
+        self._check_held_out()
         self.num_steps = settings.num_steps or settings.epochs * self.batches.steps_per_epoch
         prepare(model, settings)
         model.to(self.device)
@@ -162,8 +164,8 @@ class Run:
                 loss, (num_told,) = self._forward(batch, learns=False)
             total, count = total + loss, count + num_told
         self.model.train()
-        if not count:
-            raise ConfigError("held-out samples must tell at least one token, got none; see which are left out")
+        if not count:  # what was there when the run began is gone
+            raise ConfigError(NO_HELD_OUT)
         return total / count
 
     def take_step(self, step: int, batch: StepBatch) -> dict[str, Any]:
@@ -223,6 +225,18 @@ class Run:
             f"the {name} is {value} at step {step + 1}; {kept}: run again with a lower rate than {self.settings.lr:g}, "
             "or look for what is wrong with the samples of this step"
         )
+
+    def _check_held_out(self) -> None:
+        """Find before a tuning begins that it can be judged: one step with something told will do."""
+        if not self._data.held_out:
+            return
+        batches, tally = self._deal(self._data.held_out, None), Tally(is_strict=self.settings.is_strict)
+        for step in range(batches.steps_per_epoch):
+            batch = batches[step]
+            _count(tally, batch)
+            if any(self.ranks.sum(batch.num_told)):
+                return
+        raise ConfigError(f"{NO_HELD_OUT}: {'; '.join(tally.first.values()) or 'see the other ranks'}")
 
     def _deal(self, sources: Sequence[Source], seed: int | None) -> StepBatches:
         return StepBatches(
