@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.models.variants import PRECISIONS, MediaCost, kv_bytes, weight_bytes
+from nvila_ros.models.variants import GROUP_SIZE, PRECISIONS, QUESTION_TOKENS, MediaCost, kv_bytes, weight_bytes
 from nvila_ros.runtime.contract import PREFILL_CHUNK
 
 GB = 1e9
@@ -99,10 +99,12 @@ class Forecast:
     """What is to be expected of a question about one image or clip.
 
     Attributes:
+        num_prompt: prompt positions.
         needed_gb: weights, KV cache and buffers.
         free_gb: what the device has for them.
     """
 
+    num_prompt: int
     vision_s: float
     prefill_s: float
     tokens_per_s: float
@@ -120,19 +122,25 @@ class Forecast:
         return self.needed_gb <= self.free_gb
 
 
-def work_of(spec: ModelSpec, vision: str, decoder: str) -> Work:
-    """Return what a model asks for with tower and language model each in one of `variants.PRECISIONS`."""
+def work_of(
+    spec: ModelSpec, vision: str, decoder: str, *, group_size: int = GROUP_SIZE, is_head_int4: bool = False
+) -> Work:
+    """Return what a model asks for with tower and language model each in one of `variants.PRECISIONS`.
+
+    Group size and head are those of `variants.weight_bytes`.
+    """
     shapes = expected_shapes(spec)
     linear = {key: math.prod(shape) for key, shape in shapes.items() if ".layers." in key and len(shape) == 2}
     tower = spec.vision
     products = sum(size for key, size in linear.items() if key.startswith("vision_tower."))
     attention = 4 * tower.num_live_layers * tower.num_patches**2 * tower.width
     table = spec.decoder.vocab_size * spec.decoder.width * (4 if decoder == "fp32" else 2)
-    # Of the embedding table one row is read a step, of the head all; a tied table is both.
-    unread = 0 if spec.decoder.is_tied else table
+    # Of the embedding table one row is read a step, of the head all; a tied table is both, but of a head in int4.
+    unread = 0 if spec.decoder.is_tied and not is_head_int4 else table
+    held = weight_bytes(spec, decoder, group_size=group_size, is_head_int4=is_head_int4)["llm"]
     return Work(
         num_layers=spec.decoder.num_layers,
-        step_bytes=weight_bytes(spec, decoder)["llm"] - unread,
+        step_bytes=held - unread,
         kv_bytes=kv_bytes(spec, 1),
         token_flops=2 * sum(size for key, size in linear.items() if key.startswith("llm.")),
         tile_flops=2 * products * tower.num_patches + attention,
@@ -147,7 +155,9 @@ def forecast(
     *,
     vision: str = QUANTIZED,
     decoder: str = QUANTIZED,
-    num_text: int = 64,
+    group_size: int = GROUP_SIZE,
+    is_head_int4: bool = False,
+    num_text: int = QUESTION_TOKENS,
     num_answer: int = 64,
 ) -> Forecast:
     """Return what to expect of a question about an image or a clip.
@@ -158,16 +168,22 @@ def forecast(
         media: tiles and prompt positions of what is asked about.
         vision: precision of the tower, one of `variants.PRECISIONS`.
         decoder: precision of the language model, alike.
+        group_size: inputs that share a scale in four bits.
+        is_head_int4: the head is in four bits as well.
         num_text: prompt positions of the question and the chat's frame.
         num_answer: tokens of the answer.
     """
-    work = work_of(spec, vision, decoder)
+    work = work_of(spec, vision, decoder, group_size=group_size, is_head_int4=is_head_int4)
     num_prompt = media.num_positions + num_text
     by_part = {"vision_tower": vision, "mm_projector": vision, "llm": decoder}
-    weights = sum(weight_bytes(spec, precision)[part] for part, precision in by_part.items())
+    weights = sum(
+        weight_bytes(spec, precision, group_size=group_size, is_head_int4=is_head_int4)[part]
+        for part, precision in by_part.items()
+    )
     # A tile's widest layer and that of a chunk of the prompt, in fp16, twice.
     buffers = 4 * (spec.vision.num_patches * spec.vision.mlp_width + PREFILL_CHUNK * spec.decoder.mlp_width)
     return Forecast(
+        num_prompt=num_prompt,
         vision_s=vision_s(work, device, media.num_tiles, FITTED),
         prefill_s=prefill_s(work, device, num_prompt, FITTED),
         tokens_per_s=1 / step_s(work, device, num_prompt, FITTED),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,21 @@ def test_work_of_published_shapes_by_hand() -> None:
     assert fp16.tile_flops == 2 * 1024 * tower + 4 * 26 * 1024 * 1024 * 1152
     tied = work_of(LITE_2B, "fp16", "fp16")
     assert tied.step_bytes > 2 * 151667 * 1536  # one table is both, so all of it is read
+
+
+def test_head_and_groups_of_a_recipe_are_counted() -> None:
+    table = 151667 * 1536
+
+    for spec in (LITE_2B, LITE_8B):
+        plain, quantized = (work_of(spec, QUANTIZED, QUANTIZED, is_head_int4=each).step_bytes for each in (False, True))
+        rows, columns = spec.decoder.vocab_size, spec.decoder.width
+        assert plain - quantized == rows * (2 * columns - columns // 2 - 4 * columns // 128)
+    tied = work_of(LITE_2B, QUANTIZED, QUANTIZED, is_head_int4=True).step_bytes
+    assert tied < work_of(LITE_2B, QUANTIZED, QUANTIZED).step_bytes - table
+    linear = work_of(LITE_2B, QUANTIZED, QUANTIZED).token_flops / 2
+    assert work_of(LITE_2B, QUANTIZED, QUANTIZED, group_size=32).step_bytes == pytest.approx(
+        work_of(LITE_2B, QUANTIZED, QUANTIZED).step_bytes + linear * (4 / 32 - 4 / 128)
+    )
 
 
 @given(
@@ -115,6 +131,19 @@ def test_verb_says_by_its_exit_code_that_a_model_does_not_fit(capsys: pytest.Cap
     told = json.loads(out)
     assert (code, told["fits"]) == (1, False)
     assert all(row["ttft_s"] == row["vision_s"] + row["prefill_s"] for row in told["forecasts"])
+
+
+def test_verb_says_that_a_prompt_is_longer_than_the_recipe_lets(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("model: NVILA-8B\ndevice: agx-orin\nvision: {precision: fp16}\n")
+
+    code, out = plan(capsys, str(recipe), "--image", "1280x720")
+
+    assert code == 1
+    assert "too long: 3137 prompt tokens, limits.max_prompt_tokens lets 2048" in out
+    assert plan(capsys, "nvila-8b.agx-orin")[0] == 0
 
 
 def test_verb_tells_all_devices(capsys: pytest.CaptureFixture[str]) -> None:

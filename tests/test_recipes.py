@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.models.variants import VARIANTS
+from nvila_ros.models.variants import VARIANTS, least_prompt
 from nvila_ros.recipes import (
     ARCHITECTURES,
     DEVICES,
@@ -35,6 +35,8 @@ def test_recipe_of_the_repository_is_sound(name: str) -> None:
     assert recipe.name == name
     assert recipe.model in {"nvila-tiny", *VARIANTS}
     assert name == f"{recipe.model.lower()}.{recipe.device}"
+    if recipe.model in VARIANTS:
+        assert recipe.limits.max_prompt_tokens >= least_prompt(VARIANTS[recipe.model].spec)
 
 
 def test_every_value_can_be_set(tmp_path: Path) -> None:

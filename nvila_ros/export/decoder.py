@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from nvila_ros.export.graph import ORT, GraphForm, GraphPen, Weights
 from nvila_ros.export.overlap import draw_overlap
+from nvila_ros.models.shapes import EMBEDDING, HEAD
 from nvila_ros.models.spec import DecoderSpec
 
 NUM_TOP = 64
@@ -56,7 +57,7 @@ def draw_decoder(spec: DecoderSpec, weights: Weights, form: GraphForm = ORT) -> 
 
 def _head(pen: GraphPen, spec: DecoderSpec, weights: Weights, normed: str) -> None:
     """Give the logits of the wanted tokens, (R, D). A head that is quantized beside a tied table has lm_head's name."""
-    head = "llm.lm_head.weight" if "llm.lm_head.weight" in weights else "llm.model.embed_tokens.weight"
+    head = HEAD if HEAD in weights else EMBEDDING
     logits = pen.cast(pen.matmul(normed, head, weights[head]), "float32")
     pen.output(logits, "logits", ("R", spec.vocab_size), "float32")
     if pen.form.dtype == "float16":

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 
 Shapes = dict[str, tuple[int, ...]]
+EMBEDDING, HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
+"""Tables of the vocabulary. A tied one is the embedding alone, but for a build whose head was quantized."""
 
 
 def expected_shapes(spec: ModelSpec) -> Shapes:
@@ -40,11 +42,11 @@ def _llm_shapes(spec: DecoderSpec) -> Shapes:
         "post_attention_layernorm.weight": (d,),
     }
     shapes: Shapes = {
-        "llm.model.embed_tokens.weight": (spec.vocab_size, d),
+        EMBEDDING: (spec.vocab_size, d),
         "llm.model.norm.weight": (d,),
     }
     if not spec.is_tied:
-        shapes["llm.lm_head.weight"] = (spec.vocab_size, d)
+        shapes[HEAD] = (spec.vocab_size, d)
     return shapes | _repeat("llm.model.layers", spec.num_layers, layer)
 
 

@@ -11,13 +11,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from nvila_ros.models.shapes import Shapes, expected_shapes
+from nvila_ros.models.shapes import HEAD, Shapes, expected_shapes
 from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec, Wrap
 
 PRECISIONS = ("fp32", "fp16", "w8a8+w4a16")
 """What weights can be held in; `weight_bytes` says exactly what each means."""
 GROUP_SIZE = 128
 """Input channels that share a scale and a zero point in W4A16."""
+QUESTION_TOKENS = 64
+"""Prompt positions of a short question and the chat's frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,22 +88,36 @@ def dead_shapes(spec: ModelSpec) -> Shapes:
     return {key: shape for key, shape in whole.items() if key not in live} | norm
 
 
-def weight_bytes(spec: ModelSpec, precision: str) -> dict[str, int]:
+def weight_bytes(
+    spec: ModelSpec, precision: str, *, group_size: int = GROUP_SIZE, is_head_int4: bool = False
+) -> dict[str, int]:
     """Return the bytes of each part's live weights, by upstream's name of the part.
 
     - `fp32`: four bytes a parameter; `fp16`: two, as in bf16.
     - `w8a8+w4a16`: the tower's linear weights in int8 with one fp16 scale for each output channel (scales of
       activations are found at run time); the decoder's q, k, v, o, gate, up and down weights in int4 with one fp16
-      scale and one fp16 zero point for each output channel and group of 128 input channels. All else is fp16: biases,
+      scale and one fp16 zero point for each output channel and group of input channels. All else is fp16: biases,
       norms, the tower's embeddings, the projector, token embeddings and head. Padding of packed files is not counted.
 
     Args:
         spec: the model.
         precision: one of `PRECISIONS`.
+        group_size: input channels of a group.
+        is_head_int4: the head is in int4 as well, of a tied table beside the embeddings.
     """
     shapes = expected_shapes(spec)
     if precision == "w8a8+w4a16":
-        return _sum_by_part({key: _quantized_bytes(key, shape) for key, shape in shapes.items()})
+        if is_head_int4:
+            shapes = {**shapes, HEAD: (spec.decoder.vocab_size, spec.decoder.width)}
+        int4 = {
+            key for key, shape in shapes.items() if key.startswith("llm.") and ".layers." in key and len(shape) == 2
+        }
+        int4 |= {HEAD} if is_head_int4 else set()
+        sizes = {
+            key: _int4_bytes(shape, group_size) if key in int4 else _int8_bytes(key, shape)
+            for key, shape in shapes.items()
+        }
+        return _sum_by_part(sizes)
     size = {"fp32": 4, "fp16": 2}[precision]
     return _sum_by_part({key: size * math.prod(shape) for key, shape in shapes.items()})
 
@@ -141,6 +157,11 @@ def image_cost(spec: ModelSpec, grid_tiles: int) -> MediaCost:
     num_visual = spec.tokens_per_tile * (grid_tiles if is_last else _num_squares(spec, spec.merge_scale))
     num_tiles = grid_tiles + sum(_num_squares(spec, i) for i in range(len(spec.scales) - 1))
     return MediaCost(num_tiles, num_visual, num_visual + around)
+
+
+def least_prompt(spec: ModelSpec) -> int:
+    """Return the prompt positions of a short question about an image of any aspect."""
+    return image_cost(spec, tile_range(spec)[1]).num_positions + QUESTION_TOKENS
 
 
 def clip_cost(spec: ModelSpec, num_frames: int) -> MediaCost:
@@ -197,13 +218,13 @@ def _sum_by_part(values: Mapping[str, int]) -> dict[str, int]:
     return sums
 
 
-def _quantized_bytes(key: str, shape: tuple[int, ...]) -> int:
-    is_linear = ".layers." in key and len(shape) == 2
-    if is_linear and key.startswith("vision_tower."):
-        return shape[0] * (shape[1] + 2)
-    if is_linear and key.startswith("llm."):
-        return shape[0] * (math.ceil(shape[1] / 2) + 4 * math.ceil(shape[1] / GROUP_SIZE))
-    return 2 * math.prod(shape)
+def _int4_bytes(shape: tuple[int, ...], group_size: int) -> int:
+    return shape[0] * (math.ceil(shape[1] / 2) + 4 * math.ceil(shape[1] / group_size))
+
+
+def _int8_bytes(key: str, shape: tuple[int, ...]) -> int:
+    is_linear = key.startswith("vision_tower.") and ".layers." in key and len(shape) == 2
+    return shape[0] * (shape[1] + 2) if is_linear else 2 * math.prod(shape)
 
 
 _OWNER = "Efficient-Large-Model"

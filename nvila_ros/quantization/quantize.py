@@ -20,6 +20,7 @@ from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models import qwen2, siglip
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
+from nvila_ros.models.shapes import HEAD
 from nvila_ros.quantization import awq, int8
 from nvila_ros.quantization.int4 import check_groups, quantize_int4
 from nvila_ros.quantization.layers import (
@@ -38,7 +39,6 @@ Named = Iterator[tuple[str, Weight]]
 OnLayer = Callable[[str, int, int], None]
 """Told after each layer: the part's name, layers done, layers in all."""
 
-HEAD = "llm.lm_head.weight"
 _ATTENTION = tuple(f"self_attn.{key}_proj" for key in "qkv")
 _POINTS = (_ATTENTION, ("self_attn.out_proj",), ("mlp.fc1",), ("mlp.fc2",))  # maps of a tower layer by what they read
 _SMOOTHED = (("layer_norm1", _ATTENTION), ("layer_norm2", ("mlp.fc1",)))

@@ -19,19 +19,19 @@ from collections.abc import Mapping
 import numpy as np
 
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, as_array
+from nvila_ros.models.shapes import EMBEDDING, HEAD
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime.append import AppendCache, AppendEngine, Decoder, NewTokens
 from nvila_ros.runtime.contract import Source
 from nvila_ros.runtime.huge_pages import use_huge_pages
 from nvila_ros.runtime.native_decoder import NativeDecoder, UnknownFormError
-from nvila_ros.runtime.onnxruntime_engine import EMBEDDING, OnnxRuntimeDecoder
+from nvila_ros.runtime.onnxruntime_engine import OnnxRuntimeDecoder
 from nvila_ros.runtime.onnxruntime_steps import StepDecoder
 from nvila_ros.runtime.openvino_models import DECODER_PROBE, TOWER_PROBE, OpenvinoDecoder, OpenvinoVision
 from nvila_ros.runtime.openvino_weights import WeightStore, quantize_rows
 
 _log = logging.getLogger(__name__)
 
-HEAD = "llm.lm_head.weight"
 MANY_TOKENS = 6
 """From how many tokens in a call on OpenVINO is faster than ONNX Runtime, measured on two cores of a Zen 4."""
 

@@ -18,13 +18,13 @@ import onnxruntime as ort
 from nvila_ros.export.graph import GraphPen, Weights, pack
 from nvila_ros.export.parts import draw_decoder, draw_projector, draw_vision
 from nvila_ros.models.quantized import as_array, name_precision
+from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.runtime.append import AppendCache, AppendEngine, NewTokens
 from nvila_ros.runtime.contract import Source
 
 PROVIDERS = ["CPUExecutionProvider"]
 INT4 = np.dtype(ml_dtypes.int4)
-EMBEDDING = "llm.model.embed_tokens.weight"
 
 
 class OnnxRuntimeDecoder:

@@ -25,6 +25,7 @@ from nvila_ros.errors import BackendError
 from nvila_ros.export.decoder import NUM_TOP
 from nvila_ros.export.graph import GraphForm
 from nvila_ros.models.artefact import Artefact
+from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.runtime import tensorrt_api as api
 from nvila_ros.runtime.contract import Source, Tree
@@ -262,5 +263,5 @@ def load(source: Source, threads: int = 0) -> TensorRtEngine:
     plans = choose_plans(source, machine)
     record = plans["decoder"]
     mapped = {part: map_plan(source.path, plans[part]) for part in plans}
-    embedding_VD = source.map_tensor("llm.model.embed_tokens.weight")
+    embedding_VD = source.map_tensor(EMBEDDING)
     return TensorRtEngine(source.spec, mapped, embedding_VD, record.form, record.limits, source.precision, trt, cuda)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 from nvila_ros.export.graph import GraphForm
+from nvila_ros.models.shapes import HEAD
 from nvila_ros.models.spec import ModelSpec
 
 _KERNEL = re.compile(
@@ -144,7 +145,7 @@ def judge_plan(
         is_quantized = f"{_TOWER_PROBE}.values" in tensors
         return _judge("", find(kernels), spec.vision.num_live_layers, 0 if is_quantized else None)
     if part == "decoder":
-        is_quantized, is_head = (f"{key}.values" in tensors for key in (_DECODER_PROBE, "llm.lm_head.weight"))
+        is_quantized, is_head = (f"{key}.values" in tensors for key in (_DECODER_PROBE, HEAD))
         floats = None if not is_quantized else int(not is_head)
         texts = []
         for profile, name in enumerate(("prefill: ", "decode: ")):

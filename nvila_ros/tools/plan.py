@@ -54,12 +54,16 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         console = wide_console()
         console.print(f"{recipe.model}: tower {recipe.vision.precision}, language model {recipe.decoder.precision}")
-        console.print(as_table(rows))
+        console.print(as_table(recipe, rows))
+        longest = max(told.num_prompt for *_, told in rows)
+        if longest > recipe.limits.max_prompt_tokens:
+            rule = f"too long: {longest} prompt tokens, limits.max_prompt_tokens lets {recipe.limits.max_prompt_tokens}"
+            console.print(rule, style="red", soft_wrap=True)
         console.print(_error_line(), soft_wrap=True)
     else:
         told = [{"device": d.name, "case": name, **dataclasses.asdict(f), "ttft_s": f.ttft_s} for d, name, f in rows]
-        print_json({"model": recipe.model, "fits": all(f.fits for *_, f in rows), "forecasts": told})
-    return 0 if all(f.fits for *_, f in rows) else 1
+        print_json({"model": recipe.model, "fits": all(_is_fit(recipe, f) for *_, f in rows), "forecasts": told})
+    return 0 if all(_is_fit(recipe, f) for *_, f in rows) else 1
 
 
 def find_spec(model: str) -> ModelSpec:
@@ -93,10 +97,22 @@ def _devices(args: argparse.Namespace, recipe: Recipe) -> list[Device]:
 
 def _forecast(spec: ModelSpec, recipe: Recipe, device: Device, cost: MediaCost) -> Forecast:
     vision, decoder = PRECISIONS[recipe.vision.precision], PRECISIONS[recipe.decoder.precision]
-    return forecast(spec, device, cost, vision=vision, decoder=decoder)
+    return forecast(
+        spec,
+        device,
+        cost,
+        vision=vision,
+        decoder=decoder,
+        group_size=recipe.decoder.group_size,
+        is_head_int4=recipe.decoder.head == "w4a16",
+    )
 
 
-def as_table(rows: Sequence[tuple[Device, str, Forecast]]) -> Table:
+def _is_fit(recipe: Recipe, told: Forecast) -> bool:
+    return told.fits and told.num_prompt <= recipe.limits.max_prompt_tokens
+
+
+def as_table(recipe: Recipe, rows: Sequence[tuple[Device, str, Forecast]]) -> Table:
     """Return a table of forecasts."""
     heads = ("device", "question about", "memory GB", "fits", "vision ms", "prompt ms", "first token ms", "tokens/s")
     table = Table(*heads, box=SIMPLE_HEAD)
@@ -105,8 +121,10 @@ def as_table(rows: Sequence[tuple[Device, str, Forecast]]) -> Table:
     for device, name, told in rows:
         memory = f"{told.needed_gb:.1f} of {told.free_gb:.1f}"
         times = [f"{1e3 * seconds:,.0f}" for seconds in (told.vision_s, told.prefill_s, told.ttft_s)]
-        cells = (device.name, name, memory, "yes" if told.fits else "NO", *times, f"{told.tokens_per_s:.0f}")
-        table.add_row(*cells, style="" if told.fits else "red")
+        is_short = told.num_prompt <= recipe.limits.max_prompt_tokens
+        fits = ("yes" if is_short else "too long") if told.fits else "NO"
+        cells = (device.name, name, memory, fits, *times, f"{told.tokens_per_s:.0f}")
+        table.add_row(*cells, style="" if _is_fit(recipe, told) else "red")
     return table
 
 

@@ -23,13 +23,13 @@ from nvila_ros.errors import NvilaError
 from nvila_ros.loading import choose_backend, find_checkpoint, load_engine, open_model
 from nvila_ros.models.artefact import Artefact
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo
+from nvila_ros.models.shapes import EMBEDDING, HEAD
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.types import Answer, Frame, Query
 
-HEAD, EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
 ROUNDS_HEAD = ("cpu",)
 """Backends that keep a float head beside a quantized decoder in eight bits."""
 MAX_S = 20.0  # of one figure; a slow model is measured less often, but twice at least

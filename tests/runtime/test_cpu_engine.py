@@ -22,13 +22,13 @@ pytest.importorskip(
 from nvila_ros.generation.decode import decode_greedy
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles
+from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime import cpu_engine, native_decoder, openvino_models
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.runtime.cpu_engine import HEAD, CpuEngine, load, load_quantized
-from nvila_ros.runtime.onnxruntime_engine import EMBEDDING
 from nvila_ros.runtime.onnxruntime_steps import BLOCK_ROWS
 from nvila_ros.runtime.openvino_api import ov
 from nvila_ros.runtime.openvino_weights import quantize_rows

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
+from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime import native_decoder
 from nvila_ros.runtime.append import AppendEngine
 from nvila_ros.runtime.contract import Tree
 from nvila_ros.runtime.native_decoder import MATRICES, NativeDecoder, UnknownFormError, libraries
-from nvila_ros.runtime.onnxruntime_engine import EMBEDDING
 from nvila_ros.runtime.openvino_weights import quantize_rows
 from nvila_ros.runtime.torch_engine import TorchEngine
 from tests.runtime.test_cpu_engine import HEAD, FakeCheckpoint, round_to_int4, stand_for

@@ -11,6 +11,7 @@ import pytest
 from nvila_ros.errors import BackendError, CheckpointError, ConfigError
 from nvila_ros.export.graph import TRT_BASE
 from nvila_ros.models.artefact import open_artefact
+from nvila_ros.models.variants import VARIANTS
 from nvila_ros.recipes import LimitsRecipe
 from nvila_ros.runtime import tensorrt_compile
 from nvila_ros.runtime.tensorrt_builder import Limits
@@ -226,5 +227,13 @@ def test_limits_of_a_recipe_end_with_the_models_positions() -> None:
     told = LimitsRecipe(max_prompt_tokens=2000, max_answer_tokens=100, batch_tiles=3)
 
     assert limits_of(CHECKPOINT.spec, told) == Limits(max_tiles=3, max_chunk=512, capacity=2048)
-    short = dataclasses.replace(told, max_prompt_tokens=16, max_answer_tokens=1)
-    assert limits_of(CHECKPOINT.spec, short) == Limits(max_tiles=3, max_chunk=16, capacity=17)
+    short = dataclasses.replace(told, max_prompt_tokens=100, max_answer_tokens=1)
+    assert limits_of(CHECKPOINT.spec, short) == Limits(max_tiles=3, max_chunk=100, capacity=101)
+
+
+def test_limits_that_no_image_fits_are_refused() -> None:
+    told = LimitsRecipe()
+
+    with pytest.raises(ConfigError, match=r"max_prompt_tokens must be at least 3137 .* NVILA-8B, got 2048; raise it"):
+        limits_of(VARIANTS["NVILA-8B"].spec, told)
+    assert limits_of(VARIANTS["NVILA-8B"].spec, LimitsRecipe(max_prompt_tokens=3584)).capacity == 3584 + 256

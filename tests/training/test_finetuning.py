@@ -388,7 +388,9 @@ def test_held_out_samples_that_tell_nothing_are_refused_before_the_first_step(
     told = RecordFile(tmp_path / "told.jsonl", tmp_path)
 
     with pytest.raises(ConfigError, match=r"held-out samples must tell .* got none: .*none\.png"):
-        open_run(checkpoint, Data([WORLD], [told]), Settings(**FLAT, num_steps=2, is_strict=False), tmp_path, Ranks(), CPU)
+        open_run(
+            checkpoint, Data([WORLD], [told]), Settings(**FLAT, num_steps=2, is_strict=False), tmp_path, Ranks(), CPU
+        )
 
 
 @pytest.mark.parametrize(
