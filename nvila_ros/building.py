@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -130,8 +129,13 @@ def build(
         NvilaError: the checkpoint is not whole, or a value of the recipe does not suit it.
     """
     told, source = dataclasses.asdict(recipe), fingerprint(checkpoint)
-    _begin(folder, {"recipe": told, "checkpoint": source})
     calibrate = functools.cache(calibrate)
+    state = json.dumps({"recipe": told, "checkpoint": source}, indent=1, sort_keys=True)
+    if not _is_begun(folder, state):
+        checkpoint.weights()  # what is amiss is found before an earlier build is removed
+        if tower_options(recipe).needs_calibration or decoder_options(recipe).needs_calibration:
+            calibrate()
+        _begin(folder, state)
     for part in PARTS:
         if (folder / f"{part}.done").is_file():
             _log.info("%s is done already", part)
@@ -163,13 +167,14 @@ def precision_of(recipe: Recipe) -> str:
     return both[0] if both[0] == both[1] else "+".join(both)
 
 
-def _begin(folder: Path, state: dict[str, Any]) -> None:
+def _is_begun(folder: Path, state: str) -> bool:
+    told = folder / STATE
+    return told.is_file() and told.read_text(encoding="utf-8") == state
+
+
+def _begin(folder: Path, state: str) -> None:
     """Make the folder ready: what an earlier build of something else left is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = folder / STATE
-    wanted = json.dumps(state, indent=1, sort_keys=True)
-    if told.is_file() and told.read_text(encoding="utf-8") == wanted:
-        return
     strangers = [path.name for path in folder.iterdir() if not _is_ours(path)]
     if strangers:
         raise ConfigError(f"{folder} holds {strangers[:3]}, which no build wrote; choose another folder")
@@ -179,7 +184,7 @@ def _begin(folder: Path, state: dict[str, Any]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    told.write_text(wanted, encoding="utf-8")
+    (folder / STATE).write_text(state, encoding="utf-8")
 
 
 def _is_ours(path: Path) -> bool:
@@ -194,25 +199,35 @@ def _quantize(
     part: str, recipe: Recipe, checkpoint: Checkpoint, calibrate: Callable[[], Calibration], on_part: OnPart
 ) -> Iterator[tuple[str, Weight]]:
     if part == "vision_tower":
-        vision = recipe.vision
-        tower = TowerOptions(
-            precision=vision.precision, activations=vision.activations, smooth=vision.smooth if vision.smooth else None
-        )
-        is_measured = tower.precision == "w8a8"
-        tile_NCHW = pick_tiles(checkpoint, calibrate().tile_NCHW) if is_measured else np.empty(0, np.float32)
+        tower = tower_options(recipe)
+        px = checkpoint.spec.vision.image_px
+        tile_NCHW = np.empty((0, 3, px, px), np.float32)
+        if tower.needs_calibration:
+            tile_NCHW = pick_tiles(checkpoint, calibrate().tile_NCHW)
         return quantize_tower(checkpoint, tower, tile_NCHW, on_part)
     if part == "llm":
-        told = recipe.decoder
-        decoder = DecoderOptions(
-            precision=told.precision,
-            group_size=told.group_size,
-            is_head_int4=told.head == "w4a16",
-            awq=told.awq,
-            clip=told.clip,
-        )
+        decoder = decoder_options(recipe)
         prompts_LD = calibrate().prompts_LD if decoder.needs_calibration else ()
         return quantize_decoder(checkpoint, decoder, prompts_LD, on_part)
     return keep_part(checkpoint, part, "fp32")
+
+
+def tower_options(recipe: Recipe) -> TowerOptions:
+    """Return how a recipe quantizes the tower."""
+    told = recipe.vision
+    return TowerOptions(precision=told.precision, activations=told.activations, smooth=told.smooth or None)
+
+
+def decoder_options(recipe: Recipe) -> DecoderOptions:
+    """Return how a recipe quantizes the language model."""
+    told = recipe.decoder
+    return DecoderOptions(
+        precision=told.precision,
+        group_size=told.group_size,
+        is_head_int4=told.head == "w4a16",
+        awq=told.awq,
+        clip=told.clip,
+    )
 
 
 def pick_tiles(checkpoint: Checkpoint, tile_NCHW: np.ndarray) -> np.ndarray:

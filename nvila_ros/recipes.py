@@ -24,6 +24,8 @@ ARCHITECTURES = {
     "rtx-4090": ("sm_89",),
 }
 """GPUs of the devices that run TensorRT, as CUDA names them."""
+WORLD = "tiny-world"
+"""Calibration media that are drawn and lie in no folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +154,24 @@ def recipe_from_dict(told: Mapping[str, Any]) -> Recipe:
     return _from_mapping(str(told.get("name", "")), {key: value for key, value in told.items() if key != "name"})
 
 
+def with_media(recipe: Recipe, media: str) -> Recipe:
+    """Return a recipe that is calibrated on other media than it tells, if any are named."""
+    if not media:
+        return recipe
+    named = media if media == WORLD else str(Path(media).expanduser().resolve())
+    return dataclasses.replace(recipe, calibration=dataclasses.replace(recipe.calibration, media=named))
+
+
 def changed_weights(told: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """Return in which values a build's recipe differs from another such that its weights do; limits are none of them.
 
-    A value that one of the two does not know came with a version and is passed over.
+    A value that one of the two does not know came with a version and is passed over, and so are media where the recipe
+    leaves them open.
     """
-    return [name for name, (mine, theirs) in _pairs(told, dataclasses.asdict(recipe)).items() if mine != theirs]
+    pairs = _pairs(told, dataclasses.asdict(recipe))
+    if not recipe.calibration.media:
+        pairs.pop("calibration.media", None)
+    return [name for name, (mine, theirs) in pairs.items() if mine != theirs]
 
 
 def _pairs(told: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -30,7 +30,7 @@ from nvila_ros.models.spec import Overrides
 from nvila_ros.models.variants import VARIANTS
 from nvila_ros.paths import build_folder
 from nvila_ros.pipeline import CacheLimits
-from nvila_ros.recipes import Recipe, changed_weights, read_recipe
+from nvila_ros.recipes import Recipe, changed_weights, read_recipe, with_media
 
 FALLBACK_BACKEND = "onnxruntime"
 COMPILED_BACKEND = "tensorrt"  # its plans are part of a build, and may be missing for this machine alone
@@ -238,7 +238,7 @@ def plan_build(config: NodeConfig, *, has_weights: bool = False) -> PlannedBuild
     Raises:
         ConfigError: there is no such recipe, or it breaks a rule.
     """
-    recipe = read_recipe(config.recipe)
+    recipe = with_media(read_recipe(config.recipe), config.media)
     arguments = [config.recipe]
     if config.checkpoint or (recipe.model in VARIANTS and not has_weights):
         arguments += ["--checkpoint", config.checkpoint or "FOLDER"]

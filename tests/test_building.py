@@ -14,7 +14,7 @@ import torch
 
 from nvila_ros import building
 from nvila_ros.building import Estimate, build, check_room, estimate, fingerprint, precision_of
-from nvila_ros.errors import CheckpointError, ConfigError
+from nvila_ros.errors import CheckpointError, ConfigError, FrameError
 from nvila_ros.loading import load_engine
 from nvila_ros.models.artefact import is_artefact, open_artefact
 from nvila_ros.models.checkpoint import open_checkpoint
@@ -185,6 +185,19 @@ def test_other_recipe_starts_anew_and_a_finished_build_is_replaced(tmp_path: Pat
     floats = CHECKPOINT.load()
     weights = artefact.weights()
     assert all(np.allclose(weights[key], floats[key], atol=1e-3) for key in weights)
+
+
+def test_finished_build_stays_where_the_next_cannot_begin(tmp_path: Path, calibration: Calibration) -> None:
+    make(tmp_path / "out", calibration)
+
+    def fail() -> Calibration:
+        raise FrameError("README.txt is no video")
+
+    other = dataclasses.replace(RECIPE, decoder=dataclasses.replace(RECIPE.decoder, clip=not RECIPE.decoder.clip))
+    with pytest.raises(FrameError, match="no video"):
+        building.build(other, CHECKPOINT, fail, tmp_path / "out", lambda *step: None)
+
+    assert open_artefact(tmp_path / "out").recipe == dataclasses.asdict(RECIPE)
 
 
 def test_folder_of_something_else_is_left_alone(tmp_path: Path, calibration: Calibration) -> None:

@@ -16,6 +16,7 @@ from nvila_ros.recipes import (
     find_recipe,
     read_recipe,
     recipe_from_dict,
+    with_media,
 )
 
 ENGINES = Path(__file__).resolve().parents[1] / "engines"
@@ -116,6 +117,12 @@ def test_weights_depend_on_all_of_a_recipe_but_its_name_and_limits() -> None:
     assert changed_weights(told, recipe) == []
     told["decoder"]["group_size"], told["device"] = 64, "thor"
     assert changed_weights(told, recipe) == ["decoder.group_size", "device"]
+    told["calibration"]["media"] = "/kitchen"
+    assert changed_weights(told, recipe) == ["calibration.media", "decoder.group_size", "device"]
+    assert changed_weights(told, with_media(recipe, "/kitchen")) == ["decoder.group_size", "device"]
+    left_open = dataclasses.replace(recipe, calibration=dataclasses.replace(recipe.calibration, media=""))
+    assert changed_weights(told, left_open) == ["decoder.group_size", "device"]
+    told["calibration"]["media"] = recipe.calibration.media
     del told["decoder"]["group_size"]  # a value that came with a later version
     assert changed_weights(told, recipe) == ["device"]
 

@@ -127,7 +127,7 @@ def find_finished(artefact: Artefact, job: Job) -> dict[str, PlanRecord]:
     """Return the plans that could be loaded as they are; those that could not are told."""
     done = {}
     for record in _told(artefact):
-        if (record.machine, record.form, record.limits) != (job.machine, job.form, job.limits):
+        if not _is_for(record, job):
             continue
         try:
             check_plan(artefact, record)
@@ -213,13 +213,20 @@ def _told(artefact: Artefact) -> list[PlanRecord]:
 def _seal(artefact: Artefact, recipe: Mapping[str, Any], job: Job, done: Mapping[str, PlanRecord]) -> list[PlanRecord]:
     """Let the manifest name these plans, and of other machines those that it named before; return all.
 
-    Of one GPU and flavour only one version is kept: what was built for another than is installed cannot run.
+    Of one GPU and flavour only one version is kept: what was built for another than is installed cannot run. Until all
+    parts are done what was there before stays, and comes first: it is what loads if the build ends here.
     """
-    mine = _site(job.machine)
-    others = [record for record in _told(artefact) if _site(record.machine) != mine]
+    mine, is_whole = _site(job.machine), len(done) == len(PARTS)
+    others = [
+        record for record in _told(artefact) if _site(record.machine) != mine or not (is_whole or _is_for(record, job))
+    ]
     records = [*others, *(done[part] for part in PARTS if part in done)]
     rewrite_plans(artefact.path, recipe, [record.as_dict() for record in records])
     return records
+
+
+def _is_for(record: PlanRecord, job: Job) -> bool:
+    return (record.machine, record.form, record.limits) == (job.machine, job.form, job.limits)
 
 
 def _site(machine: Machine) -> Machine:

@@ -25,7 +25,7 @@ from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.artefact import MANIFEST, alone_in, fingerprint, is_artefact, open_artefact, rewrite_plans
 from nvila_ros.models.checkpoint import open_checkpoint, read_object
 from nvila_ros.paths import build_folder
-from nvila_ros.recipes import ARCHITECTURES, Recipe, changed_weights, read_recipe, recipe_from_dict
+from nvila_ros.recipes import ARCHITECTURES, Recipe, changed_weights, read_recipe, recipe_from_dict, with_media
 from nvila_ros.runtime.tensorrt_api import FLAVOURS
 from nvila_ros.runtime.tensorrt_compile import Job, best_form, compile_plans, limits_of
 from nvila_ros.runtime.tensorrt_machine import Machine, find_machine, name_machine
@@ -69,15 +69,17 @@ def run(args: argparse.Namespace) -> int:
     recipe, out = find_target(args)
     compiler, left = find_compiler(args, recipe, out)
     source = find_source(args, recipe, out)
+    if source is None:
+        recipe = _as_built(recipe, out)
     if args.dry_run:
         if source:
-            _make_weights(args, recipe, source, out, None)
+            _make_weights(recipe, source, out, None)
         _log.info("%s", left or (f"plans for {compiler.machine}" if compiler else "no plans"))
         return 0
     steps = (WEIGHTS if source else ()) + (PLANS if compiler else ())
     with alone_in(out), Bars(steps, is_told=args.progress == "json") as bars:
         if source:
-            _make_weights(args, recipe, source, out, bars.advance)
+            _make_weights(recipe, source, out, bars.advance)
             for part in WEIGHTS:
                 bars.advance(part, 1, 1)  # one that was done before, or stays float, tells of no layers
         if compiler:
@@ -102,14 +104,14 @@ def find_target(args: argparse.Namespace) -> tuple[Recipe, Path]:
     """
     folder = Path(args.recipe).expanduser()
     if not is_artefact(folder):
-        recipe = read_recipe(args.recipe)
+        recipe = with_media(read_recipe(args.recipe), args.media or "")
         return recipe, args.out or build_folder(recipe.name)
     if args.out and args.out.resolve() != folder.resolve():
         raise ConfigError(f"a build goes on in its own folder, got {folder} and --out {args.out}")
     told = read_object(folder / MANIFEST).get("recipe")
     if not isinstance(told, dict):
         raise CheckpointError(f"{folder / MANIFEST} does not tell its recipe; name the recipe and --out")
-    return recipe_from_dict(told), folder
+    return with_media(recipe_from_dict(told), args.media or ""), folder
 
 
 def find_source(args: argparse.Namespace, recipe: Recipe, out: Path) -> Path | None:
@@ -188,13 +190,18 @@ def find_compiler(args: argparse.Namespace, recipe: Recipe, out: Path) -> tuple[
     return None, left and f"{left}. Left to do: copy {out} to the {recipe.device} and run there: nvila build {out.name}"
 
 
-def _make_weights(
-    args: argparse.Namespace, recipe: Recipe, source: Path, out: Path, on_part: Callable[[str, int, int], None] | None
-) -> None:
+def _as_built(recipe: Recipe, out: Path) -> Recipe:
+    """Return a recipe with the media that the weights were calibrated on, where it leaves them open."""
+    if recipe.calibration.media:
+        return recipe
+    return with_media(recipe, recipe_from_dict(open_artefact(out).recipe).calibration.media)
+
+
+def _make_weights(recipe: Recipe, source: Path, out: Path, on_part: Callable[[str, int, int], None] | None) -> None:
     # Here and not above: on a robot that only compiles there is no torch.
     from nvila_ros.tools.weights import make_weights
 
-    make_weights(args, recipe, source, out, on_part)
+    make_weights(recipe, source, out, on_part)
 
 
 def _compile(recipe: Recipe, out: Path, compiler: Compiler, bars: Bars) -> None:

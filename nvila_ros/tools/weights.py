@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 from collections.abc import Iterator
@@ -13,24 +12,23 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import Calibration, Sample, calibrate, read_samples
-from nvila_ros.recipes import Recipe
+from nvila_ros.recipes import WORLD, Recipe
 from nvila_ros.training.questions import EVAL_KINDS, ask
 from nvila_ros.training.scenes import render, sample_scene, scene_rng
 
-WORLD = "tiny-world"
 CALIBRATION_SEED = 1 << 28  # of scenes that neither training nor evaluation draws
 WIDTH, HEIGHT = 640, 480
 STILL_KINDS = tuple(kind for kind in EVAL_KINDS if kind != "motion")
 
 
-def make_weights(args: argparse.Namespace, recipe: Recipe, path: Path, out: Path, on_part: OnPart | None) -> None:
+def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnPart | None) -> None:
     """Quantize a checkpoint into a folder; without `on_part` only tell what it takes.
 
     Raises:
         NvilaError: checkpoint or media are not acceptable, or there is no room.
     """
     checkpoint = open_checkpoint(path)
-    media = args.media or recipe.calibration.media
+    media = recipe.calibration.media
     if not media:
         raise ConfigError(f"{recipe.name} must be calibrated on what the robot sees: give a folder with --media")
     if media != WORLD and not Path(media).is_dir():

@@ -164,6 +164,25 @@ def test_other_limits_take_other_plans_and_the_old_are_gone(folder: Path, builde
     assert artefact.recipe == {"name": "rounded", "limits": "longer"}
 
 
+@pytest.mark.parametrize("num_done", [0, 1, 2])
+def test_plans_that_load_stay_until_others_are_whole(folder: Path, builder: FakeBuilder, num_done: int) -> None:
+    old = compile_plans(folder, JOB, {"name": "rounded"})
+    longer = dataclasses.replace(JOB, limits=dataclasses.replace(LIMITS, capacity=1024))
+
+    def stop(part: str, phase: str, share: float) -> None:
+        if part == PARTS[num_done]:
+            raise BackendError("out of memory")
+
+    with pytest.raises(BackendError, match="out of memory"):
+        compile_plans(folder, dataclasses.replace(longer, on_progress=stop), {"name": "rounded"})
+
+    assert choose_plans(open_artefact(folder), MACHINE) == old
+    new = compile_plans(folder, longer, {"name": "rounded"})
+    assert builder.built == [*GRAPHS, *GRAPHS]
+    assert choose_plans(open_artefact(folder), MACHINE) == new
+    assert not {record.file for record in old.values()} & names(folder)
+
+
 def test_plans_of_another_gpu_stay_and_those_of_another_version_go(folder: Path, builder: FakeBuilder) -> None:
     older, other = (
         dataclasses.replace(MACHINE, **{key: value}) for key, value in (("version", "0.1"), ("architecture", "sm_86"))

@@ -135,6 +135,22 @@ def test_changed_limits_of_a_build_without_plans_are_told_and_cost_nothing(
     assert open_artefact(Path(made["out"])).recipe["limits"]["max_prompt_tokens"] == 256
 
 
+def test_other_media_make_other_weights_and_media_left_open_make_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = write_recipe(tmp_path, device="cpu")
+    for name in ("kitchen", "warehouse"):
+        (tmp_path / name).mkdir()
+    made, _ = run(capsys, caplog, recipe, "--media", str(tmp_path / "kitchen"))
+
+    _, told = run(capsys, caplog, recipe, "--media", str(tmp_path / "warehouse"))
+    assert "was built by other values of calibration.media" in told
+    Path(recipe).write_text(Path(recipe).read_text().replace("{media: tiny-world}", "{}"))
+    _, told = run(capsys, caplog, recipe)
+    assert "holds the weights already" in told
+    assert open_artefact(Path(made["out"])).recipe["calibration"]["media"] == str(tmp_path / "warehouse")
+
+
 def test_progress_grows_to_one_over_weights_and_plans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
