@@ -20,7 +20,7 @@ ARGUMENTS = (
     ("image", "image", "topic of sensor_msgs/Image to look at, where there is one camera"),
     ("namespace", "", "namespace of the node"),
     ("params_file", str(SHARE / "launch/params/default.yaml"), "YAML file of the node's parameters"),
-    ("use_sim_time", "false", "take time from /clock: true with a simulator or a played bag"),
+    ("use_sim_time", "", "true: take time from /clock, with a simulator or a played bag; empty: as params_file says"),
     ("log_level", "info", "least severe message logged: debug, info, warn, error or fatal"),
 )
 
@@ -39,15 +39,14 @@ def dds_profile() -> dict[str, str]:
 def start_node(context: LaunchContext) -> list[Node]:
     """Build the node once the arguments are known: an empty one leaves the parameter file's value alone."""
     values = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
-    kinds = {"model": str, "backend": str, "recipe": str, "build_missing_engines": bool}
+    kinds = {"model": str, "backend": str, "recipe": str, "build_missing_engines": bool, "use_sim_time": bool}
     overrides = {name: ParameterValue(values[name], value_type=kind) for name, kind in kinds.items() if values[name]}
-    use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     node = Node(
         package="nvila_ros",
         executable="nvila_node",
         name="nvila",
         namespace=values["namespace"],
-        parameters=[values["params_file"], {**overrides, "use_sim_time": use_sim_time}],
+        parameters=[values["params_file"], overrides],
         remappings=[("image", values["image"])],
         ros_arguments=["--log-level", values["log_level"]],
         additional_env=dds_profile(),

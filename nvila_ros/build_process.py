@@ -59,7 +59,7 @@ class BuildProcess:
         self._arguments = tuple(arguments)
         self._last_line = "(none)"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(os.getpid()), "build", *self._arguments, "--progress", "json"],
+            [sys.executable, "-c", _CHILD, str(os.getpid()), "build", *self._arguments, "--progress", "json", "--wait"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -49,7 +49,8 @@ class Camera:
         self.num_received = self.num_malformed = self.num_lost = 0
         self._node, self._name, self._buffer = node, name, buffer
         self._watch = LossWatch()
-        self._num_mismatched = 0
+        self._mismatched_at: int | None = None  # images that had come when a publisher did not match
+        self._refused, self._num_checked = "", (0, 0)
         self._has_warned_of_stamp = self._is_ahead = False
         self._errors, self._losses = Throttle(WARN_EVERY_S), Throttle(REPEAT_S)
         topic = "image" if len(config.cameras) == 1 else f"{name}/image"
@@ -75,14 +76,21 @@ class Camera:
             num_publishers=self._node.count_publishers(topic),
             num_received=self.num_received,
             num_lost=self.num_lost,
-            has_qos_mismatch=self._num_mismatched > 0,
+            has_qos_mismatch=self._mismatched_at == self.num_received,
         )
         if loss is None:
-            return ""
+            return self._check_refused()
         warning = f"camera={self._name} topic={topic}: {explain(loss, _profile())}"
         if self._losses.is_due(loss, now_ns):
             self._node.get_logger().warning(warning)
         return warning
+
+    def _check_refused(self) -> str:
+        """Return why no image since the last check was taken, or an empty text where one was, or none came."""
+        before, self._num_checked = self._num_checked, (self.num_received, self.num_malformed)
+        received, malformed = (now - then for now, then in zip(self._num_checked, before, strict=True))
+        is_blind = 0 < received <= malformed
+        return f"camera={self._name}: every image is refused: {self._refused}" if is_blind else ""
 
     def _on_image(self, message: Image | CompressedImage) -> None:
         self.num_received += 1
@@ -92,6 +100,7 @@ class Camera:
             self._check_stamp(frame.stamp_ns, now_ns)
         except FrameError as error:
             self.num_malformed += 1
+            self._refused = str(error)
             layout = getattr(message, "encoding", "") or getattr(message, "format", "")
             if self._errors.is_due((layout, type(error)), time.monotonic_ns()):
                 self._node.get_logger().error(f"camera={self._name} image dropped: {error}")
@@ -123,7 +132,7 @@ class Camera:
         self.num_lost += event.total_count_change
 
     def _on_mismatch(self, event: Any) -> None:
-        self._num_mismatched += event.total_count_change
+        self._mismatched_at = self.num_received
 
 
 def _profile() -> Path | None:

@@ -248,19 +248,23 @@ def _header(frame: FrameRef | None) -> Header:
     return Header(stamp=stamp_from_ns(frame.stamp_ns), frame_id=frame.frame_id)
 
 
-def diagnostics_message(name: str, warning: str, values: Mapping[str, Any], now_ns: int) -> DiagnosticArray:
+def diagnostics_message(
+    name: str, warnings: Sequence[str], values: Mapping[str, Any], now_ns: int, *, is_error: bool
+) -> DiagnosticArray:
     """Return the state of the node.
 
     Args:
         name: of the node.
-        warning: what is wrong, or an empty text.
+        warnings: what is wrong.
         values: what is counted.
         now_ns: ROS clock.
+        is_error: nothing is answered until somebody sees to it.
     """
+    level = DiagnosticStatus.WARN if warnings else DiagnosticStatus.OK
     status = DiagnosticStatus(
-        level=DiagnosticStatus.WARN if warning else DiagnosticStatus.OK,
+        level=DiagnosticStatus.ERROR if is_error else level,
         name=name,
-        message=warning or "ok",
+        message="; ".join(warnings) or "ok",
         values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
     )
     return DiagnosticArray(header=Header(stamp=stamp_from_ns(now_ns)), status=[status])

@@ -51,6 +51,7 @@ from nvila_ros.worker import LookAhead, Worker
 
 ANSWER_DEPTH = 16
 STREAM_DEPTH = 256
+DEADLINE_EVERY_S = 0.1
 PROGRESS_EVERY_S = 10.0  # in the log; the topic tells every step
 
 
@@ -86,8 +87,10 @@ class NvilaNode(Node):
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-MAX_DISORDER_NS), on_clock_change=True),
             post_callback=self._on_clock_jump,
         )
-        # On the steady clock: a paused simulation is still worth a diagnosis.
-        self.create_timer(1.0, self._on_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        # On the steady clock: a paused simulation is still worth a diagnosis, and deadlines are of its time.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1.0, self._on_second, clock=steady)
+        self.create_timer(DEADLINE_EVERY_S, lambda: self.scheduler.expire(_now_ns()), clock=steady)
 
     def tell_status(self, status: Status) -> None:
         """Publish and log what the model is doing; from any thread."""
@@ -197,6 +200,9 @@ class NvilaNode(Node):
             check_query(query, self.config)
         except QueryError as error:
             self.scheduler.refuse(ticket, FinishReason.INVALID, str(error), _now_ns())
+        except Exception as error:  # raised from a callback it would end the node for everybody
+            self.get_logger().error(f"query_id={query.query_id} cannot be checked: {error!r}")
+            self.scheduler.refuse(ticket, FinishReason.FAILED, f"it cannot be checked: {error!r}", _now_ns())
         else:
             self._admit([ticket])
         return future
@@ -234,10 +240,14 @@ class NvilaNode(Node):
 
     def _on_second(self) -> None:
         warnings = [warning for camera in self._cameras if (warning := camera.check_loss())]
-        if self._worker is not None and self._worker.has_died:
+        has_died = self._worker is not None and self._worker.has_died
+        if has_died:
             warnings.append("the thread that answers has died; see the log, and restart the node")
         if self._status.state is ModelState.FAILED:
             warnings.append(self._status.text)
+        elif self._status.refusal:
+            warnings.append(self._status.refusal)
+        is_error = has_died or (self._status.state is ModelState.FAILED and bool(self._status.refusal))
         state, queue = self.buffer.state(), self.scheduler.state()
         values: dict[str, Any] = {
             "model_state": self._status.state.name,
@@ -256,7 +266,7 @@ class NvilaNode(Node):
         }
         now_ns = self.get_clock().now().nanoseconds
         name = self.get_fully_qualified_name()
-        self._diagnostics.publish(messages.diagnostics_message(name, "; ".join(warnings), values, now_ns))
+        self._diagnostics.publish(messages.diagnostics_message(name, warnings, values, now_ns, is_error=is_error))
 
 
 def main(args: list[str] | None = None, load: Callable[..., Perceiver] = load_perceiver) -> int:

@@ -123,9 +123,13 @@ class Perceiver:
         """Whether a query goes on with a conversation about the frames that it has."""
         return query.is_follow_up and query.conversation in self._conversations
 
-    def look_at(self, frame: Sight, *, is_alone: bool) -> None:
-        """Encode a frame before a question about it comes, alone in its prompt or among others."""
-        self._viewer.encode(frame, Unwatched(), is_alone=is_alone)
+    def look_at(self, frame: Sight, *, is_alone: bool, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Encode a frame before a question about it comes, alone in its prompt or among others.
+
+        Raises:
+            StopWork: it should stop; asked before each tile.
+        """
+        self._viewer.encode(frame, Unwatched(should_stop), is_alone=is_alone)
 
     def counters(self) -> dict[str, int]:
         """Return how much work was done and how much was spared, since the model was loaded; from any thread."""

@@ -226,6 +226,11 @@ class Scheduler:
             self._changed.notify_all()
         self._settle_all(places, FinishReason.CANCELED, SHUTTING_DOWN, now_ns)
 
+    def has_other_work(self) -> bool:
+        """Whether what nobody asked for should stop: a query waits, or there will be none any more."""
+        with self._changed:
+            return bool(self._waiting) or self._is_closed
+
     def state(self) -> SchedulerState:
         """Return what waits, runs, gave way and has ended."""
         with self._changed:

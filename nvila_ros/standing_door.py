@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.task import Future
 
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import ConfigError, NvilaError
@@ -28,7 +30,7 @@ from nvila_ros.srv import AddQuery, EnableQuery, ListQueries, RemoveQuery
 from nvila_ros.standing.book import Asking, Counts, QueryBook
 from nvila_ros.standing.event import Event
 from nvila_ros.standing.listing import read_queries
-from nvila_ros.standing.query import TICK_NS, complete, to_query
+from nvila_ros.standing.query import TICK_NS, StandingQuery, check_schema, complete, to_query
 from nvila_ros.standing_messages import event_message, query_from_message, query_message, state_message
 from nvila_ros.throttle import Throttle
 from nvila_ros.types import NS_PER_S, Answer, FinishReason
@@ -69,12 +71,13 @@ class StandingDoor:
         self._node, self._desk = node, desk
         config = desk.config()
         self._book = QueryBook(config.max_standing)
-        self._lock = threading.Lock()
+        self._lock, self._trial = threading.Lock(), threading.Lock()
         self._warnings = Throttle(WARN_EVERY_S)
         self._events = node.create_publisher(EventMessage, "~/event", EVENT_QOS)
         if config.standing_queries:
             self._load(Path(config.standing_queries).expanduser())
-        node.create_service(AddQuery, "~/add_query", self._on_add, qos_profile=REQUESTS)
+        waiting = ReentrantCallbackGroup()
+        node.create_service(AddQuery, "~/add_query", self._on_add, qos_profile=REQUESTS, callback_group=waiting)
         node.create_service(RemoveQuery, "~/remove_query", self._on_remove, qos_profile=REQUESTS)
         node.create_service(EnableQuery, "~/enable_query", self._on_enable, qos_profile=REQUESTS)
         node.create_service(ListQueries, "~/list_queries", self._on_list, qos_profile=REQUESTS)
@@ -97,15 +100,23 @@ class StandingDoor:
     def _load(self, path: Path) -> None:
         for query in read_queries(path):
             try:
-                self._book.add(complete(query, self._desk.config()))
+                query = complete(query, self._desk.config())
+                check_schema(query)
+                self._book.add(query)
             except NvilaError as error:
                 raise ConfigError(f"{path}: {query.name}: {error}") from error
 
-    def _on_add(self, request: AddQuery.Request, response: AddQuery.Response) -> AddQuery.Response:
+    async def _on_add(self, request: AddQuery.Request, response: AddQuery.Response) -> AddQuery.Response:
         try:
             query = complete(query_from_message(request.query), self._desk.config())
+            if query.answer_type == "json":
+                await self._try_schema(query)
         except NvilaError as error:
             response.error = str(error)
+            return response
+        except Exception as error:  # raised from a callback it would end the node for everybody
+            self._node.get_logger().error(f"standing={request.query.name} cannot be checked: {error!r}")
+            response.error = f"it cannot be checked: {error!r}"
             return response
         response.error = self._change(lambda: self._book.add(query, is_replacing=request.replace))
         response.success = not response.error
@@ -113,6 +124,23 @@ class StandingDoor:
             self._desk.cancel(query.name)  # what the query that it replaces still asks
             response.query = query_message(query)
         return response
+
+    async def _try_schema(self, query: StandingQuery) -> None:
+        """Check a schema on a thread of its own, one at a time: it takes seconds, and frames have to be taken."""
+        executor = self._node.executor
+        done = Future(executor=executor)
+
+        def work() -> None:
+            try:
+                with self._trial:
+                    check_schema(query)
+                done.set_result(None)
+            except Exception as error:
+                done.set_exception(error)
+            executor.wake()
+
+        threading.Thread(target=work, name="nvila_schema", daemon=True).start()
+        await done
 
     def _on_remove(self, request: RemoveQuery.Request, response: RemoveQuery.Response) -> RemoveQuery.Response:
         response.error = self._change(lambda: self._book.remove(request.name))

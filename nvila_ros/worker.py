@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nvila_ros.errors import NvilaError
-from nvila_ros.ledger import Ask, verdict
+from nvila_ros.ledger import Ask, StopWork, verdict
 from nvila_ros.scheduler import Scheduler, Ticket, unanswered
+from nvila_ros.throttle import Throttle
 from nvila_ros.types import NS_PER_S, Answer, FinishReason, Frame, Query, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.deferred import DeferredFrame
 from nvila_ros.video.selection import select_frames
 
 LOG = logging.getLogger(__name__)
+WARN_EVERY_S = 5.0
 
 
 class Answerer(Protocol):
@@ -35,8 +37,8 @@ class Answerer(Protocol):
     def knows(self, query: Query) -> bool:
         """Whether a query goes on with a conversation about the frames that it has."""
 
-    def look_at(self, frame: DeferredFrame, *, is_alone: bool) -> None:
-        """Encode a frame before a question about it comes."""
+    def look_at(self, frame: DeferredFrame, *, is_alone: bool, should_stop: Callable[[], bool]) -> None:
+        """Encode a frame before a question about it comes; raises `StopWork` where it should stop."""
 
     def counters(self) -> dict[str, int]:
         """Return how much work was done and spared; from any thread."""
@@ -89,6 +91,7 @@ class Worker:
         self._ahead = ahead
         self._oldest_ns = oldest_ns
         self._ahead_ns = 0  # when frames are looked at next
+        self._warnings = Throttle(WARN_EVERY_S)
         self._now_ns = now_ns
         self._thread = threading.Thread(target=self._run, name="nvila_worker")
 
@@ -173,10 +176,14 @@ class Worker:
         self._ahead_ns = self._now_ns() + round(NS_PER_S / ahead.rate_hz)
         for camera in ahead.cameras:
             newest_ns = self._buffer.newest_ns([camera])
-            if newest_ns is None or self._scheduler.state().num_waiting:
+            if newest_ns is None or self._scheduler.has_other_work():
                 continue
             try:
                 for frame in self._buffer.window([camera], newest_ns, newest_ns)[0]:
-                    self._model.look_at(DeferredFrame(frame, self._decode), is_alone=ahead.is_alone)
+                    sight = DeferredFrame(frame, self._decode)
+                    self._model.look_at(sight, is_alone=ahead.is_alone, should_stop=self._scheduler.has_other_work)
+            except StopWork:
+                return
             except Exception as failure:  # nobody asked: a question about this frame will tell its asker
-                LOG.warning("camera=%s cannot be looked at ahead: %s", camera, failure)
+                if self._warnings.is_due((camera, type(failure)), self._now_ns()):
+                    LOG.warning("camera=%s cannot be looked at ahead: %s", camera, failure)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nvila_ros import building
 from nvila_ros.building import Estimate, build, check_room, estimate, fingerprint, precision_of
@@ -224,6 +225,14 @@ def test_fingerprint_tells_checkpoints_apart(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(GOLDEN / "video" / "ckpt", tmp_path / "ckpt"))
     assert fingerprint(open_checkpoint(copy)) == fingerprint(CHECKPOINT)
 
+    weights = copy / "llm" / "model-00001-of-00003.safetensors"
+    held = load_file(weights)
+    held[sorted(held)[len(held) // 2]] += 1  # amid the file
+    save_file(held, weights)
+    assert fingerprint(open_checkpoint(copy)) != fingerprint(CHECKPOINT)
+
+    shutil.copyfile(GOLDEN / "video" / "ckpt" / "llm" / "model-00001-of-00003.safetensors", weights)
+    assert fingerprint(open_checkpoint(copy)) == fingerprint(CHECKPOINT)
     path = copy / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_video_frames": 32}))
 

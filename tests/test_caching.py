@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvila_ros.errors import QueryError
-from nvila_ros.ledger import Ask
+from nvila_ros.ledger import Ask, StopWork
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.pipeline import CacheLimits, Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
@@ -185,6 +185,15 @@ def test_frame_looked_at_ahead_is_known_when_it_is_asked_about() -> None:
 
     assert answer.counts.num_frames_encoded == 0
     assert answer.text == cold("lite", (2,), "What is it?", "text").text
+
+
+def test_looking_ahead_stops_between_tiles() -> None:
+    perceiver = make()
+
+    with pytest.raises(StopWork):
+        perceiver.look_at(frame(2), is_alone=True, should_stop=lambda: True)
+
+    assert perceiver.counters()["frames_encoded"] == 0
 
 
 def test_conversation_goes_on_about_its_frames_and_reuses_what_was_said() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -186,6 +187,32 @@ def test_newest_frame_is_looked_at_ahead_while_nothing_is_asked() -> None:
     assert [answer.finish_reason for answer in bench.work()] == [FinishReason.STOP]
     bench.scheduler.close(0)
     assert bench.worker.join(WAIT_S)
+
+
+def test_looking_ahead_gives_way_to_a_question() -> None:
+    bench = Bench(ahead=LookAhead(rate_hz=200.0, cameras=("camera",)))
+    bench.model.is_slow_ahead = True
+    bench.buffer.push(raw_frame(1))
+    bench.worker.start()
+    wait_until(lambda: bool(bench.model.looked_at))
+
+    bench.ask()
+
+    assert [answer.finish_reason for answer in bench.work()] == [FinishReason.STOP]
+    bench.scheduler.close(0)
+    assert bench.worker.join(WAIT_S)
+
+
+def test_frame_that_cannot_be_looked_at_is_told_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(ahead=LookAhead(rate_hz=500.0, cameras=("camera",)))
+    frame = raw_frame(1)
+    bench.buffer.push(replace(frame, image=replace(frame.image, encoding="nonsense")))
+    bench.worker.start()
+    time.sleep(0.1)
+    bench.scheduler.close(0)
+    assert bench.worker.join(WAIT_S)
+
+    assert caplog.text.count("cannot be looked at ahead") == 1
 
 
 def test_another_model_answers_from_the_next_query_on(bench: Bench) -> None:

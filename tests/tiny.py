@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nvila_ros.errors import QueryError
-from nvila_ros.ledger import Ask
+from nvila_ros.ledger import Ask, StopWork
 from nvila_ros.types import (
     Answer,
     Counts,
@@ -59,6 +59,7 @@ class FakePerceiver:
     def __init__(self, token_s: float = 0.0, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self.num_warm_ups = 0
         self.looked_at: list[int] = []
+        self.is_slow_ahead = False
         self._token_s, self._now_ns = token_s, now_ns
         self._thread: threading.Thread | None = None
         self._is_busy = threading.Lock()
@@ -79,9 +80,13 @@ class FakePerceiver:
     def knows(self, query: Query) -> bool:
         return query.is_follow_up and query.conversation == KNOWN
 
-    def look_at(self, frame: DeferredFrame, *, is_alone: bool) -> None:
+    def look_at(self, frame: DeferredFrame, *, is_alone: bool, should_stop: Callable[[], bool]) -> None:
         self._check([frame])
         self.looked_at.append(frame.stamp_ns)
+        while self.is_slow_ahead and not should_stop():
+            time.sleep(0.001)
+        if self.is_slow_ahead:
+            raise StopWork
 
     def counters(self) -> dict[str, int]:
         return {"frames_encoded": len(self.looked_at)}

@@ -162,7 +162,7 @@ def _json(text: str) -> Constrained:
         raise QueryError(f"json_schema must be at most {MAX_SCHEMA_DEPTH} levels deep; flatten it")
     for key, bound in _bounds(schema):
         if abs(bound) > MAX_INTEGER:
-            raise QueryError(f"json_schema's {key} must lie within 2^53, got {bound:g}; give a narrower range")
+            raise QueryError(f"json_schema's {key} must lie within 2^53, got {_shown(bound)}; give a narrower range")
     if "x-guidance" in schema:
         raise QueryError("json_schema must not hold 'x-guidance', which is set by this package; leave it out")
     return Constrained(_dump(schema))

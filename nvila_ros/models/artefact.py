@@ -34,7 +34,7 @@ STAGED = f".{MANIFEST}.part"  # the next manifest until it is whole
 FORMAT = 1
 REBUILD = "build it again with nvila build"
 _CHUNK = 1 << 24
-_SAMPLE_BYTES = 1 << 20
+_SAMPLE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +124,16 @@ def to_tensors(key: str, weight: Weight) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, *, waits: bool = False) -> Iterator[None]:
     """Keep other builds out of a folder as long as this lasts, however it ends.
 
     Raises:
-        ConfigError: another build is at work there.
+        ConfigError: another build is at work there, and this one does not wait for its end.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:  # beside it: every file within is accounted for
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise ConfigError(f"another build is at work in {folder}; wait for it, or choose another folder") from error
         yield
@@ -211,15 +211,22 @@ def _write(folder: Path, told: Mapping[str, Any]) -> None:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return a digest of a checkpoint: its config, and of each weight file the size, the head and the tail."""
+    """Return a digest of a checkpoint: its config, and of each weight file the header and each tensor's head and tail.
+
+    Whatever learns changes a tensor all over, so its ends tell; reading all of a large model would take minutes.
+    """
     digest = hashlib.sha256(json.dumps(dict(checkpoint.config), sort_keys=True).encode())
     for path in sorted({info.file for info in checkpoint.tensors.values()}):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
+        digest.update(path.name.encode())
         with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE_BYTES))
-            file.seek(max(size - _SAMPLE_BYTES, 0))
-            digest.update(file.read())
+            header = file.read(int.from_bytes(file.read(8), "little"))
+            digest.update(header)
+            start = file.tell()
+            told = json.loads(header)
+            for first, end in sorted(told[name]["data_offsets"] for name in told.keys() - {"__metadata__"}):
+                for place in {first, max(first, end - _SAMPLE_BYTES)}:
+                    file.seek(start + place)
+                    digest.update(file.read(min(_SAMPLE_BYTES, end - place)))
     return digest.hexdigest()
 
 

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+BICUBIC = getattr(
+    Image, "Resampling", Image
+).BICUBIC  # Pillow before 9.1, which Ubuntu 22.04 has, knows it by the module
 # Value of each grey level, rounded as the reference rounds: fp64 product cast to fp32, then fp32.
 _LEVELS = ((np.arange(256) * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
 
@@ -19,7 +22,7 @@ def frame_tile(image: np.ndarray, tile_px: int) -> np.ndarray:
     """Return a (tile_px, tile_px, 3) uint8 RGB tile of the whole (H, W, 3) uint8 RGB image."""
     if image.shape[:2] == (tile_px, tile_px):
         return image
-    return np.asarray(Image.fromarray(image).resize((tile_px, tile_px), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(image).resize((tile_px, tile_px), BICUBIC))
 
 
 def normalize_tiles(tiles: Sequence[np.ndarray], pixel_dtype: str = "float32") -> np.ndarray:

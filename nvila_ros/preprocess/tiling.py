@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from nvila_ros.preprocess.tiles import frame_tile
+from nvila_ros.preprocess.tiles import BICUBIC, frame_tile
 
 Grid = tuple[int, int]
 """Rows and columns of tiles."""
@@ -57,6 +57,6 @@ def cut_tiles(image: np.ndarray, tile_px: int, grid: Grid) -> list[np.ndarray]:
     rows, columns = grid
     if rows * columns == 1:
         return [frame_tile(image, tile_px)]
-    stretched = Image.fromarray(image).resize((tile_px * columns, tile_px * rows), Image.Resampling.BICUBIC)
+    stretched = Image.fromarray(image).resize((tile_px * columns, tile_px * rows), BICUBIC)
     cut = np.asarray(stretched).reshape(rows, tile_px, columns, tile_px, 3).swapaxes(1, 2)
     return list(cut.reshape(-1, tile_px, tile_px, 3))

@@ -93,8 +93,7 @@ def complete(query: StandingQuery, config: NodeConfig) -> StandingQuery:
     """Fill in from the node's parameters what a query leaves at zero, and hold it against the rules of every query.
 
     Raises:
-        QueryError: as `admission.check_query`, or no grammar can be made of its schema; better now than as the answer
-            of each asking. A prompt that is too long for the model is told then.
+        QueryError: as `admission.check_query`. A prompt that is too long for the model is told when it is asked.
     """
     cameras = query.cameras or config.cameras
     query = dataclasses.replace(
@@ -105,11 +104,15 @@ def complete(query: StandingQuery, config: NodeConfig) -> StandingQuery:
         max_tokens=query.max_tokens or config.max_tokens,
     )
     check_query(to_query(query, "", 0), config)
-    _check_schema(query)
     return query
 
 
-def _check_schema(query: StandingQuery) -> None:
+def check_schema(query: StandingQuery) -> None:
+    """Make sure that answers can be held to a query's schema; takes up to seconds, and nothing without one.
+
+    Raises:
+        QueryError: no grammar can be made of it; better now than as the answer of each asking.
+    """
     try:
         reason = try_schema(query.json_schema) if query.answer_type == "json" else ""
     except TimeoutError:  # a busy machine is told of by the first asking

@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--progress", choices=("bars", "json"), default="bars", help="show bars, or print a JSON line at each step"
     )
+    parser.add_argument("--wait", action="store_true", help="wait for another build in the folder (default: refuse)")
     parser.add_argument("--dry-run", action="store_true", help="tell what it takes, and build nothing")
 
 
@@ -68,16 +69,29 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe, out = find_target(args)
     compiler, left = find_compiler(args, recipe, out)
-    source = find_source(args, recipe, out)
-    if source is None:
-        recipe = _as_built(recipe, out)
     if args.dry_run:
-        if source:
+        if source := find_source(args, recipe, out):
             _make_weights(recipe, source, out, None)
         _log.info("%s", left or (f"plans for {compiler.machine}" if compiler else "no plans"))
         return 0
+    with alone_in(out, waits=args.wait):
+        _build(args, recipe, out, compiler)
+    if left:
+        _log.warning("%s", left)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print_json(
+        {"out": str(out), "bytes": size, "recipe": recipe.name, "plans": str(compiler.machine) if compiler else ""}
+    )
+    return 0
+
+
+def _build(args: argparse.Namespace, recipe: Recipe, out: Path, compiler: Compiler | None) -> None:
+    """Make what the folder lacks; nobody else does so now."""
+    source = find_source(args, recipe, out)
+    if source is None:
+        recipe = _as_built(recipe, out)
     steps = (WEIGHTS if source else ()) + (PLANS if compiler else ())
-    with alone_in(out), Bars(steps, is_told=args.progress == "json") as bars:
+    with Bars(steps, is_told=args.progress == "json") as bars:
         if source:
             _make_weights(recipe, source, out, bars.advance)
             for part in WEIGHTS:
@@ -86,13 +100,6 @@ def run(args: argparse.Namespace) -> int:
             _compile(recipe, out, compiler, bars)
         elif not source:
             _tell_recipe(recipe, out)
-    if left:
-        _log.warning("%s", left)
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    print_json(
-        {"out": str(out), "bytes": size, "recipe": recipe.name, "plans": str(compiler.machine) if compiler else ""}
-    )
-    return 0
 
 
 def find_target(args: argparse.Namespace) -> tuple[Recipe, Path]:

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from nvila_ros.errors import FrameError
+from nvila_ros.ledger import StopWork
 from nvila_ros.preprocess.tiles import normalize_tiles
 from nvila_ros.preprocess.views import View, clip_length, view_image, view_images
 from nvila_ros.runtime.contract import Engine
@@ -59,10 +60,15 @@ class Watch(Protocol):
 
 
 class Unwatched:
-    """A watch over work that nobody waits for."""
+    """A watch over work that nobody waits for, and that stops where something better is to be done."""
+
+    def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self._should_stop = should_stop
 
     def check(self) -> None:
-        """Go on."""
+        """Go on, or raise `StopWork`."""
+        if self._should_stop():
+            raise StopWork
 
     def mark(self, name: str) -> None:
         """Book nothing."""

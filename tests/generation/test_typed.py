@@ -113,7 +113,8 @@ def test_fields_that_do_not_fit_are_refused_by_name(fields: dict[str, Any], mess
         ('"' + "x" * MAX_SCHEMA_BYTES + '"', f"at most {MAX_SCHEMA_BYTES} bytes, got {MAX_SCHEMA_BYTES + 2}"),
         ('{"not":' * (MAX_SCHEMA_DEPTH + 1) + "1" + "}" * (MAX_SCHEMA_DEPTH + 1), f"at most {MAX_SCHEMA_DEPTH} levels"),
         ('{"x-guidance": {"lenient": true}}', "x-guidance"),
-        ('{"type": "integer", "minimum": 10000000000000000}', r"minimum must lie within 2\^53, got 1e\+16"),
+        ('{"type": "integer", "minimum": 10000000000000000}', r"minimum must lie within 2\^53, got 10000000000000000;"),
+        ('{"maximum": 1' + "0" * 400 + "}", r"maximum must lie within 2\^53, got 10+\.\.\.;"),
         ('{"properties": {"n": {"anyOf": [{"exclusiveMaximum": -1e300}]}}}', "exclusiveMaximum must lie within"),
     ],
 )

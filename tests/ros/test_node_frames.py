@@ -37,6 +37,19 @@ def test_broken_images_are_reported_and_the_node_goes_on() -> None:
         assert robot.fresh_diagnostics()["frames_malformed"] == str(len(BROKEN))
 
 
+def test_camera_whose_every_image_is_refused_is_told_in_the_diagnostics() -> None:
+    with running() as (robot, camera):
+        for _ in range(25):
+            camera.show(1, encoding="32FC1")
+            time.sleep(0.1)
+
+        diagnosis = robot.fresh_diagnostics()
+        assert "every image is refused" in diagnosis["message"]
+        assert "32FC1" in diagnosis["message"]
+        robot.show(camera, 2)
+        wait_until(lambda: robot.fresh_diagnostics()["message"] == "ok", "the camera is seen")
+
+
 def test_stamps_that_go_back_start_the_window_anew() -> None:
     with running("-p", "num_frames:=8", "-p", "window_s:=100.0") as (robot, camera):
         robot.show(camera, 50, 51, 52)

@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nvila_ros.errors import BackendError, CheckpointError
-from nvila_ros.models.artefact import open_artefact
+from nvila_ros.models.artefact import alone_in, open_artefact
 from nvila_ros.recipes import read_recipe
 from nvila_ros.runtime import tensorrt_compile
 from nvila_ros.runtime.tensorrt_cuda import Cuda
@@ -202,6 +203,20 @@ def test_named_flavour_compiles_for_whichever_gpu_is_here(
     made, _ = run(capsys, caplog, write_recipe(tmp_path), "--flavour", "tensorrt")
 
     assert "sm_89" in made["plans"]
+
+
+def test_one_build_waits_for_another_where_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, out = write_recipe(tmp_path, device="cpu"), tmp_path / "builds" / "mine"
+    with alone_in(out):
+        assert cli.main(["build", recipe]) == 2
+        assert "another build is at work" in capsys.readouterr().err
+        child = Popen([sys.executable, "-m", "nvila_ros.tools.cli", "build", recipe, "--wait"], stdout=PIPE, text=True)
+        with pytest.raises(TimeoutExpired):
+            child.communicate(timeout=3)
+    told, _ = child.communicate(timeout=60)
+
+    assert child.returncode == 0
+    assert json.loads(told.splitlines()[-1])["out"] == str(out)
 
 
 def test_dry_run_makes_nothing(
