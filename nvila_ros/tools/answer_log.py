@@ -44,6 +44,8 @@ class AnswerLog:
                 raise ConfigError(f"--out {path} is no file; choose another")
             known = path.read_bytes() if path.exists() else b""
             whole = known[: known.rfind(b"\n") + 1]
+            if not whole and not _as_line({"run": run}).startswith(known):
+                raise ConfigError(f"--out {path} exists and holds no answers of nvila eval; choose another file")
             self._take(path, whole, dict(run))
             self._file = path.open("r+b" if known else "wb")
             self._file.truncate(len(whole))
@@ -89,7 +91,11 @@ class AnswerLog:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._file.write(_as_line(line))
             self._file.flush()
         except OSError as error:
             raise ConfigError(f"--out cannot be written any more: {error.strerror}; make room and run again") from error
+
+
+def _as_line(line: Mapping[str, Any]) -> bytes:
+    return json.dumps(line, ensure_ascii=False).encode() + b"\n"

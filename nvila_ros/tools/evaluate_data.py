@@ -75,7 +75,8 @@ def describe_run(args: argparse.Namespace, sources: Sequence[Source], max_tokens
     model = open_model(find_checkpoint(args.checkpoint))
     weights = model.weights_sha256 if isinstance(model, Artefact) else fingerprint(model)
     return {
-        "data": {source.name: source.digest() for source in sources},
+        "data": {source.name: source.identity() for source in sources},
+        "by": args.by,
         "weights": weights,
         "backend": choose_backend(model, args.backend),
         "frames": args.frames or model.spec.num_video_frames,

@@ -8,6 +8,7 @@ Under torchrun the same command runs on several processes. Run again it goes on 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -100,7 +102,7 @@ def _note(checkpoint: Checkpoint, data: Data, settings: Settings) -> dict[str, A
     """Return what decides the steps of a run, for its folder."""
     files = [source for source in data.sources if isinstance(source, RecordFile)]
     return {
-        "data": {source.name: source.identity() for source in files},
+        "data": [[source.name, source.identity()] for source in files],  # steps are by position
         "checkpoint": fingerprint(checkpoint),
         **settings.identity(),
     }
@@ -138,6 +140,9 @@ def _sweep(
         folder = args.out / RUN_FOLDER / f"ratio-{ratio:g}"
         tuning = _train(args, checkpoint, data, replace(settings, tower_lr_ratio=ratio), ranks, folder)
         rows.append({"ratio": ratio, **_tell(tuning, data)})
+        del tuning  # with the next one beside it a GPU would hold two
+        gc.collect()
+        torch.cuda.empty_cache()
     best = min(rows, key=lambda row: row["held_out_loss"])["ratio"]
     if ranks.is_first and not args.json:
         wide_console().print(_sweep_table(rows, best))

@@ -102,7 +102,7 @@ def _prepare(args: argparse.Namespace, sources: tuple[RecordFile, ...]) -> Job:
 def _note(args: argparse.Namespace, sources: tuple[RecordFile, ...]) -> dict[str, Any]:
     """Return what decides the scores of a run, for its folder."""
     return {
-        "data": {source.name: source.identity() for source in sources},
+        "data": [[source.name, source.identity()] for source in sources],  # blocks are by position
         "large": fingerprint(open_checkpoint(find_checkpoint(args.large))),
         "small": fingerprint(open_checkpoint(find_checkpoint(args.small))),
         "by": args.by,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from nvila_ros.errors import ConfigError
 
-RUN_FILE = "run.json"
+RUN_FILE, PART = "run.json", ".part-"
 
 
 @contextmanager
@@ -24,11 +24,13 @@ def staged(path: Path) -> Iterator[Path]:
     Raises:
         ConfigError: it cannot be written, such as where the disk is full.
     """
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    part = path.with_name(f"{PART}{os.getpid()}-{path.name}")
     try:
         with told_if_full(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
+            with part.open("rb") as file:
+                os.fsync(file.fileno())  # else after a cut of the power it may be there and empty
             os.replace(part, path)
     finally:
         with suppress(OSError):
@@ -63,7 +65,7 @@ def close_told(file: IO[Any], path: Path, *, is_failing: bool) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder as long as this lasts, however it ends.
+    """Keep other runs out of a folder as long as this lasts, however it ends; what a killed one left half is removed.
 
     Raises:
         ConfigError: another run is at work there.
@@ -76,6 +78,8 @@ def alone_in(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"another run is at work in {folder}; wait for it, or choose another folder") from error
+        for half in folder.rglob(f"{PART}*"):
+            half.unlink()
         yield
 
 

@@ -49,7 +49,8 @@ def test_answers_of_another_run_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["hello\n", "[]\n", '{"run": {"data": {"a": "1"}, "frames": 8}}\n{"x": 1}\n', "3\n"]
+    "content",
+    ["hello\n", "[]\n", '{"run": {"data": {"a": "1"}, "frames": 8}}\n{"x": 1}\n', "3\n", '{"question": "What?"}', "["],
 )
 def test_file_of_something_else_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "notes"

@@ -183,6 +183,9 @@ def test_model_is_scored_on_a_bag_and_images_as_on_the_scenes_themselves(
         [case.question.answer == text for case, text in zip(world_cases(), expected, strict=True)]
     )
     assert told["groups"].keys() == {"set"}
+    for option in (["--media", str(tmp_path / "a")], ["--by", "answer"]):  # answers of other media, or otherwise sorted
+        assert main(["eval", "nvila-tiny", str(path), "--out", str(out), *option]) == 2
+        assert "holds answers of another run" in capsys.readouterr().err
 
 
 def test_choices_are_scored_and_not_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

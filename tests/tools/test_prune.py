@@ -235,6 +235,24 @@ def test_scores_are_of_the_media_that_they_were_begun_with(
     assert "holds a run with another data" in capsys.readouterr().err
 
 
+def test_files_in_another_order_are_another_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = copy_data(data, tmp_path / "data")
+    second = shutil.copyfile(first, first.with_name("second.jsonl"))
+    assert prune(first, second, "--out", tmp_path / "out") == 0
+
+    assert prune(second, first, "--out", tmp_path / "out") == 2
+    assert "holds a run with another data" in capsys.readouterr().err
+
+
+def test_what_a_killed_run_left_half_is_removed(data: Path, tmp_path: Path) -> None:
+    half = tmp_path / "out" / "scores" / ".part-7-block"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+
+    with alone_in(tmp_path / "out"):
+        assert not half.exists()
+
+
 def test_full_disk_leaves_what_was_finished(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, score = tmp_path / "out", score_run.ScoreFolder.write
 

@@ -37,8 +37,8 @@ class Numbers:
     def line(self, index: int) -> bytes:
         return b""
 
-    def digest(self) -> str:
-        return ""
+    def identity(self) -> dict[str, str]:
+        return {}
 
 
 def encode(sample: Sample) -> EncodedSample:

@@ -381,6 +381,11 @@ def test_held_out_loss_is_that_of_the_untuned_model_before_the_first_step(
     assert run.model.training
 
 
+def test_sharding_without_torchrun_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="start it with torchrun"):
+        new_run(checkpoint, tmp_path, is_sharded=True)
+
+
 def test_held_out_samples_that_tell_nothing_are_refused_before_the_first_step(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

@@ -87,6 +87,16 @@ def test_line_that_is_no_json_is_a_bad_sample(tmp_path: Path, line: bytes) -> No
     assert refused.value.reason == "malformed"
 
 
+def test_half_of_a_surrogate_pair_is_a_bad_sample(tmp_path: Path) -> None:
+    records = (f'{{"question": "{text}", "answer": "a"}}' for text in ("What \\ud83d?", "\\u00e9"))
+    (tmp_path / "set.json").write_text(f"[{', '.join(records)}]")
+    file = RecordFile(tmp_path / "set.json", tmp_path)
+
+    with pytest.raises(SampleError, match="surrogates not allowed"):
+        file.read(0)
+    assert file.read(1).turns[0].parts == ("\u00e9",)
+
+
 def test_field_names_the_group_and_must_be_there(tmp_path: Path) -> None:
     said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "a"}]
     path = tmp_path / "set.json"

@@ -16,6 +16,7 @@ from nvila_ros.training.conversations.samples import (
     SampleError,
     parse_record,
     read_medium,
+    right_answers,
 )
 
 MEDIA = Path("/media")
@@ -93,6 +94,22 @@ def test_bad_record_is_refused_with_the_reason(told: Any, reason: str) -> None:
 
     assert refused.value.reason == reason
     assert reason in REASONS
+
+
+def test_blank_texts_among_the_right_answers_are_none() -> None:
+    assert right_answers({"answers": ["cat", "", " "]}) == ["cat"]
+    assert right_answers({"answers": ["", " "]}) == ["", " "]
+
+
+def test_name_that_no_file_can_have_is_a_bad_sample(tmp_path: Path) -> None:
+    inline = "data:image/png;base64," + "A" * 5000
+    sample = parse_record({"image": inline, "question": "What?", "answer": "a"}, "set, record 1", tmp_path, "set")
+
+    (medium,) = (part for part in sample.turns[0].parts if not isinstance(part, str))
+    with pytest.raises(SampleError, match=r"set, record 1: image .*: ") as refused:
+        read_medium(medium, 1, sample.name)
+    assert refused.value.reason == "unreadable_media"
+    assert len(str(refused.value)) < 600
 
 
 def test_missing_and_unreadable_media_are_told_apart(tmp_path: Path) -> None:

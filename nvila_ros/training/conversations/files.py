@@ -44,8 +44,8 @@ class Source(Protocol):
     def line(self, index: int) -> bytes:
         """Return the record as one line of JSON, without the line break."""
 
-    def digest(self) -> str:
-        """Return what stands for all records, in hexadecimal."""
+    def identity(self) -> dict[str, str]:
+        """Return what decides its samples, such as the digest of all records."""
 
 
 class RecordFile:
@@ -83,7 +83,10 @@ class RecordFile:
         """
         name = f"{self.path}, record {index + 1}"
         try:
-            record = json.loads(self._raw(index))
+            raw = self._raw(index)
+            record = json.loads(raw)
+            if b"\\u" in raw:  # half of a surrogate pair is JSON and no text
+                json.dumps(record, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise SampleError("malformed", name, f"a record must be JSON in UTF-8: {error}") from error
         group = self._group(record, name) if self._group_field else self.name

@@ -8,7 +8,6 @@ calibration or the evaluation.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,9 +104,9 @@ class PlantedWorld:
         record: Mapping[str, Any] = {"id": index, "image": medium.name, **marks, "conversations": said}
         return json.dumps(record).encode()
 
-    def digest(self) -> str:
-        """Return the digest of the plan, which decides every sample."""
-        return hashlib.blake2b(repr(self.plan).encode(), digest_size=16).hexdigest()
+    def identity(self) -> dict[str, str]:
+        """Return the plan, which decides every sample."""
+        return {"plan": repr(self.plan)}
 
     def _draw(self, index: int) -> tuple[str, tuple[str, ...], SceneMedium, list[Question]]:
         plan = self.plan

@@ -70,6 +70,10 @@ class RecordedAnswers:
         """
         return json.dumps(self._record(index), ensure_ascii=False).encode()
 
+    def identity(self) -> dict[str, str]:
+        """Return what decides its samples."""
+        return {"digest": self.digest()}
+
     def digest(self) -> str:
         """Return the digest of all answers and of what they are about."""
         told = json.dumps([self._messages, self._topics], sort_keys=True)

@@ -137,8 +137,8 @@ def read_medium(medium: Medium, num_frames: int, name: str) -> list[np.ndarray]:
     except FileNotFoundError as error:
         fix = "check the media folder and the path in the record"
         raise SampleError("missing_media", name, f"no {medium.kind} at {medium.name}; {fix}") from error
-    except (FrameError, NoFramesError) as error:
-        raise SampleError("unreadable_media", name, str(error)) from error
+    except (FrameError, NoFramesError, OSError, ValueError) as error:  # also a name that no file can have
+        raise SampleError("unreadable_media", name, f"{medium.kind} {medium.name:.200}: {error!s:.200}") from error
 
 
 def parse_record(record: Any, name: str, media_folder: Path, group: str) -> Sample:
@@ -174,7 +174,7 @@ def right_answers(record: Any) -> list[str]:
     found = record.get("answers", record.get("answer")) if isinstance(record, Mapping) else None
     answers = found if isinstance(found, list) else [found]
     texts = [answer for answer in answers if isinstance(answer, str)]
-    return texts if len(texts) == len(answers) else []
+    return [text for text in texts if text.strip()] or texts if len(texts) == len(answers) else []
 
 
 def _message(message: Any, name: str) -> tuple[str, str]:

@@ -55,8 +55,9 @@ def dequantize(packed: Tensor, scale_GN: Tensor, dtype: torch.dtype = torch.floa
     """Return W, (K, N), of two values to a byte, (K, N / 2) uint8."""
     # Shifted up and back down as signed bytes, a nibble keeps its sign.
     low, high = (packed << 4).view(torch.int8) >> 4, packed.view(torch.int8) >> 4
-    values_KN = torch.stack([low, high], dim=-1).flatten(1).to(dtype)
-    return (values_KN.unflatten(0, (len(scale_GN), -1)) * scale_GN.to(dtype)[:, None]).flatten(0, 1)
+    values_KN = torch.stack([low, high], dim=-1).flatten(1).float()
+    # Rounded once: scales have digits that bfloat16 has not.
+    return (values_KN.unflatten(0, (len(scale_GN), -1)) * scale_GN.float()[:, None]).flatten(0, 1).to(dtype)
 
 
 def _pack(values_KN: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from nvila_ros.errors import ConfigError
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.preprocess.views import view_images
 from nvila_ros.training.conversations.forward import TILES_AT_ONCE, see_views, told_log_probs
@@ -49,8 +50,13 @@ def share_out(model: Nvila, settings: Settings, ranks: Ranks, device: torch.devi
 
     Each has the whole model and they exchange gradients (DDP), or where sharded its share of every layer (FSDP2). Both
     average gradients over the ranks.
+
+    Raises:
+        ConfigError: it is to be sharded, and there is one process only.
     """
     if settings.is_sharded:
+        if not torch.distributed.is_initialized():
+            raise ConfigError("--shard spreads a model over processes; start it with torchrun --nproc-per-node N")
         # A rank with more tiles may not go through the tower more often than the others.
         learner = Learner(model, tiles_at_once=sys.maxsize)
         mesh = init_device_mesh(device.type, (ranks.world_size,))
@@ -84,6 +90,14 @@ def whole(tensor: Tensor) -> Tensor:
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
     return tensor.cpu()
+
+
+def whole_if(keeps: bool, tensor: Tensor) -> Tensor | None:
+    """Return `whole` where it is kept; other ranks take part in putting it together and hold nothing of it."""
+    if not keeps and not isinstance(tensor.detach(), DTensor):
+        return None
+    gathered = whole(tensor)
+    return gathered if keeps else None
 
 
 def as_held(tensor: Tensor, like: Tensor) -> Tensor:

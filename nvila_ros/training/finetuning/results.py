@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import PICKLES, Checkpoint
-from nvila_ros.training.finetuning.learner import whole
+from nvila_ros.training.finetuning.learner import whole, whole_if
 from nvila_ros.training.finetuning.run import Run
 from nvila_ros.training.finetuning.tuning import tuned_weights
 from nvila_ros.training.staging import told_if_full
@@ -46,7 +46,11 @@ def write_results(run: Run, source: Checkpoint, out: Path) -> None:
 
 def _write_tuned(run: Run) -> None:
     """Write the adapter as peft does, and beside it everything else that learned, as it is kept."""
-    learned = {name: whole(value) for name, value in run.model.named_parameters() if value.requires_grad}
+    learned: dict[str, Tensor] = {}
+    for name, parameter in run.model.named_parameters():
+        value = whole_if(run.ranks.is_first, parameter) if parameter.requires_grad else None
+        if value is not None:
+            learned[name] = value
     if not run.ranks.is_first:
         return
     factors = {name: value for name, value in learned.items() if ".lora_" in name}

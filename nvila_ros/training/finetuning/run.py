@@ -90,7 +90,8 @@ class Run:
         self._check_held_out()
         self.num_steps = settings.num_steps or settings.epochs * self.batches.steps_per_epoch
         prepare(model, settings)
-        model.to(self.device)
+        if not settings.is_sharded:  # else each layer's share alone goes there, since all of it may not fit
+            model.to(self.device)
         self.learner = share_out(model, settings, self.ranks, self.device)
         groups = parameter_groups(model.named_parameters(), settings.lr_by_part, settings.weight_decay)
         self.optimizer = new_optimizer(groups, settings, self.device)

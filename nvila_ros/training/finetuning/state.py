@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.training.finetuning.learner import as_held, whole
+from nvila_ros.training.finetuning.learner import as_held, whole_if
 from nvila_ros.training.staging import staged, told_if_full
 from nvila_ros.training.states import load_tensors, save_tensors
 
@@ -45,9 +45,9 @@ def save_state(
     Raises:
         ConfigError: it cannot be written; the one before is still there.
     """
-    values = {name: whole(value) for name, value in model.named_parameters() if value.requires_grad}
+    values = {name: whole_if(writes, value) for name, value in model.named_parameters() if value.requires_grad}
     moments = {
-        name: {key: whole(value) if isinstance(value, Tensor) else value for key, value in state.items()}
+        name: {key: whole_if(writes, value) if isinstance(value, Tensor) else value for key, value in state.items()}
         for name, state in _states(optimizer).items()
     }
     if writes:

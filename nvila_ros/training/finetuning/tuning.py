@@ -44,7 +44,8 @@ def prepare(model: Nvila, settings: Settings) -> None:
         add_adapters(model, names, settings)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_learns(name, settings))
-        if settings.precision != FP32 and parameter.is_floating_point() and not parameter.requires_grad:
+        is_wide = parameter.dtype == torch.float32  # scales of four bits are not
+        if settings.precision != FP32 and is_wide and not parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()  # as autocast would do for each product anew
     if settings.precision == FP8:
         convert_linears(model.llm.model["layers"])
