@@ -8,6 +8,7 @@ Shapes: L tokens, G visual tokens, R tokens whose logits are wanted, D decoder w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -142,17 +143,18 @@ class Speaker:
     ) -> list[tuple[Plan, np.ndarray]]:
         """Read the questions and all choices; return the texts to be told, with the logits of their first token."""
         for plan in plans:
-            grove.add(plan.branch, plan.ids_L[num_shared:].tolist(), num_wanted=1)
+            grove.add(plan.branch, plan.ids_L[num_shared:].tolist())
             for ids in plan.sequences:
-                grove.add(plan.branch.fork(), ids[:-1], num_wanted=len(ids) - 1)
-        logits_R = iter(grove.grow())
+                grove.follow(plan.branch.fork(), ids)
+        logits, followed = grove.grow()
         own.enter("decode_s")
-        first = [(plan, next(logits_R), [next(logits_R) for ids in plan.sequences for _ in ids[:-1]]) for plan in plans]
         work.check()
-        for plan, logits_V, rows in first:
+        log_probs = (each.log_prob for each in followed)
+        for plan, logits_V in zip(plans, logits, strict=True):
+            mine = list(itertools.islice(log_probs, sum(len(ids) - 1 for ids in plan.sequences)))
             if plan.sequences and plan.ledger.answer is None:
-                _choose(plan, logits_V, iter(rows))
-        return [(plan, logits_V) for plan, logits_V, _ in first if not plan.sequences]
+                _choose(plan, logits_V, mine)
+        return [(plan, logits_V) for plan, logits_V in zip(plans, logits, strict=True) if not plan.sequences]
 
     def _step(self, grove: Grove, texts: Sequence[tuple[Plan, np.ndarray]]) -> list[tuple[Plan, np.ndarray]]:
         """Tell the next token of each text that has not ended; return those that go on, with their next logits."""
@@ -160,9 +162,9 @@ class Speaker:
         for plan, logits_V in texts:
             token = None if plan.ledger.answer else self._choose_token(plan, logits_V)
             if token is not None and self._tell_token(plan, token):
-                grove.add(plan.branch, [token], num_wanted=1)
+                grove.add(plan.branch, [token])
                 going.append(plan)
-        return list(zip(going, grove.grow(), strict=True)) if going else []
+        return list(zip(going, grove.grow()[0], strict=True))
 
     def _following(self, trunk: Trunk, plan: Plan, token: int) -> int | None:
         """Append a token and return the one after it."""
@@ -199,10 +201,10 @@ class Speaker:
         return True
 
 
-def _choose(plan: Plan, logits_V: np.ndarray, rows: Iterator[np.ndarray]) -> None:
+def _choose(plan: Plan, logits_V: np.ndarray, log_probs: Sequence[float]) -> None:
     """Answer with the likeliest of the choices."""
     assert isinstance(plan.kind, Scored), "only choices are scored"
-    spelled = score_sequences(logits_V, rows, plan.sequences)
+    spelled = score_sequences(logits_V, iter(log_probs), plan.sequences)
     probabilities = plan.kind.combine(spelled)
     best = int(probabilities.argmax())
     told = int(np.where(plan.kind.owners == best, spelled, -1).argmax())

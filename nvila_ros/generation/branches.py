@@ -9,10 +9,12 @@ Shapes: L new tokens, M rows of the cache with them, R tokens whose logits are w
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from nvila_ros.generation.decode import log_total
 from nvila_ros.runtime.contract import Cache, Engine, Tree
 
 MAX_TOKENS = 512  # in one call; longer ones do not make the matrix products faster
@@ -30,6 +32,14 @@ class Branch:
         return Branch(list(self.rows))
 
 
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """How likely the token was that a sequence goes on with, and whether it is the likeliest there."""
+
+    log_prob: float
+    is_greedy: bool
+
+
 class Grove:
     """The branches behind all that a cache holds now, and the tokens of theirs that wait for the next call."""
 
@@ -38,25 +48,43 @@ class Grove:
         self._prefix = cache.length
         self._ids: list[int] = []
         self._branches: list[tuple[int, ...]] = []  # of each waiting token, its branch's rows up to itself
-        self._wanted: list[int] = []
+        self._wanted: list[tuple[int, int | None]] = []  # which of the waiting, and the token that follows it if known
         self._logits: list[np.ndarray] = []
+        self._followed: list[Followed] = []
 
-    def add(self, branch: Branch, ids: list[int], *, num_wanted: int) -> None:
-        """Let tokens of a branch wait, the logits after the last `num_wanted` of them to be told."""
-        for k, token in enumerate(ids):
-            if len(self._ids) == MAX_TOKENS or len(self._wanted) == MAX_WANTED:
-                self._flush()
-            branch.rows.append(self._cache.length + len(self._ids))
-            if k >= len(ids) - num_wanted:
-                self._wanted.append(len(self._ids))
-            self._ids.append(token)
-            self._branches.append(tuple(branch.rows))
+    def add(self, branch: Branch, ids: list[int]) -> None:
+        """Let tokens of a branch wait, the logits after the last of them to be told."""
+        for token in ids[:-1]:
+            self._add(branch, token)
+        self._add(branch, ids[-1], is_wanted=True)
 
-    def grow(self) -> np.ndarray:
-        """Append what waits; return the logits that were wanted since the last time, in the order of adding, (R, V)."""
+    def follow(self, branch: Branch, ids: list[int]) -> None:
+        """Let a branch go on with all these tokens but the last; how likely each is behind the others is to be told.
+
+        Of the first one, which follows what the branch holds already, it is not. No row of logits is kept: of many long
+        sequences they would take gigabytes.
+        """
+        for token, following in itertools.pairwise(ids):
+            self._add(branch, token, is_wanted=True, following=following)
+
+    def grow(self) -> tuple[list[np.ndarray], list[Followed]]:
+        """Append what waits; return the logits after what was added, (V,) each, and how likely what was followed is.
+
+        Both since the last time, and in the order of the calls.
+        """
         self._flush()
-        logits, self._logits = self._logits, []
-        return np.concatenate(logits)
+        told = self._logits, self._followed
+        self._logits, self._followed = [], []
+        return told
+
+    def _add(self, branch: Branch, token: int, *, is_wanted: bool = False, following: int | None = None) -> None:
+        if len(self._ids) == MAX_TOKENS or len(self._wanted) == MAX_WANTED:
+            self._flush()
+        branch.rows.append(self._cache.length + len(self._ids))
+        if is_wanted:
+            self._wanted.append((len(self._ids), following))
+        self._ids.append(token)
+        self._branches.append(tuple(branch.rows))
 
     def _flush(self) -> None:
         if not self._ids:
@@ -67,8 +95,13 @@ class Grove:
         for k, rows in enumerate(self._branches):
             sees_LM[k, list(rows)] = True
         positions_L = np.array([self._prefix + len(rows) - 1 for rows in self._branches], np.int64)
-        tree = Tree(positions_L, sees_LM, np.array(self._wanted, np.int64))
+        tree = Tree(positions_L, sees_LM, np.array([place for place, _ in self._wanted], np.int64))
         embeds_LD = self._engine.embed(np.array(self._ids))
         logits_RV = self._engine.forward_tree(embeds_LD, self._cache, tree)
-        self._logits.append(logits_RV)
+        for logits_V, (_, following) in zip(logits_RV, self._wanted, strict=True):
+            if following is None:
+                self._logits.append(logits_V.copy())  # the row alone, not all that came with it
+            else:
+                log_prob = float(logits_V[following]) - log_total(logits_V)
+                self._followed.append(Followed(log_prob, int(logits_V.argmax()) == following))
         self._ids, self._branches, self._wanted = [], [], []

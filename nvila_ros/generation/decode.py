@@ -5,6 +5,7 @@ Shapes: L tokens, D decoder width, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -37,21 +38,16 @@ def most_likely(logits_V: np.ndarray, never: np.ndarray) -> int:
     return int(logits_V.argmax())
 
 
-def score_sequences(logits_V: np.ndarray, rows: Iterator[np.ndarray], sequences: Sequence[Sequence[int]]) -> np.ndarray:
+def score_sequences(logits_V: np.ndarray, log_probs: Iterator[float], sequences: Sequence[Sequence[int]]) -> np.ndarray:
     """Return how likely each sequence of tokens is to follow, normalised over the sequences; float64.
 
     Args:
         logits_V: the logits where all of them begin.
-        rows: of each sequence in turn, the logits after each of its tokens but the last, (V,) each.
+        log_probs: of each sequence in turn, how likely each of its tokens but the first is behind those before it.
         sequences: token ids, the stop token included.
     """
     total = log_total(logits_V)
-    scores = np.zeros(len(sequences))
-    for i, ids in enumerate(sequences):
-        scores[i] = logits_V[ids[0]] - total
-        for token in ids[1:]:
-            row_V = next(rows)
-            scores[i] += row_V[token] - log_total(row_V)
+    scores = np.array([logits_V[ids[0]] - total + sum(itertools.islice(log_probs, len(ids) - 1)) for ids in sequences])
     return np.exp(scores - log_total(scores))
 
 

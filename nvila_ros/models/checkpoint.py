@@ -80,9 +80,9 @@ class Checkpoint:
         faults = find_faults(self.spec, {key: info.shape for key, info in self.tensors.items()})
         if faults:
             raise CheckpointError(f"{self.path}: {faults[0]}")
-        other = {info.dtype for info in self.tensors.values()} - set(FLOATS)
-        if other:
-            raise CheckpointError(f"{self.path}: weights must be of {list(FLOATS)}, got {sorted(other)} as well")
+        faults = find_odd_dtypes(self.spec, self.tensors)
+        if faults:
+            raise CheckpointError(f"{self.path}: {faults[0]}")
         keys = [key for key in expected_shapes(self.spec) if key.split(".", 1)[0] in (parts or PARTS)]
         return Weights({key: self.tensors[key] for key in keys}, dtype)
 
@@ -127,9 +127,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     else:
         tensors = {key: info for part in PARTS for key, info in _read_folder(root / part, f"{part}.").items()}
     spec = read_spec(root.name, top, **part_configs(root, top, layout))
-    processor = (root if layout == "flat" else root / "vision_tower") / "preprocessor_config.json"
-    if processor.is_file():
-        check_preprocessor(read_object(processor), spec.vision.image_px)
+    check_processor(root, layout, spec)
     return Checkpoint(
         path=root,
         spec=spec,
@@ -138,6 +136,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         tensors=tensors,
         tokenizer_folder=root if layout == "flat" else root / "llm",
     )
+
+
+def check_processor(root: Path, layout: str, spec: ModelSpec) -> None:
+    """Refuse a checkpoint, by the file of its tower's image processor if it has one, as `check_preprocessor`.
+
+    Raises:
+        CheckpointError: a value that reaches the pixels differs.
+    """
+    processor = (root if layout == "flat" else root / "vision_tower") / "preprocessor_config.json"
+    if processor.is_file():
+        check_preprocessor(read_object(processor), spec.vision.image_px)
+
+
+def find_odd_dtypes(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """Return what is wrong with the dtypes of tensors that reach an answer."""
+    odd = sorted({tensors[key].dtype for key in expected_shapes(spec) if key in tensors} - set(FLOATS))
+    return [f"weights must be of {list(FLOATS)}, got {odd} as well; convert them"] if odd else []
 
 
 def find_layout(root: Path, top: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -232,6 +233,12 @@ def check_preprocessor(config: Config, image_px: int) -> None:
     with _naming("the image processor"):
         size = config.get("size")
         _only(config, "resample", 3)
+        for key in ("do_resize", "do_rescale", "do_normalize"):
+            _only(config, key, True)
+        if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+            raise CheckpointError(
+                f"rescale_factor of the image processor must be 1/255, got {config['rescale_factor']}"
+            )
         for key in ("image_mean", "image_std"):
             _only(config, key, [0.5, 0.5, 0.5])
         if isinstance(size, dict) and set(size.values()) != {image_px}:

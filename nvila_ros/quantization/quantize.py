@@ -133,7 +133,9 @@ def to_half(key: str, array: np.ndarray) -> np.ndarray:
     Raises:
         CheckpointError: a value is too large for it.
     """
-    largest, limit = float(np.abs(array).max(initial=0)), float(np.finfo(np.float16).max)
+    # Not by np.abs, which would hold a table of the vocabulary twice.
+    largest = max(float(array.max(initial=0)), -float(array.min(initial=0)))
+    limit = float(np.finfo(np.float16).max)
     if not largest <= limit:
         raise CheckpointError(f"{key} must stay within {limit:g} to fit half precision, got {largest:g}; keep it fp32")
     return array.astype(np.float16)

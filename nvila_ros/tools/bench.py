@@ -26,7 +26,7 @@ from rich.table import Table
 from nvila_ros.errors import BackendError
 from nvila_ros.loading import find_checkpoint
 from nvila_ros.tools.options import add_model_options, positive, print_json, size, wide_console
-from nvila_ros.tools.speeds import Plan
+from nvila_ros.tools.speeds import GPU_BACKENDS, Plan
 
 READ_BYTES = 1 << 28  # of each thread: beyond any cache of a core
 NUM_READS = 5
@@ -54,20 +54,14 @@ def run(args: argparse.Namespace) -> int:
     find_checkpoint(args.model)
     fields = ("model", "backend", "threads", "image", "frames", "prompt", "tokens", "repeats")
     plan = Plan(**{name: getattr(args, name) for name in fields})
-    threads = args.threads or os.cpu_count() or 1
+    threads = args.threads or len(os.sched_getaffinity(0))
     read_s = read_bandwidth(threads)
     told = measure_apart(plan)
-    read_s = max(read_s, read_bandwidth(threads))
-    roofline = told["step_bytes"] * told["decode_tok_s"]["median"] / read_s
-    told = {
-        "model": told.pop("model"),
-        "backend": told.pop("backend"),
-        "precision": told.pop("precision"),
-        "threads": threads,
-        **told,
-        "read_bytes_s": read_s,
-        "roofline": roofline,
-    }
+    told = {name: told.pop(name) for name in ("model", "backend", "precision")} | {"threads": threads} | told
+    if told["backend"] not in GPU_BACKENDS:  # whose memory is not what these threads read
+        read_s = max(read_s, read_bandwidth(threads))
+        roofline = told["step_bytes"] * told["decode_tok_s"]["median"] / read_s
+        told |= {"read_bytes_s": read_s, "roofline": roofline}
     if not args.json:
         wide_console().print(as_table(told))
     print_json(told)
@@ -134,13 +128,15 @@ def as_table(told: Mapping[str, Any]) -> Table:
     ):
         median, low, high = (f"{factor * told[key][each]:,.{digits}f}" for each in ("median", "low", "high"))
         table.add_row(name, median, f"{low} to {high}")
-    for name, text in (
-        ("loading, s", f"{told['load_s']:.2f}"),
-        ("memory kept, MB", f"{told['kept_bytes'] / 1e6:,.0f}"),
-        ("memory at its peak, MB", f"{told['peak_bytes'] / 1e6:,.0f}"),
-        ("read for each decoded token, MB", f"{told['step_bytes'] / 1e6:,.1f}"),
-        ("memory can be read at, GB/s", f"{told['read_bytes_s'] / GB:.1f}"),
-        ("decode reads at, of that", f"{told['roofline']:.0%}"),
-    ):
+    rows = {
+        "loading, s": f"{told['load_s']:.2f}",
+        "memory kept, MB": f"{told['kept_bytes'] / 1e6:,.0f}",
+        "memory at its peak, MB": f"{told['peak_bytes'] / 1e6:,.0f}",
+        "read for each decoded token, MB": f"{told['step_bytes'] / 1e6:,.1f}",
+    }
+    if "roofline" in told:
+        rows["memory can be read at, GB/s"] = f"{told['read_bytes_s'] / GB:.1f}"
+        rows["decode reads at, of that"] = f"{told['roofline']:.0%}"
+    for name, text in rows.items():
         table.add_row(name, text, "")
     return table

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.errors import QueryError
-from nvila_ros.generation.branches import Branch, Grove
+from nvila_ros.generation.branches import Branch, Followed, Grove
 from nvila_ros.generation.decode import log_total
 from nvila_ros.generation.prefix import PrefixCache, identify
 from nvila_ros.prompt.chat import build_prompt
@@ -75,15 +75,18 @@ class LikelihoodScorer:
             logits_V = trunk.prefill(embed_prompt(self._engine, ids_L, visual_GD), keys_L2, _go_on)
             grove = Grove(self._engine, trunk.cache)
             for ids in sequences:
-                grove.add(Branch(), ids[:-1], num_wanted=len(ids) - 1)
-            rows = iter(grove.grow())
-            return [_likelihood(ids, [logits_V, *(next(rows) for _ in ids[:-1])]) for ids in sequences]
+                grove.follow(Branch(), ids)
+            followed = iter(grove.grow()[1])
+            total, best = log_total(logits_V), int(logits_V.argmax())
+            first = [Followed(float(logits_V[ids[0]]) - total, best == ids[0]) for ids in sequences]
+            return [
+                _likelihood([one, *(next(followed) for _ in ids[1:])])
+                for one, ids in zip(first, sequences, strict=True)
+            ]
 
 
-def _likelihood(ids: Sequence[int], logits_RV: Sequence[np.ndarray]) -> Likelihood:
-    log_probs = [float(logits_V[token]) - log_total(logits_V) for token, logits_V in zip(ids, logits_RV, strict=True)]
-    is_greedy = all(int(logits_V.argmax()) == token for token, logits_V in zip(ids, logits_RV, strict=True))
-    return Likelihood(tuple(log_probs), is_greedy)
+def _likelihood(tokens: Sequence[Followed]) -> Likelihood:
+    return Likelihood(tuple(token.log_prob for token in tokens), all(token.is_greedy for token in tokens))
 
 
 def _groups(sequences: Sequence[list[int]], room: int) -> Iterator[list[list[int]]]:

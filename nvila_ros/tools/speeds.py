@@ -6,13 +6,14 @@ cache knows them. A process that measures one model and nothing else has true fi
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,13 @@ from nvila_ros.models.shapes import EMBEDDING, HEAD
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.runtime.contract import Engine
+from nvila_ros.runtime.contract import Engine, TopEngine
 from nvila_ros.types import Answer, Frame, Query
 
 ROUNDS_HEAD = ("cpu",)
 """Backends that keep a float head beside a quantized decoder in eight bits."""
+GPU_BACKENDS = ("tensorrt",)
+"""Backends that hold floats in half precision, in memory of their own."""
 MAX_S = 20.0  # of one figure; a slow model is measured less often, but twice at least
 QUESTION = "What is there to see?"
 
@@ -104,9 +107,10 @@ def measure(plan: Plan, tell: Callable[[str], object]) -> dict[str, Any]:
     ):
         tell(name)
         figures[name] = asdict(act())
+    seeds = itertools.count()
     for name, num_frames in (("image", 1), ("clip", plan.frames)):
         tell(f"{name}_ttft_s")
-        figures |= {f"{name}_{key}": value for key, value in _ask(perceiver, num_frames, plan).items()}
+        figures |= {f"{name}_{key}": value for key, value in _ask(perceiver, num_frames, plan, seeds).items()}
     context = prompt + plan.tokens // 2
     figures |= {"prompt_tokens": prompt, "step_bytes": step_bytes(source, backend, context)}
     return figures | {"kept_bytes": kept_bytes, "peak_bytes": memory_bytes("VmHWM")}
@@ -115,7 +119,8 @@ def measure(plan: Plan, tell: Callable[[str], object]) -> dict[str, Any]:
 def step_bytes(source: Checkpoint | Artefact, backend: str, context: int) -> int:
     """Return the bytes that a decode step must read at least, behind `context` tokens.
 
-    Matrices as their files hold them where they are quantized, else in float32; the cache in two bytes a value.
+    Matrices as their files hold them where they are quantized, else in float32, or on a GPU in half; the cache in two
+    bytes a value.
     """
     tensors = source.tensors
     head = HEAD if f"{HEAD}.values" in tensors or HEAD in tensors else EMBEDDING
@@ -125,7 +130,7 @@ def step_bytes(source: Checkpoint | Artefact, backend: str, context: int) -> int
         if not key.startswith(("llm.model.layers.", head)):
             continue
         is_rounded = key == head and is_quantized and backend in ROUNDS_HEAD
-        total += math.prod(info.shape) if is_rounded else _held_bytes(key, info)
+        total += math.prod(info.shape) if is_rounded else _held_bytes(key, info, 2 if backend in GPU_BACKENDS else 4)
     return total + cache_bytes(source.spec.decoder, context)
 
 
@@ -134,8 +139,8 @@ def cache_bytes(spec: DecoderSpec, context: int) -> int:
     return 2 * 2 * spec.num_layers * spec.num_kv_heads * spec.head_size * context
 
 
-def _held_bytes(key: str, info: TensorInfo) -> int:
-    return math.prod(info.shape) * (1 if key.endswith(".values") else 4)
+def _held_bytes(key: str, info: TensorInfo, float_bytes: int) -> int:
+    return math.prod(info.shape) * (1 if key.endswith(".values") else float_bytes)
 
 
 def _tile_s(engine: Engine, plan: Plan) -> Figure:
@@ -158,27 +163,29 @@ def _step_s(engine: Engine, prompt: int, plan: Plan) -> Figure:
     """Seconds of a decode step: of each repeat the median, since a rare long step is the machine's."""
     cache = engine.new_cache(prompt + plan.tokens)
     engine.forward(_random_embeds(engine, prompt), cache)
+    # As answers are told: the best of the logits where an engine finds them by itself.
+    step = engine.forward_top if isinstance(engine, TopEngine) else lambda x, held: engine.forward(x, held).argmax()
 
     def once() -> float:
         cache.truncate(prompt)
         ids = np.arange(1)
-        steps = [_seconds(lambda: engine.forward(engine.embed(ids), cache).argmax()) for _ in range(plan.tokens)]
+        steps = [_seconds(lambda: step(engine.embed(ids), cache)) for _ in range(plan.tokens)]
         return statistics.median(steps)
 
     return Figure.of(_repeat(once, plan))
 
 
-def _ask(perceiver: Perceiver, num_frames: int, plan: Plan) -> dict[str, Any]:
-    """Return the time to the first token of a question about noise, and what it was about."""
-    stamps, answers = iter(range(1 << 30)), []
+def _ask(perceiver: Perceiver, num_frames: int, plan: Plan, seeds: Iterator[int]) -> dict[str, Any]:
+    """Return the time to the first token of a question about noise, and what it was about; no seed comes twice."""
+    answers: list[Answer] = []
 
     def once() -> float:
-        frames = [_noise(next(stamps), plan.image) for _ in range(num_frames)]
+        frames = [_noise(next(seeds), plan.image) for _ in range(num_frames)]
         answers.append(perceiver.answer(replace(_query(), num_frames=num_frames), frames))
         return answers[-1].timings.ttft_s
 
     figure = Figure.of(_repeat(once, plan))
-    last: Answer = answers[-1]
+    last = answers[-1]
     return {"ttft_s": asdict(figure), "frames": len(last.frames), "tokens": last.counts.num_prompt_tokens}
 
 

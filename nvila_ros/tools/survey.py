@@ -18,7 +18,9 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import (
     PARTS,
     TensorInfo,
+    check_processor,
     find_layout,
+    find_odd_dtypes,
     find_pickles,
     part_configs,
     read_header,
@@ -80,6 +82,8 @@ def survey_checkpoint(root: Path) -> Survey:
         found.spec = _read_spec(found, top, has_all_files)
     if found.spec is not None:
         _judge_tensors(found, found.spec, has_all_files)
+        with _collect(found.faults):
+            check_processor(root, found.layout, found.spec)
         if is_flat and "image_aspect_ratio" not in (top or {}):
             found.remarks.append(
                 "a flat config tells neither image mode nor pooling; they are those of the published variant with "
@@ -149,6 +153,7 @@ def _judge_tensors(found: Survey, spec: ModelSpec, has_all_files: bool) -> None:
     shapes = {key: info.shape for key, info in found.tensors.items()}
     # What lay in a file that is gone or broken was told with the file.
     found.faults += find_faults(spec, shapes if has_all_files else wanted | shapes)
+    found.faults += find_odd_dtypes(spec, found.tensors)
     dtypes = sorted({info.dtype for key, info in found.tensors.items() if key in wanted})
     if len(dtypes) > 1:
         found.remarks.append(f"the weights are of several dtypes: {', '.join(dtypes)}")

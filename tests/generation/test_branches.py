@@ -49,27 +49,38 @@ def test_forks_and_later_tokens_get_what_each_sequence_gets_alone(
         told: list[tuple[Branch, list[int]]] = []
         for ids, forks in trunks:
             branch = Branch()
-            grove.add(branch, ids, num_wanted=1)
+            grove.add(branch, ids)
             told.append((branch, ids))
             for fork in forks:
                 told.append((branch.fork(), ids + fork))
-                grove.add(told[-1][0], fork, num_wanted=1)
-        first = grove.grow()
+                grove.add(told[-1][0], fork)
+                grove.follow(branch.fork(), [*fork, STOP])
+        first, followed = grove.grow()
         for branch, ids in told:
-            grove.add(branch, [ids[-1]], num_wanted=1)
-        second = grove.grow()
+            grove.add(branch, [ids[-1]])
+        second, none = grove.grow()
 
     for (_, ids), logits_V, later_V in zip(told, first, second, strict=True):
         assert_near("logits", logits_V, alone(prefix + ids), 1e-4)
         assert_near("logits", later_V, alone([*prefix, *ids, ids[-1]]), 1e-4)
+    assert none == []
+    wanted = [
+        (alone(prefix + ids + fork[:k]), [*fork, STOP][k])
+        for ids, forks in trunks
+        for fork in forks
+        for k in range(1, len(fork) + 1)
+    ]
+    for got, (logits_V, token) in zip(followed, wanted, strict=True):
+        assert got.log_prob == pytest.approx(logits_V[token] - log_total(logits_V), abs=1e-4)
 
 
 def test_scores_are_the_probabilities_of_whole_answers() -> None:
     prompt = np.random.default_rng(1).integers(0, 280, 20).tolist()
     choices = [[5, 6, STOP], [5, STOP], [7, 8, 9, STOP]]
-    rows = [alone(prompt + ids[:k]) for ids in choices for k in range(1, len(ids))]
+    rows = [(alone(prompt + ids[:k]), ids[k]) for ids in choices for k in range(1, len(ids))]
+    log_probs = [logits_V[token] - log_total(logits_V) for logits_V, token in rows]
 
-    got = score_sequences(alone(prompt), iter(rows), choices)
+    got = score_sequences(alone(prompt), iter(log_probs), choices)
 
     each = [
         np.exp(sum(alone(prompt + ids[:k])[token] - log_total(alone(prompt + ids[:k])) for k, token in enumerate(ids)))

@@ -215,6 +215,21 @@ def test_checkpoint_with_a_variants_dimensions_is_known(copy: Path, capsys: pyte
             lambda root: change_json(root / "llm" / "model.safetensors.index.json", weight_map={}),
             "names no weight files",
         ),
+        (
+            lambda root: (root / "vision_tower" / "preprocessor_config.json").write_text('{"do_normalize": false}'),
+            "do_normalize must be True, got False",
+        ),
+        (
+            lambda root: (root / "vision_tower" / "preprocessor_config.json").write_text('{"rescale_factor": 1.0}'),
+            "rescale_factor of the image processor must be 1/255, got 1.0",
+        ),
+        (
+            lambda root: change_tensors(
+                root / PROJECTOR,
+                lambda tensors: tensors.update({"layers.1.bias": tensors["layers.1.bias"].astype(np.int32)}),
+            ),
+            "weights must be of ['BF16', 'F16', 'F32', 'F64'], got ['I32'] as well",
+        ),
     ],
 )
 def test_fault_is_named_beside_all_that_can_be_said(
