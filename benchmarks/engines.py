@@ -120,7 +120,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--tokens", type=positive, default=48, help="decode steps of a round")
     parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--head-bits", type=int, choices=(4, 8), default=4, help="of our map to the vocabulary")
-    parser.add_argument("--questions", type=positive, default=167, help="to nvila-tiny, of each of six kinds")
+    parser.add_argument("--questions", type=positive, default=167, help="to nvila-tiny, of each of eleven kinds")
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1)
     parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="keeps the runtimes' files")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")

@@ -1,19 +1,16 @@
 """Start the node with a camera that shows it the synthetic world, or plays it a video file."""
 
-import os
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 SHARE = Path(get_package_share_directory("nvila_ros"))
-PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-PROFILE_VARIABLE = PROFILE_VARIABLES[os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")]
 
 ARGUMENTS = (
     ("video", "", str, "video file to play in a loop; empty: the synthetic world"),
@@ -21,13 +18,6 @@ ARGUMENTS = (
     ("height", "480", int, "height of the synthetic world, px"),
     ("rate_hz", "30.0", float, "frames a second of the synthetic world"),
 )
-
-
-def dds_profile() -> list[SetEnvironmentVariable]:
-    """Give Fast DDS room for images in camera and node, unless the user chose a profile."""
-    if any(name in os.environ for name in PROFILE_VARIABLES):
-        return []
-    return [SetEnvironmentVariable(PROFILE_VARIABLE, str(SHARE / "config/fastdds_shm.xml"))]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -46,4 +36,4 @@ def generate_launch_description() -> LaunchDescription:
         output="screen",
     )
     node = IncludeLaunchDescription(PythonLaunchDescriptionSource(str(SHARE / "launch/nvila.launch.py")))
-    return LaunchDescription([*dds_profile(), *arguments, node, camera])
+    return LaunchDescription([*arguments, node, camera])

@@ -1,6 +1,5 @@
 """Start the node that answers questions about a camera's live video."""
 
-import os
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
@@ -24,17 +23,6 @@ ARGUMENTS = (
     ("log_level", "info", "least severe message logged: debug, info, warn, error or fatal"),
 )
 
-# Read by Fast DDS from Kilted on, and before it.
-PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-PROFILE_VARIABLE = PROFILE_VARIABLES[os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")]
-
-
-def dds_profile() -> dict[str, str]:
-    """Return the environment that gives Fast DDS room for images, unless the user chose a profile."""
-    if any(name in os.environ for name in PROFILE_VARIABLES):
-        return {}
-    return {PROFILE_VARIABLE: str(SHARE / "config/fastdds_shm.xml")}
-
 
 def start_node(context: LaunchContext) -> list[Node]:
     """Build the node once the arguments are known: an empty one leaves the parameter file's value alone."""
@@ -49,7 +37,6 @@ def start_node(context: LaunchContext) -> list[Node]:
         parameters=[values["params_file"], overrides],
         remappings=[("image", values["image"])],
         ros_arguments=["--log-level", values["log_level"]],
-        additional_env=dds_profile(),
         output="screen",
     )
     return [node]

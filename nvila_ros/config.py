@@ -38,7 +38,7 @@ class NodeConfig:
     )
     backend: str = setting(
         "auto",
-        "runtime of the model; auto: of a build that of its device, else onnxruntime",
+        "runtime of the model; auto: that of a build's device (cpu without OpenVINO: onnxruntime), else onnxruntime",
         choices=("auto", "cpu", "onnxruntime", "tensorrt", "torch"),
     )
     recipe: str = setting(
@@ -46,7 +46,7 @@ class NodeConfig:
     )
     build_missing_engines: bool = setting(
         False,
-        "build the recipe in a process of its own where it has no build that loads; else the node refuses to start",
+        "where `recipe` has no usable build: true makes one in a child process, false ends the node with the command",
     )
     answer_while_building: bool = setting(
         False, "answer with the unquantized checkpoint on ONNX Runtime until the build is there; else reject queries"
@@ -96,7 +96,7 @@ class NodeConfig:
     )
     max_age_s: float = setting(
         0.0,
-        "a camera whose newest frame is older has stalled: questions about its present end NO_FRAMES; 0: never",
+        "questions without `start` and `end` end NO_FRAMES where a camera's newest frame is older than this; 0: never",
         "s",
         low=0.0,
         high=86400.0,
@@ -121,7 +121,7 @@ class NodeConfig:
     )
     repeat_threshold: float = setting(
         0.0,
-        "a frame that differs nowhere by more than this share of full scale from one known takes its tokens; 0: never",
+        "reuse a frame's tokens for one whose 32x32 thumbnail differs nowhere by more than this share; 0: never",
         low=0.0,
         high=1.0,
     )

@@ -16,6 +16,8 @@ from pathlib import Path
 from nvila_ros.errors import ConfigError
 
 PACKAGE = "nvila_ros"
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+"""What Fast DDS reads from Kilted on, and before it."""
 
 
 def share_path(*parts: str) -> Path:
@@ -40,6 +42,17 @@ def build_folder(name: str = "") -> Path:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PACKAGE / "builds"
     return Path(os.environ.get("NVILA_ROS_BUILDS") or cache) / name
+
+
+def images_profile() -> dict[str, str]:
+    """Return the environment in which Fast DDS has room for images; nothing where the user chose a profile.
+
+    A publisher's counts: whoever sends images must have it before it joins the graph.
+    """
+    if any(os.environ.get(name) for name in PROFILE_VARIABLES):
+        return {}
+    variable = PROFILE_VARIABLES[os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")]
+    return {variable: str(share_path("config", "fastdds_shm.xml"))}
 
 
 def _share_folders() -> Iterator[Path]:

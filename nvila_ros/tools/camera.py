@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import array
 import json
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from sensor_msgs.msg import Image
 from nvila_ros.config import check_fields, setting
 from nvila_ros.errors import ConfigError, NvilaError
 from nvila_ros.messages import declare_parameters
+from nvila_ros.paths import images_profile
 from nvila_ros.tools.options import size, whole
 from nvila_ros.tools.source import Source, VideoSource, WorldSource
 
@@ -114,6 +116,7 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         0 after a signal, 2 if a parameter or the video file is not acceptable.
     """
+    os.environ.update(images_profile())
     cv2.setNumThreads(1)  # its share of a small robot is one core, and less
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)

@@ -35,7 +35,7 @@ from nvila_ros.loading import find_checkpoint
 from nvila_ros.messages import LATCHED, stamp_to_ns
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import Status
-from nvila_ros.paths import share_path
+from nvila_ros.paths import images_profile
 from nvila_ros.srv import Ask
 from nvila_ros.tools.ask import tokens_per_s
 from nvila_ros.tools.camera import ros_args
@@ -49,8 +49,6 @@ from nvila_ros.tools.source import FilmSource, WorldSource, film_world
 from nvila_ros.types import NS_PER_S, FinishReason, Frame
 
 PICTURE_SUFFIXES = (".png", ".jpg")
-PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-"""What Fast DDS reads from Kilted on, and before it."""
 START_S, CAMERA_S, ANSWER_S = 60.0, 20.0, 20.0
 PLAIN_WIDTH = 110
 """Columns of the table where no terminal says how many there are."""
@@ -102,11 +100,11 @@ def run(args: argparse.Namespace) -> int:
 
 def ros_environment() -> dict[str, str]:
     """Return the environment of a ROS graph of our own on this machine, with room for images in Fast DDS."""
-    environ = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_DOMAIN_ID": str(_free_domain())}
-    if not any(os.environ.get(name) for name in PROFILE_VARIABLES):
-        variable = PROFILE_VARIABLES[os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy")]
-        environ[variable] = str(share_path("config", "fastdds_shm.xml"))
-    return environ
+    return {
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_DOMAIN_ID": str(_free_domain()),
+        **images_profile(),
+    }
 
 
 def _free_domain() -> int:
