@@ -187,6 +187,22 @@ def test_frame_looked_at_ahead_is_known_when_it_is_asked_about() -> None:
     assert answer.text == cold("lite", (2,), "What is it?", "text").text
 
 
+def test_tiles_are_encoded_as_many_at_once_as_the_engine_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    vision = engine("lite").vision
+
+    def count(tile_NCHW: np.ndarray) -> np.ndarray:
+        sizes.append(len(tile_NCHW))
+        return vision(tile_NCHW)
+
+    monkeypatch.setattr(engine("lite"), "batch_tiles", 5)
+    monkeypatch.setattr(engine("lite"), "vision", count)
+    answer = make(limits=NONE).answer(query("What is it?"), [frame(2)])
+
+    assert sizes == [5, 5, 3]
+    assert answer.text == cold("lite", (2,), "What is it?", "text").text
+
+
 def test_looking_ahead_stops_between_tiles() -> None:
     perceiver = make()
 

@@ -94,6 +94,8 @@ class Decoder(Protocol):
 class AppendEngine:
     """The language model's half of an `Engine`, over a decoder that appends."""
 
+    batch_tiles = 1  # a CPU is busy with one
+
     def __init__(self, spec: ModelSpec, embedding_VD: np.ndarray, decoder: Decoder) -> None:
         self.spec = spec
         self._embedding_VD, self._decoder = embedding_VD, decoder

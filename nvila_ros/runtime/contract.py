@@ -90,6 +90,11 @@ class Engine(Protocol):
         """What the weights and activations are computed in, such as `fp32`."""
         ...
 
+    @property
+    def batch_tiles(self) -> int:
+        """Tiles that are best encoded in one call; between two calls a stop is looked for."""
+        ...
+
     def vision(self, tile_NCHW: np.ndarray) -> np.ndarray:
         """Return the features of tiles in [-1, 1], (N, P, E)."""
         ...

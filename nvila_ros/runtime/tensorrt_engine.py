@@ -71,6 +71,7 @@ class TensorRtEngine:
         # A prompt that plans have no room for is refused like one beyond the model's positions.
         capacity = min(limits.capacity, spec.decoder.max_positions)
         self.spec, self.precision = replace(spec, decoder=replace(spec.decoder, max_positions=capacity)), precision
+        self.batch_tiles = limits.max_tiles
         self._is_in_place = form.decoder == "in_place"
         self.use_graphs = use_graphs and self._is_in_place
         self._limits, self._cuda, self._embedding_VD = limits, cuda, embedding_VD

@@ -36,6 +36,7 @@ class TorchEngine:
     """`Engine` over the reference model in fp32."""
 
     precision = "fp32"
+    batch_tiles = 1
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.spec = checkpoint.spec

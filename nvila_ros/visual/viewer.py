@@ -135,10 +135,11 @@ class Viewer:
         view = view_image(spec, image) if is_alone else view_images(spec, [image])
         tile_NCHW = normalize_tiles(view.tiles, spec.pixel_dtype)
         watch.mark("preprocess_s")
-        # One by one: the tower dwarfs the calls, and a cancel waits for one tile only.
-        feat_NPE = np.concatenate([engine.vision(tile) for tile in _steps(tile_NCHW, watch.check)])
+        # Few at once: the tower dwarfs the calls, and a cancel waits for one call only.
+        size = engine.batch_tiles
+        feat_NPE = np.concatenate([engine.vision(tile) for tile in _steps(tile_NCHW, size, watch.check)])
         merged_BPE = merge_features(spec, view, feat_NPE)
-        visual_BGD = np.concatenate([engine.project(block) for block in _steps(merged_BPE, watch.check)])
+        visual_BGD = np.concatenate([engine.project(block) for block in _steps(merged_BPE, size, watch.check)])
         watch.mark("vision_s")
         return Encoded(replace(view, tiles=()), visual_BGD)
 
@@ -153,8 +154,8 @@ def _thumbnail(frame: Sight) -> np.ndarray | None:
         return None
 
 
-def _steps(array: np.ndarray, check: Callable[[], None]) -> Iterator[np.ndarray]:
-    """Yield the rows of an array one by one, each with its leading dimension, asking before each."""
-    for i in range(len(array)):
+def _steps(array: np.ndarray, size: int, check: Callable[[], None]) -> Iterator[np.ndarray]:
+    """Yield the rows of an array, so many at once, asking before each time."""
+    for first in range(0, len(array), size):
         check()
-        yield array[i : i + 1]
+        yield array[first : first + size]
