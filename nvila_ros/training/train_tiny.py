@@ -76,8 +76,9 @@ def train(
         model = _new_model(recipe, work, seed).to(device).train().requires_grad_()
         heads = Heads(recipe.spec).to(device)
         for stage in recipe.stages:
-            _run_stage(recipe, stage, model, heads, work, num_workers, has_graphs)
-            save_checkpoint(model, work / "tokenizer", out)
+            has_learned = _run_stage(recipe, stage, model, heads, work, num_workers, has_graphs)
+            if has_learned or stage is recipe.stages[-1]:  # what is there is not overwritten by a stage behind it
+                save_checkpoint(model, work / "tokenizer", out)
 
 
 def _new_model(recipe: Recipe, work: Path, seed: int) -> Nvila:
@@ -88,12 +89,13 @@ def _new_model(recipe: Recipe, work: Path, seed: int) -> Nvila:
 
 def _run_stage(
     recipe: Recipe, stage: Stage, model: Nvila, heads: Heads, work: Path, num_workers: int, has_graphs: bool
-) -> None:
+) -> bool:
+    """Train a stage to its end; returns whether anything was left to do."""
     optimizer = _optimizer(stage, model, heads, has_graphs)
     state_path = work / f"{stage.name}.pt"
     start = _resume(state_path, stage, model, heads, optimizer)
     if start >= stage.num_steps:
-        return
+        return False
     data = Batches(stage.mix, ChatTokenizer.from_folder(work / "tokenizer"), recipe.spec)
     loader = DataLoader(
         data,
@@ -112,6 +114,7 @@ def _run_stage(
                 report.check()
                 _save(state_path, step + 1, model, heads, optimizer)
                 saved_s = time.monotonic()
+    return True
 
 
 def _loss_of(stage: Stage, model: Nvila, heads: Heads) -> LossOf:

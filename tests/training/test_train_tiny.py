@@ -16,7 +16,7 @@ from nvila_ros.paths import share_path
 from nvila_ros.prompt.chat import PLACEHOLDER, Media
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import load_model
-from nvila_ros.training import tiny_scale
+from nvila_ros.training import tiny_scale, train_tiny
 from nvila_ros.training.batches import Batches, Mix
 from nvila_ros.training.chats import encode_chat
 from nvila_ros.training.losses import batch_loss
@@ -144,6 +144,19 @@ def test_run_that_was_stopped_ends_where_an_unbroken_one_does(tmp_path: Path) ->
 
     for key, value in _weights(tmp_path / "whole").items():
         assert np.array_equal(_weights(tmp_path / "stopped")[key], value), key
+
+
+def test_finished_run_writes_its_last_stage_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(Stage("first", MIX, 1, 1e-3, 1e-3), Stage("second", MIX, 1, 1e-3, 1e-3))
+    train(recipe, tmp_path / "out", tmp_path / "work", num_workers=0)
+    wanted, written = _weights(tmp_path / "out"), []
+    monkeypatch.setattr(train_tiny, "save_checkpoint", lambda *told: written.append(save_checkpoint(*told)))
+
+    train(recipe, tmp_path / "out", tmp_path / "work", num_workers=0)
+
+    assert len(written) == 1
+    found = _weights(tmp_path / "out")
+    assert all(np.array_equal(found[key], wanted[key]) for key in wanted)
 
 
 def _fail_at(call: int):
