@@ -79,7 +79,11 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint) -> Estimate:
     memory = 4 * max(layers.values()) + 2 * 4 * max(patches, positions) + 2 * SHARD_BYTES + RUNTIME_BYTES
     precision = {"vision_tower": recipe.vision.precision, "mm_projector": "fp16", "llm": recipe.decoder.precision}
     names = {"w8a8": QUANTIZED, "w4a16": QUANTIZED}
-    disk = sum(weight_bytes(spec, names.get(kind, kind))[part] for part, kind in precision.items())
+    told = decoder_options(recipe)
+    disk = sum(
+        weight_bytes(spec, names.get(kind, kind), group_size=told.group_size, is_head_int4=told.is_head_int4)[part]
+        for part, kind in precision.items()
+    )
     return Estimate(memory, disk)
 
 
@@ -132,6 +136,7 @@ def build(
     calibrate = functools.cache(calibrate)
     state = json.dumps({"recipe": told, "checkpoint": source}, indent=1, sort_keys=True)
     if not _is_begun(folder, state):
+        _refuse_strangers(folder)
         checkpoint.weights()  # what is amiss is found before an earlier build is removed
         if tower_options(recipe).needs_calibration or decoder_options(recipe).needs_calibration:
             calibrate()
@@ -172,12 +177,15 @@ def _is_begun(folder: Path, state: str) -> bool:
     return told.is_file() and told.read_text(encoding="utf-8") == state
 
 
+def _refuse_strangers(folder: Path) -> None:
+    strangers = [path.name for path in folder.iterdir() if not _is_ours(path)] if folder.is_dir() else []
+    if strangers:
+        raise ConfigError(f"{folder} holds {strangers[:3]}, which no build wrote; choose another folder")
+
+
 def _begin(folder: Path, state: str) -> None:
     """Make the folder ready: what an earlier build of something else left is removed."""
     folder.mkdir(parents=True, exist_ok=True)
-    strangers = [path.name for path in folder.iterdir() if not _is_ours(path)]
-    if strangers:
-        raise ConfigError(f"{folder} holds {strangers[:3]}, which no build wrote; choose another folder")
     (folder / MANIFEST).unlink(missing_ok=True)  # first, so that half a folder is never taken for a build
     for path in folder.iterdir():
         if path.is_dir():

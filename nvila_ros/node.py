@@ -1,9 +1,9 @@
 """The ROS node: images and questions in, answers out; it only wires the rooms together.
 
-Four threads. The executor's runs every callback, and none of them works: they store a frame, queue a query, publish.
-The supply's loads or builds the model, and the worker's owns it from then on. The main one waits for a signal. Service
-and action are coroutines that wait for a future which the worker completes, so that the executor goes on meanwhile;
-both are in a reentrant group, since a waiting coroutine would hold up its own group. The executor is the
+Four threads, and a fifth while a schema is tried. The executor's runs every callback, and none of them works: they
+store a frame, queue a query, publish. The supply's loads or builds the model, and the worker's owns it from then on.
+The main one waits for a signal. What takes long is a coroutine that waits for a future which another thread completes,
+so that the executor goes on meanwhile; it is in a reentrant group, since it would hold up its own. The executor is the
 single-threaded one: rclpy's EventsExecutor deadlocks when another thread publishes, and the multi-threaded one costs
 more and delays more for callbacks as short as these.
 """

@@ -129,7 +129,12 @@ class Perceiver:
         Raises:
             StopWork: it should stop; asked before each tile.
         """
-        self._viewer.encode(frame, Unwatched(should_stop), is_alone=is_alone)
+
+        def check() -> None:
+            if should_stop():
+                raise StopWork
+
+        self._viewer.encode(frame, Unwatched(check), is_alone=is_alone)
 
     def counters(self) -> dict[str, int]:
         """Return how much work was done and how much was spared, since the model was loaded; from any thread."""

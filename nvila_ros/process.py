@@ -86,7 +86,10 @@ def spin(node: Node, scheduler: Scheduler, supply: Supply, make_worker: Callable
 
 
 def leave(code: int) -> int:
-    """Return the exit code; where a runtime is amid loading, end with it here, since it would crash in the exit."""
+    """Return the exit code; where a runtime is amid loading, end with it here, since it would crash in the exit.
+
+    A schema that is being tried would hold it up, and ends here as well.
+    """
     if any(thread.daemon for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

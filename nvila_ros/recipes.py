@@ -26,6 +26,7 @@ ARCHITECTURES = {
 """GPUs of the devices that run TensorRT, as CUDA names them."""
 WORLD = "tiny-world"
 """Calibration media that are drawn and lie in no folder."""
+MEDIA = "calibration.media"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,12 +166,12 @@ def with_media(recipe: Recipe, media: str) -> Recipe:
 def changed_weights(told: Mapping[str, Any], recipe: Recipe) -> list[str]:
     """Return in which values a build's recipe differs from another such that its weights do; limits are none of them.
 
-    A value that one of the two does not know came with a version and is passed over, and so are media where the recipe
-    leaves them open.
+    A value that one of the two does not know came with a version and is passed over, and so are media that one of them
+    leaves open.
     """
     pairs = _pairs(told, dataclasses.asdict(recipe))
-    if not recipe.calibration.media:
-        pairs.pop("calibration.media", None)
+    if not all(pairs.get(MEDIA, ())):
+        pairs.pop(MEDIA, None)
     return [name for name, (mine, theirs) in pairs.items() if mine != theirs]
 
 

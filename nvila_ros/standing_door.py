@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +22,7 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rclpy.task import Future
 
 from nvila_ros.config import NodeConfig
-from nvila_ros.errors import ConfigError, NvilaError
+from nvila_ros.errors import ConfigError, NvilaError, QueryError
 from nvila_ros.messages import REQUESTS, answer_message
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import Event as EventMessage
@@ -71,7 +72,12 @@ class StandingDoor:
         self._node, self._desk = node, desk
         config = desk.config()
         self._book = QueryBook(config.max_standing)
-        self._lock, self._trial = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
+        self._trials: deque[Callable[[], None]] = deque()
+        self._is_trying = False
+        self._tried: dict[
+            str, object
+        ] = {}  # of each name whose schema is being tried, what stands for the last request
         self._warnings = Throttle(WARN_EVERY_S)
         self._events = node.create_publisher(EventMessage, "~/event", EVENT_QOS)
         if config.standing_queries:
@@ -109,6 +115,7 @@ class StandingDoor:
     async def _on_add(self, request: AddQuery.Request, response: AddQuery.Response) -> AddQuery.Response:
         try:
             query = complete(query_from_message(request.query), self._desk.config())
+            self._tried.pop(query.name, None)
             if query.answer_type == "json":
                 await self._try_schema(query)
         except NvilaError as error:
@@ -126,23 +133,44 @@ class StandingDoor:
         return response
 
     async def _try_schema(self, query: StandingQuery) -> None:
-        """Check a schema on a thread of its own, one at a time: it takes seconds, and frames have to be taken."""
+        """Check a schema on a thread of its own, one at a time: it takes seconds, and frames have to be taken.
+
+        Raises:
+            QueryError: no grammar can be made of it, or a later request was about the same name.
+        """
         executor = self._node.executor
         done = Future(executor=executor)
 
         def work() -> None:
             try:
-                with self._trial:
-                    check_schema(query)
+                check_schema(query)
                 done.set_result(None)
             except Exception as error:
                 done.set_exception(error)
             executor.wake()
 
-        threading.Thread(target=work, name="nvila_schema", daemon=True).start()
+        mine = self._tried[query.name] = object()
+        with self._lock:
+            self._trials.append(work)
+            if not self._is_trying:
+                self._is_trying = True
+                threading.Thread(target=self._try_on, name="nvila_schema", daemon=True).start()
         await done
+        if self._tried.get(query.name) is not mine:
+            raise QueryError(f"{query.name!r} was added anew or removed while its schema was tried; add it again")
+        del self._tried[query.name]
+
+    def _try_on(self) -> None:
+        while True:
+            with self._lock:
+                if not self._trials:
+                    self._is_trying = False
+                    return
+                work = self._trials.popleft()
+            work()
 
     def _on_remove(self, request: RemoveQuery.Request, response: RemoveQuery.Response) -> RemoveQuery.Response:
+        self._tried.pop(request.name, None)
         response.error = self._change(lambda: self._book.remove(request.name))
         response.success = not response.error
         if response.success:

@@ -30,7 +30,7 @@ from nvila_ros.models.spec import Overrides
 from nvila_ros.models.variants import VARIANTS
 from nvila_ros.paths import build_folder
 from nvila_ros.pipeline import CacheLimits
-from nvila_ros.recipes import Recipe, changed_weights, read_recipe, with_media
+from nvila_ros.recipes import MEDIA, Recipe, changed_weights, read_recipe
 
 FALLBACK_BACKEND = "onnxruntime"
 COMPILED_BACKEND = "tensorrt"  # its plans are part of a build, and may be missing for this machine alone
@@ -238,11 +238,11 @@ def plan_build(config: NodeConfig, *, has_weights: bool = False) -> PlannedBuild
     Raises:
         ConfigError: there is no such recipe, or it breaks a rule.
     """
-    recipe = with_media(read_recipe(config.recipe), config.media)
+    recipe = read_recipe(config.recipe)
     arguments = [config.recipe]
     if config.checkpoint or (recipe.model in VARIANTS and not has_weights):
         arguments += ["--checkpoint", config.checkpoint or "FOLDER"]
-    if config.media or not (recipe.calibration.media or has_weights):
+    if not has_weights and (config.media or not recipe.calibration.media):
         arguments += ["--media", config.media or "FOLDER"]
     backend = backend_for(recipe.device) if config.backend == AUTO else config.backend
     return PlannedBuild(recipe, backend, build_folder(recipe.name), tuple(arguments), has_weights)
@@ -250,6 +250,8 @@ def plan_build(config: NodeConfig, *, has_weights: bool = False) -> PlannedBuild
 
 def check_build(planned: PlannedBuild) -> None:
     """Make sure that there is a build of this recipe; whether its files are whole shows when it is loaded.
+
+    On which media it was calibrated is no matter: they may have lain on another machine.
 
     Raises:
         CheckpointError: there is none, or it was made by other values.
@@ -260,7 +262,7 @@ def check_build(planned: PlannedBuild) -> None:
     built = read_object(folder / MANIFEST).get("recipe")
     if not isinstance(built, dict):
         raise CheckpointError(f"{folder / MANIFEST} does not tell its recipe")
-    changed = changed_weights(built, planned.recipe)
+    changed = [name for name in changed_weights(built, planned.recipe) if name != MEDIA]
     if changed:
         raise CheckpointError(f"{folder} was built before the recipe changed in {', '.join(changed)}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.models.variants import VARIANTS, least_prompt
+from nvila_ros.models.variants import VARIANTS, check_prompt_room
 from nvila_ros.recipes import (
     ARCHITECTURES,
     DEVICES,
@@ -30,14 +30,15 @@ def write(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_recipe_of_the_repository_is_sound(name: str) -> None:
+def test_recipe_of_the_repository_is_sound(name: str, caplog: pytest.LogCaptureFixture) -> None:
     recipe = read_recipe(name)
 
     assert recipe.name == name
     assert recipe.model in {"nvila-tiny", *VARIANTS}
     assert name == f"{recipe.model.lower()}.{recipe.device}"
     if recipe.model in VARIANTS:
-        assert recipe.limits.max_prompt_tokens >= least_prompt(VARIANTS[recipe.model].spec)
+        check_prompt_room(VARIANTS[recipe.model].spec, recipe.limits.max_prompt_tokens)
+        assert "max_tiles" not in caplog.text
 
 
 def test_every_value_can_be_set(tmp_path: Path) -> None:

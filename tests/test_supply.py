@@ -116,8 +116,9 @@ def test_build_of_other_values_is_named_by_what_changed(recipe: Path) -> None:
         check_build(planned)
 
 
-def test_build_that_knows_fewer_options_is_still_one(recipe: Path) -> None:
-    check_build(finished(recipe, vision={}))
+@pytest.mark.parametrize("told", [{"vision": {}}, {"calibration": {"media": "/where/it/was/built"}}], ids=str)
+def test_build_of_fewer_options_or_other_media_is_still_one(recipe: Path, told: dict[str, Any]) -> None:
+    check_build(finished(recipe, **told))
 
 
 def test_command_names_what_only_the_user_knows() -> None:

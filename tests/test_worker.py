@@ -208,7 +208,8 @@ def test_frame_that_cannot_be_looked_at_is_told_once_in_a_while(caplog: pytest.L
     frame = raw_frame(1)
     bench.buffer.push(replace(frame, image=replace(frame.image, encoding="nonsense")))
     bench.worker.start()
-    time.sleep(0.1)
+    wait_until(lambda: "cannot be looked at ahead" in caplog.text)
+    time.sleep(0.05)  # in which it is looked at some twenty times
     bench.scheduler.close(0)
     assert bench.worker.join(WAIT_S)
 

@@ -16,6 +16,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ STAGED = f".{MANIFEST}.part"  # the next manifest until it is whole
 FORMAT = 1
 REBUILD = "build it again with nvila build"
 _CHUNK = 1 << 24
+_log = logging.getLogger(__name__)
 _SAMPLE_BYTES = 1 << 16
 
 
@@ -133,9 +135,13 @@ def alone_in(folder: Path, *, waits: bool = False) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:  # beside it: every file within is accounted for
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(f"another build is at work in {folder}; wait for it, or choose another folder") from error
+            told = f"another build is at work in {folder}"
+            if not waits:
+                raise ConfigError(f"{told}; wait for it, or choose another folder") from error
+            _log.info("%s: waiting for its end", told)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

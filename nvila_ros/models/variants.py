@@ -7,12 +7,16 @@ configs, training scripts and file sizes published with NVLabs/VILA; the shapes 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from nvila_ros.errors import ConfigError
 from nvila_ros.models.shapes import HEAD, Shapes, expected_shapes
 from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec, Wrap
+
+_log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "w8a8+w4a16")
 """What weights can be held in; `weight_bytes` says exactly what each means."""
@@ -159,9 +163,25 @@ def image_cost(spec: ModelSpec, grid_tiles: int) -> MediaCost:
     return MediaCost(num_tiles, num_visual, num_visual + around)
 
 
-def least_prompt(spec: ModelSpec) -> int:
-    """Return the prompt positions of a short question about an image of any aspect."""
-    return image_cost(spec, tile_range(spec)[1]).num_positions + QUESTION_TOKENS
+def check_prompt_room(spec: ModelSpec, max_prompt_tokens: int) -> None:
+    """Check that a model can be asked about an image in prompts of this length.
+
+    Raises:
+        ConfigError: not about the smallest.
+    """
+    least, most = (image_cost(spec, tiles).num_positions + QUESTION_TOKENS for tiles in tile_range(spec))
+    if max_prompt_tokens < least:
+        raise ConfigError(
+            f"limits.max_prompt_tokens must be at least {least} for a question about one image of {spec.name}, and "
+            f"{most} about one of any aspect, got {max_prompt_tokens}; raise it in the recipe"
+        )
+    if max_prompt_tokens < most:
+        _log.warning(
+            "an image of some aspects takes %d prompt tokens, and the recipe lets %d: lower the node's max_tiles, or "
+            "raise limits.max_prompt_tokens",
+            most,
+            max_prompt_tokens,
+        )
 
 
 def clip_cost(spec: ModelSpec, num_frames: int) -> MediaCost:

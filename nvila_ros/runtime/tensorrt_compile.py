@@ -31,7 +31,7 @@ from nvila_ros.export.graph import TRT_BASE, TRT_KV, GraphForm
 from nvila_ros.export.parts import write_parts
 from nvila_ros.models.artefact import Artefact, open_artefact, rewrite_plans, seal_file
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.models.variants import least_prompt
+from nvila_ros.models.variants import check_prompt_room
 from nvila_ros.recipes import LimitsRecipe
 from nvila_ros.runtime import tensorrt_api as api
 from nvila_ros.runtime.contract import PREFILL_CHUNK
@@ -85,14 +85,9 @@ def limits_of(spec: ModelSpec, told: LimitsRecipe) -> Limits:
     """Return what plans must take by a recipe; no cache is longer than the model's positions.
 
     Raises:
-        ConfigError: an image would not fit.
+        ConfigError: no image would fit.
     """
-    least = least_prompt(spec)
-    if told.max_prompt_tokens < least:
-        raise ConfigError(
-            f"limits.max_prompt_tokens must be at least {least} for a question about one image of {spec.name}, got "
-            f"{told.max_prompt_tokens}; raise it in the recipe"
-        )
+    check_prompt_room(spec, told.max_prompt_tokens)
     capacity = min(told.max_prompt_tokens + told.max_answer_tokens, spec.decoder.max_positions)
     return Limits(max_tiles=told.batch_tiles, max_chunk=min(PREFILL_CHUNK, capacity - 1), capacity=capacity)
 

@@ -98,4 +98,4 @@ class AnswerLog:
 
 
 def _as_line(line: Mapping[str, Any]) -> bytes:
-    return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    return json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"

@@ -104,7 +104,7 @@ def _forecast(spec: ModelSpec, recipe: Recipe, device: Device, cost: MediaCost) 
         vision=vision,
         decoder=decoder,
         group_size=recipe.decoder.group_size,
-        is_head_int4=recipe.decoder.head == "w4a16",
+        is_head_int4=recipe.decoder.head == recipe.decoder.precision == "w4a16",
     )
 
 

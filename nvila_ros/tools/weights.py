@@ -10,6 +10,7 @@ from pathlib import Path
 from nvila_ros.building import OnPart, build, check_room, estimate
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
+from nvila_ros.models.variants import check_prompt_room
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import Calibration, Sample, calibrate, read_samples
 from nvila_ros.recipes import WORLD, Recipe
@@ -28,6 +29,8 @@ def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnPart | None) 
         NvilaError: checkpoint or media are not acceptable, or there is no room.
     """
     checkpoint = open_checkpoint(path)
+    if recipe.device != "cpu":  # else it would be told when the weights are made
+        check_prompt_room(checkpoint.spec, recipe.limits.max_prompt_tokens)
     media = recipe.calibration.media
     if not media:
         raise ConfigError(f"{recipe.name} must be calibrated on what the robot sees: give a folder with --media")

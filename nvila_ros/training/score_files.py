@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.training.conversations.samples import DataError
-from nvila_ros.training.staging import RUN_FILE, note_run, staged
+from nvila_ros.training.staging import PART, RUN_FILE, note_run, staged
 
 _SCHEMA = pa.schema(
     [
@@ -71,7 +71,8 @@ class ScoreFolder:
         Raises:
             ConfigError: the folder holds the scores of something else.
         """
-        if not (self.folder / RUN_FILE).is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
+        held = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        if RUN_FILE not in held and not all(name.startswith((PART, ".lock")) for name in held):
             raise ConfigError(f"{self.folder} holds something that is no run of scores; choose another")
         note_run(self.folder, run)
 

@@ -79,7 +79,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ConfigError(f"another run is at work in {folder}; wait for it, or choose another folder") from error
         for half in folder.rglob(f"{PART}*"):
-            half.unlink()
+            half.unlink(missing_ok=True)
         yield
 
 

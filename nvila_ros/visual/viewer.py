@@ -17,7 +17,6 @@ from typing import Protocol
 import numpy as np
 
 from nvila_ros.errors import FrameError
-from nvila_ros.ledger import StopWork
 from nvila_ros.preprocess.tiles import normalize_tiles
 from nvila_ros.preprocess.views import View, clip_length, view_image, view_images
 from nvila_ros.runtime.contract import Engine
@@ -60,15 +59,14 @@ class Watch(Protocol):
 
 
 class Unwatched:
-    """A watch over work that nobody waits for, and that stops where something better is to be done."""
+    """A watch over work that nobody waits for; `check` may stop it by an exception."""
 
-    def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        self._should_stop = should_stop
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
 
     def check(self) -> None:
-        """Go on, or raise `StopWork`."""
-        if self._should_stop():
-            raise StopWork
+        """Go on, or not."""
+        self._check()
 
     def mark(self, name: str) -> None:
         """Book nothing."""

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rclpy.task import Future
+
 from nvila_ros.msg import Event, StandingQuery, StandingState
 from nvila_ros.srv import AddQuery, EnableQuery, ListQueries, RemoveQuery
 from tests.ros.robot import WAIT_S, Camera, Robot, result_of, wait_until
@@ -34,8 +36,12 @@ class Guard:
         return result_of(self._clients[verb].call_async(request))
 
     def add(self, name: str = "lamp", replace: bool = False, **fields: Any) -> AddQuery.Response:
+        return result_of(self.add_later(name, replace, **fields))
+
+    def add_later(self, name: str = "lamp", replace: bool = False, **fields: Any) -> Future:
         values = {"question": "Is the lamp on?", "trigger": "rising", "rate_hz": 10.0} | fields
-        return self.call("add", AddQuery.Request(query=StandingQuery(name=name, **values), replace=replace))
+        request = AddQuery.Request(query=StandingQuery(name=name, **values), replace=replace)
+        return self._clients["add"].call_async(request)
 
     def remove(self, name: str = "lamp") -> RemoveQuery.Response:
         return self.call("remove", RemoveQuery.Request(name=name))

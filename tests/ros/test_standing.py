@@ -11,7 +11,7 @@ pytest.importorskip("nvila_ros.msg")
 from nvila_ros.msg import Answer, Event
 from nvila_ros.srv import EnableQuery
 from tests.ros.guard import LAMP_NODE, Guard
-from tests.ros.robot import running
+from tests.ros.robot import result_of, running
 
 FROM_FILE = """
 - {name: from/file, question: Is the lamp on, rate_hz: 10, trigger: on_change}
@@ -182,3 +182,14 @@ def test_camera_that_starts_again_ends_the_event_and_begins_another(guard: Guard
     assert (end.end_reason, end.event_id) == (Event.TIME_JUMP, begin.event_id)
     assert (other.phase, other.begin_stamp.sec) == (Event.BEGIN, again_s)
     assert other.event_id != begin.event_id
+
+
+def test_request_that_was_overtaken_while_its_schema_was_tried_is_told_so(guard: Guard) -> None:
+    first = guard.add_later("twice", answer_type="json", trigger="every", json_schema='{"type": "boolean"}')
+
+    second = guard.add("twice")
+
+    assert second.success
+    assert not first.done(), "a schema is tried in a process of its own, which takes longer to start"
+    assert "was added anew or removed while its schema was tried" in result_of(first).error
+    assert guard.states()["twice"].query.answer_type == "yes_no"

@@ -250,9 +250,11 @@ def test_limits_of_a_recipe_end_with_the_models_positions() -> None:
     assert limits_of(CHECKPOINT.spec, short) == Limits(max_tiles=3, max_chunk=100, capacity=101)
 
 
-def test_limits_that_no_image_fits_are_refused() -> None:
+def test_limits_that_no_image_fits_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     told = LimitsRecipe()
 
-    with pytest.raises(ConfigError, match=r"max_prompt_tokens must be at least 3137 .* NVILA-8B, got 2048; raise it"):
+    with pytest.raises(ConfigError, match=r"at least 2369 .* NVILA-8B, and 3137 about one of any aspect, got 2048"):
         limits_of(VARIANTS["NVILA-8B"].spec, told)
+    limits_of(VARIANTS["NVILA-Lite-2B"].spec, LimitsRecipe(max_prompt_tokens=1024))
+    assert "takes 1663 prompt tokens, and the recipe lets 1024: lower the node's max_tiles" in caplog.text
     assert limits_of(VARIANTS["NVILA-8B"].spec, LimitsRecipe(max_prompt_tokens=3584)).capacity == 3584 + 256

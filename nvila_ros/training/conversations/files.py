@@ -85,7 +85,7 @@ class RecordFile:
         try:
             raw = self._raw(index)
             record = json.loads(raw)
-            if b"\\u" in raw:  # half of a surrogate pair is JSON and no text
+            if b"\\u" in raw or b"\xed" in raw:  # half of a surrogate pair is JSON and no text
                 json.dumps(record, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise SampleError("malformed", name, f"a record must be JSON in UTF-8: {error}") from error
