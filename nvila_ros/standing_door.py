@@ -75,9 +75,8 @@ class StandingDoor:
         self._lock = threading.Lock()
         self._trials: deque[Callable[[], None]] = deque()
         self._is_trying = False
-        self._tried: dict[
-            str, object
-        ] = {}  # of each name whose schema is being tried, what stands for the last request
+        # Of each name whose schema is being tried, what stands for the last request.
+        self._tried: dict[str, object] = {}
         self._warnings = Throttle(WARN_EVERY_S)
         self._events = node.create_publisher(EventMessage, "~/event", EVENT_QOS)
         if config.standing_queries:
@@ -155,10 +154,14 @@ class StandingDoor:
             if not self._is_trying:
                 self._is_trying = True
                 threading.Thread(target=self._try_on, name="nvila_schema", daemon=True).start()
-        await done
-        if self._tried.get(query.name) is not mine:
+        try:
+            await done
+        finally:
+            is_last = self._tried.get(query.name) is mine
+            if is_last:
+                del self._tried[query.name]
+        if not is_last:
             raise QueryError(f"{query.name!r} was added anew or removed while its schema was tried; add it again")
-        del self._tried[query.name]
 
     def _try_on(self) -> None:
         while True:
