@@ -127,7 +127,7 @@ def work_of(
 ) -> Work:
     """Return what a model asks for with tower and language model each in one of `variants.PRECISIONS`.
 
-    Group size and head are those of `variants.weight_bytes`.
+    Group size and head are those of `variants.weight_bytes`: of no effect on weights that are not quantized.
     """
     shapes = expected_shapes(spec)
     linear = {key: math.prod(shape) for key, shape in shapes.items() if ".layers." in key and len(shape) == 2}
@@ -136,7 +136,8 @@ def work_of(
     attention = 4 * tower.num_live_layers * tower.num_patches**2 * tower.width
     table = spec.decoder.vocab_size * spec.decoder.width * (4 if decoder == "fp32" else 2)
     # Of the embedding table one row is read a step, of the head all; a tied table is both, but of a head in int4.
-    unread = 0 if spec.decoder.is_tied and not is_head_int4 else table
+    is_both = spec.decoder.is_tied and not (is_head_int4 and decoder == QUANTIZED)
+    unread = 0 if is_both else table
     held = weight_bytes(spec, decoder, group_size=group_size, is_head_int4=is_head_int4)["llm"]
     return Work(
         num_layers=spec.decoder.num_layers,

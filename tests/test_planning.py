@@ -68,6 +68,7 @@ def test_head_and_groups_of_a_recipe_are_counted() -> None:
         assert plain - quantized == rows * (2 * columns - columns // 2 - 4 * columns // 128)
     tied = work_of(LITE_2B, QUANTIZED, QUANTIZED, is_head_int4=True).step_bytes
     assert tied < work_of(LITE_2B, QUANTIZED, QUANTIZED).step_bytes - table
+    assert work_of(LITE_2B, "fp16", "fp16", is_head_int4=True) == work_of(LITE_2B, "fp16", "fp16")
     linear = work_of(LITE_2B, QUANTIZED, QUANTIZED).token_flops / 2
     assert work_of(LITE_2B, QUANTIZED, QUANTIZED, group_size=32).step_bytes == pytest.approx(
         work_of(LITE_2B, QUANTIZED, QUANTIZED).step_bytes + linear * (4 / 32 - 4 / 128)

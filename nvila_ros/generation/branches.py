@@ -40,6 +40,11 @@ class Followed:
     is_greedy: bool
 
 
+def follow_row(logits_V: np.ndarray, token: int) -> Followed:
+    """Return how likely a token is behind what these logits were told for."""
+    return Followed(float(logits_V[token]) - log_total(logits_V), int(logits_V.argmax()) == token)
+
+
 class Grove:
     """The branches behind all that a cache holds now, and the tokens of theirs that wait for the next call."""
 
@@ -102,6 +107,5 @@ class Grove:
             if following is None:
                 self._logits.append(logits_V.copy())  # the row alone, not all that came with it
             else:
-                log_prob = float(logits_V[following]) - log_total(logits_V)
-                self._followed.append(Followed(log_prob, int(logits_V.argmax()) == following))
+                self._followed.append(follow_row(logits_V, following))
         self._ids, self._branches, self._wanted = [], [], []

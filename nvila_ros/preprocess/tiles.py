@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-BICUBIC = getattr(
-    Image, "Resampling", Image
-).BICUBIC  # Pillow before 9.1, which Ubuntu 22.04 has, knows it by the module
+# Pillow before 9.1, which Ubuntu 22.04 has, knows it by the module.
+BICUBIC = getattr(Image, "Resampling", Image).BICUBIC
 # Value of each grey level, rounded as the reference rounds: fp64 product cast to fp32, then fp32.
 _LEVELS = ((np.arange(256) * (1 / 255)).astype(np.float32) - np.float32(0.5)) / np.float32(0.5)
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.errors import QueryError
-from nvila_ros.generation.branches import Branch, Followed, Grove
-from nvila_ros.generation.decode import log_total
+from nvila_ros.generation.branches import Branch, Followed, Grove, follow_row
 from nvila_ros.generation.prefix import PrefixCache, identify
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
@@ -77,11 +76,8 @@ class LikelihoodScorer:
             for ids in sequences:
                 grove.follow(Branch(), ids)
             followed = iter(grove.grow()[1])
-            total, best = log_total(logits_V), int(logits_V.argmax())
-            first = [Followed(float(logits_V[ids[0]]) - total, best == ids[0]) for ids in sequences]
             return [
-                _likelihood([one, *(next(followed) for _ in ids[1:])])
-                for one, ids in zip(first, sequences, strict=True)
+                _likelihood([follow_row(logits_V, ids[0]), *(next(followed) for _ in ids[1:])]) for ids in sequences
             ]
 
 

@@ -26,6 +26,7 @@ from nvila_ros.published import EDGE, ROWS, predict
 from nvila_ros.recipes import Recipe, read_recipe
 from nvila_ros.tools.options import positive, print_json, size, wide_console
 
+YES = "yes"
 PRECISIONS = {"w8a8": QUANTIZED, "w4a16": QUANTIZED, "fp16": "fp16", "fp32": "fp32"}
 """A recipe's precision of a part, as the family's table names that of a whole model."""
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     devices = _devices(args, recipe)
     cases = media_cases(spec, args.image, args.frames)
     rows = [(device, name, _forecast(spec, recipe, device, cost)) for device in devices for name, cost in cases.items()]
+    fits = all(_verdict(recipe, told) == YES for *_, told in rows)
     if not args.json:
         console = wide_console()
         console.print(f"{recipe.model}: tower {recipe.vision.precision}, language model {recipe.decoder.precision}")
@@ -62,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
         console.print(_error_line(), soft_wrap=True)
     else:
         told = [{"device": d.name, "case": name, **dataclasses.asdict(f), "ttft_s": f.ttft_s} for d, name, f in rows]
-        print_json({"model": recipe.model, "fits": all(_is_fit(recipe, f) for *_, f in rows), "forecasts": told})
-    return 0 if all(_is_fit(recipe, f) for *_, f in rows) else 1
+        print_json({"model": recipe.model, "fits": fits, "forecasts": told})
+    return 0 if fits else 1
 
 
 def find_spec(model: str) -> ModelSpec:
@@ -104,12 +106,15 @@ def _forecast(spec: ModelSpec, recipe: Recipe, device: Device, cost: MediaCost) 
         vision=vision,
         decoder=decoder,
         group_size=recipe.decoder.group_size,
-        is_head_int4=recipe.decoder.head == recipe.decoder.precision == "w4a16",
+        is_head_int4=recipe.decoder.head == "w4a16",
     )
 
 
-def _is_fit(recipe: Recipe, told: Forecast) -> bool:
-    return told.fits and told.num_prompt <= recipe.limits.max_prompt_tokens
+def _verdict(recipe: Recipe, told: Forecast) -> str:
+    """Return whether the device has the memory and the recipe lets the prompt: YES, or what is the matter."""
+    if not told.fits:
+        return "NO"
+    return YES if told.num_prompt <= recipe.limits.max_prompt_tokens else "too long"
 
 
 def as_table(recipe: Recipe, rows: Sequence[tuple[Device, str, Forecast]]) -> Table:
@@ -121,10 +126,9 @@ def as_table(recipe: Recipe, rows: Sequence[tuple[Device, str, Forecast]]) -> Ta
     for device, name, told in rows:
         memory = f"{told.needed_gb:.1f} of {told.free_gb:.1f}"
         times = [f"{1e3 * seconds:,.0f}" for seconds in (told.vision_s, told.prefill_s, told.ttft_s)]
-        is_short = told.num_prompt <= recipe.limits.max_prompt_tokens
-        fits = ("yes" if is_short else "too long") if told.fits else "NO"
-        cells = (device.name, name, memory, fits, *times, f"{told.tokens_per_s:.0f}")
-        table.add_row(*cells, style="" if _is_fit(recipe, told) else "red")
+        verdict = _verdict(recipe, told)
+        cells = (device.name, name, memory, verdict, *times, f"{told.tokens_per_s:.0f}")
+        table.add_row(*cells, style="" if verdict == YES else "red")
     return table
 
 

@@ -396,18 +396,3 @@ def test_held_out_samples_that_tell_nothing_are_refused_before_the_first_step(
         open_run(
             checkpoint, Data([WORLD], [told]), Settings(**FLAT, num_steps=2, is_strict=False), tmp_path, Ranks(), CPU
         )
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"tower": "half"}, "tower must be one of"),
-        ({"llm": "layernorm"}, "llm must be one of"),
-        ({"precision": "fp8", "llm": "lora"}, "fp8 is for the linear maps of a language model that learns as a whole"),
-        ({"precision": "fp8", "llm": "full", "is_sharded": True}, "and sharded"),
-        ({"warmup": 1.0}, r"a share of the steps in \[0, 1\), got 1.0"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Settings(**settings)
