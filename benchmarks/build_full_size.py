@@ -26,15 +26,15 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
+from nvila_ros.builds.recipes import Recipe, read_recipe
 from nvila_ros.export.graph import TRT_BASE, TRT_KV
-from nvila_ros.models.artefact import to_tensors, write_manifest
+from nvila_ros.models.build import to_tensors, write_manifest
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import VARIANTS
-from nvila_ros.recipes import Recipe, read_recipe
-from nvila_ros.runtime.tensorrt_compile import Job, compile_plans, limits_of
-from nvila_ros.runtime.tensorrt_machine import name_machine
+from nvila_ros.runtime.tensorrt.compile import Job, compile_plans, limits_of
+from nvila_ros.runtime.tensorrt.machine import name_machine
 from nvila_ros.tools.options import print_json
 
 FORMS = {"append": TRT_BASE, "in_place": TRT_KV}

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import write_random
-from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.variants import VARIANTS
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import positive, print_json
 
 GB = 1e9

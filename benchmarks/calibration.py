@@ -23,13 +23,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from nvila_ros.loading import BACKENDS
-from nvila_ros.pipeline import Perceiver, load_perceiver
+from nvila_ros.runtime.loading import BACKENDS
+from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json, whole
-from nvila_ros.training.questions import ANSWERS, EVAL_KINDS, eval_case
-from nvila_ros.training.scenes import render
 from nvila_ros.types import Frame, Query
+from nvila_ros.world.questions import ANSWERS, EVAL_KINDS, eval_case
+from nvila_ros.world.scenes import render
 
 NUM_BINS = 10
 NUM_DRAWS = 1000  # of right and wrong, to see what luck does
@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="runtime (default: %(default)s)")
     parser.add_argument("--threads", type=whole, default=0, help="of the runtime, 0 for all")
     args = parser.parse_args()
-    model = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads)
+    model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
     asked = {kind: [ask(model, kind, index) for index in range(args.questions)] for kind in CLOSED_KINDS}
     halves = {kind: (group[::2], group[1::2]) for kind, group in asked.items()}
     halves["overall"] = tuple([told for half in side for told in half] for side in zip(*halves.values(), strict=True))
@@ -90,7 +90,7 @@ def main() -> int:
     return 0
 
 
-def ask(model: Perceiver, kind: str, index: int) -> Told:
+def ask(model: VisionLanguageModel, kind: str, index: int) -> Told:
     """Ask a held-out question, with all answers that its kind has as choices."""
     case, choices = eval_case(kind, index), ANSWERS[kind]
     frames = [Frame(image=render(case.scene, t, WIDTH, HEIGHT), stamp_ns=round(t * 1e9)) for t in case.times_s]

@@ -32,11 +32,11 @@ from rich.table import Table
 
 from benchmarks.finetune_measure import Measured, measured
 from benchmarks.finetune_samples import CONTEXT, HELD_OUT_BASE, MODEL, SEED_BASE, Numbers, film, random_model, sample_of
-from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.variants import VARIANTS
-from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.tools.options import positive, print_json, wide_console, words
 from nvila_ros.training.conversations.encoding import EncodedSample
 from nvila_ros.training.conversations.forward import told_hidden
@@ -113,7 +113,7 @@ def measure_tiny(args: argparse.Namespace) -> dict[str, Any]:
         held_out = pool.map(partial(film, num_turns=1), range(HELD_OUT_BASE, HELD_OUT_BASE + args.questions), 64)
     print(f"filmed {needed + args.questions} samples in {time.monotonic() - started_s:.0f} s", flush=True)
     checkpoint = open_checkpoint(find_checkpoint(MODEL))
-    untuned = accuracy(load_model(checkpoint).to(args.device), held_out, settings_of(args, "frozen/frozen", 0))
+    untuned = accuracy(load_torch_model(checkpoint).to(args.device), held_out, settings_of(args, "frozen/frozen", 0))
     ways: dict[str, Any] = {}
     for way in args.ways:
         runs = []
@@ -157,7 +157,7 @@ def tune(
 ) -> Measured:
     """Take all steps of one run, then ask the held-out questions."""
     with measured(device) as found, tempfile.TemporaryDirectory() as folder:
-        model = load_model(open_checkpoint(find_checkpoint(MODEL)))
+        model = load_torch_model(open_checkpoint(find_checkpoint(MODEL)))
         run = new_run(model, [samples[k] for k in chosen], settings, Path(folder), device)
         found.begin(run)
         for step in range(run.num_steps):

@@ -11,20 +11,20 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.preprocess.views import view_images
 from nvila_ros.prompt.chat import PLACEHOLDER
 from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
 from nvila_ros.training.conversations.samples import IMAGE, Sample, Turn
 from nvila_ros.training.moments import draw_moment
-from nvila_ros.training.questions import conversation
-from nvila_ros.training.scenes import Scene, render, scene_rng
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.visual.encode import arrange
+from nvila_ros.visual.views import view_images
+from nvila_ros.world.questions import conversation
+from nvila_ros.world.scenes import Scene, render, scene_rng
 
 MODEL = "nvila-tiny"
 KINDS = ("color", "shape", "count", "exist", "where")

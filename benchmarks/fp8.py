@@ -30,11 +30,12 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.fp8_picture import draw_losses
 from benchmarks.fp8_speed import measure_speed
 from nvila_ros.errors import ConfigError
-from nvila_ros.loading import find_checkpoint
+from nvila_ros.files import atomic_file
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.tools.options import positive, print_json, whole, wide_console
 from nvila_ros.tools.picture import save_picture
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
@@ -42,7 +43,6 @@ from nvila_ros.training.conversations.forward import told_log_probs
 from nvila_ros.training.conversations.packing import Row, join, pack
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld
 from nvila_ros.training.fp8 import Fp8AdamW, convert_linears
-from nvila_ros.training.staging import staged
 from nvila_ros.training.tiny import SPEC, new_model
 
 CHECKPOINT = "nvila-tiny"
@@ -122,7 +122,7 @@ def note_settings(args: argparse.Namespace) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if path.is_file() and json.loads(path.read_text()) != mine:
         raise ConfigError(f"{args.work} holds runs with other settings, {path.read_text()}; choose another --work")
-    with staged(path) as part:
+    with atomic_file(path) as part:
         part.write_text(json.dumps(mine))
 
 
@@ -138,7 +138,7 @@ def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
                 rows = rows or draw_rows(TRAIN_SEED, args.steps, args)
                 held_out = held_out or draw_rows(HELD_OUT_SEED, NUM_HELD_OUT_ROWS, args)
                 result = run_one(precision, seed, rows, held_out, torch.device(args.device))
-                with staged(path) as part:
+                with atomic_file(path) as part:
                     part.write_text(json.dumps(result))
             results.append(json.loads(path.read_text()))
     return results
@@ -184,7 +184,7 @@ class Run:
 
     def __init__(self, precision: str, seed: int, device: torch.device) -> None:
         model = new_model(seed).requires_grad_()
-        tower = load_model(open_checkpoint(find_checkpoint(CHECKPOINT))).vision_tower
+        tower = load_torch_model(open_checkpoint(find_checkpoint(CHECKPOINT))).vision_tower
         model.vision_tower.load_state_dict(tower.state_dict())
         model.vision_tower.requires_grad_(False)
         self.model: Nvila = model.to(device).train()

@@ -19,12 +19,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nvila_ros.tools.camera import ros_args
-from nvila_ros.tools.children import Children
-from nvila_ros.tools.demo import Client, ros_environment
+from nvila_ros.ros.camera_publisher import ros_args
+from nvila_ros.tools.demo.demo import Client, ros_environment
+from nvila_ros.tools.demo.questions import Item
+from nvila_ros.tools.demo.report import Reply
+from nvila_ros.tools.demo.subprocesses import Children
 from nvila_ros.tools.options import positive, print_json, size
-from nvila_ros.tools.quiz import Item
-from nvila_ros.tools.report import Reply
 
 MIB = 1 << 20
 ASK_EVERY_S = 0.5
@@ -46,12 +46,12 @@ def main() -> int:
     environ = ros_environment()
     os.environ.update(environ)
     with tempfile.TemporaryDirectory() as folder, Children(Path(folder), environ) as children:
-        node = children.start("node", "nvila_ros.node", ros_args({"buffer_bytes": args.buffer_mib * MIB}))
+        node = children.start("node", "nvila_ros.ros.node", ros_args({"buffer_bytes": args.buffer_mib * MIB}))
         with Client(children) as client:
             client.wait_for_node()
             width, height = args.size
             camera = {"world": 0, "width": width, "height": height, "rate_hz": args.rate}
-            children.start("camera", "nvila_ros.tools.camera", ros_args(camera))
+            children.start("camera", "nvila_ros.ros.camera_publisher", ros_args(camera))
             client.wait_for_frame()
             return measure(client, node.process.pid, args)
 

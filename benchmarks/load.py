@@ -43,7 +43,7 @@ from pathlib import Path
 from nvila_ros.models.checkpoint import open_checkpoint
 loader, path = sys.argv[1:]
 if loader != "arrays":
-    from nvila_ros.loading import load_engine
+    from nvila_ros.runtime.loading import load_engine
     __import__(f"nvila_ros.runtime.{loader}_engine")
 checkpoint = open_checkpoint(path)
 def resident(key):

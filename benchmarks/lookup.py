@@ -23,16 +23,16 @@ from rich.table import Table
 
 from benchmarks.peers.job import Job
 from benchmarks.peers.weights import RandomWeights
-from nvila_ros.loading import find_checkpoint, load_engine, open_model
-from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
-from nvila_ros.runtime.cpu_engine import load_quantized
+from nvila_ros.runtime.cpu.engine import load_quantized
+from nvila_ros.runtime.loading import find_checkpoint, load_engine, open_model
+from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json
-from nvila_ros.training.questions import eval_case
-from nvila_ros.training.scenes import render
 from nvila_ros.types import Frame, Query
+from nvila_ros.world.questions import eval_case
+from nvila_ros.world.scenes import render
 
 DRAFTS = (1, 2, 3, 5)
 MATCHED = (2, 1)  # tokens that must be found again, longer ones first
@@ -50,7 +50,7 @@ def main() -> int:
     checkpoint = open_model(find_checkpoint("nvila-tiny"))
     tokenizer = ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
     tiny = load_engine(checkpoint, "cpu")
-    texts = answers(Perceiver(tiny, tokenizer, backend="cpu"), tokenizer, args.answers)
+    texts = answers(VisionLanguageModel(tiny, tokenizer, backend="cpu"), tokenizer, args.answers)
     job = Job("NVILA-Lite-2B", args.layers, 1, 0, 0, 0, 4, "")
     large = load_quantized(job.decoder_spec, RandomWeights(job.decoder_spec))
     costs = {"nvila-tiny": call_costs(tiny), "2B, random": call_costs(large)}
@@ -67,7 +67,7 @@ def main() -> int:
     return 0
 
 
-def answers(model: Perceiver, tokenizer: ChatTokenizer, count: int) -> list[tuple[list[int], list[int]]]:
+def answers(model: VisionLanguageModel, tokenizer: ChatTokenizer, count: int) -> list[tuple[list[int], list[int]]]:
     """Return the question's and the answer's ids of descriptions, the longest answers that nvila-tiny gives."""
     texts = []
     for index in range(count):

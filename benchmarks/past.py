@@ -23,15 +23,15 @@ from rich.table import Table
 
 from nvila_ros.config import NodeConfig
 from nvila_ros.tools.options import positive, print_json
-from nvila_ros.training.events import sample_event_scene
-from nvila_ros.training.scenes import render
-from nvila_ros.training.world import EVAL_SEED_BASE, Jump, Scene
 from nvila_ros.types import NS_PER_S, EncodedImage, Query, RawFrame, RawImage
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.compressed import decode_compressed, read_header
 from nvila_ros.video.image_decoding import check_layout, decode
 from nvila_ros.video.selection import SAMPLINGS, select_frames
 from nvila_ros.video.thumbnails import thumbnail
+from nvila_ros.world.events import sample_event_scene
+from nvila_ros.world.scenes import render
+from nvila_ros.world.world import EVAL_SEED_BASE, Jump, Scene
 
 WIDTH, HEIGHT, RATE_HZ, MINUTE_S = 1280, 720, 30, 60.0
 NUM_PICTURES, NUM_TIMED = 20, 30

@@ -1,7 +1,7 @@
 """Fit the roofline of `nvila plan` on published measurements, and print how far it is off on each of them.
 
 Prints a table and, last, one JSON line. Exit 1 if a row of the nearest engine is off by more than 15 percent, or the
-shares in `nvila_ros/planning.py` are not those fitted here.
+shares in `nvila_ros/builds/planning.py` are not those fitted here.
 
     .venv/bin/python -m benchmarks.plan
 """
@@ -18,8 +18,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from nvila_ros.planning import FITTED, Shares
-from nvila_ros.published import EDGE, ROWS, TINYCHAT, predict
+from nvila_ros.builds.planning import FITTED, Shares
+from nvila_ros.builds.published import EDGE, ROWS, TINYCHAT, predict
 from nvila_ros.tools.options import print_json
 
 WORST = 0.15
@@ -60,7 +60,7 @@ def main() -> int:
     print(f"fitted: {shares}")
     is_current = shares == FITTED
     if not is_current:
-        print(f"nvila_ros/planning.py holds {FITTED}")
+        print(f"nvila_ros/builds/planning.py holds {FITTED}")
     worst = max(abs(error) for error in errors[EDGE])
     mean = {source: round(float(np.mean(np.abs(each))), 3) for source, each in errors.items()}
     print_json({"worst_fitted": round(worst, 3), "mean_error": mean, "is_current": is_current})

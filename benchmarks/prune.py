@@ -33,15 +33,15 @@ from benchmarks.pruning.learning import is_right, learn
 from benchmarks.pruning.processes import start, workers
 from benchmarks.pruning.report import as_table, draw_figure, kept_shares, summarize
 from nvila_ros.errors import ConfigError
-from nvila_ros.loading import find_checkpoint
+from nvila_ros.files import atomic_file
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import positive, print_json, share, wide_console
 from nvila_ros.tools.picture import save_picture
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld
 from nvila_ros.training.pruning import load_for_scoring
 from nvila_ros.training.save import save_checkpoint
-from nvila_ros.training.staging import staged
 from nvila_ros.training.tiny import new_model
 
 BASE_SEED = 1023  # the data sets have seeds from 0
@@ -122,7 +122,7 @@ def note_settings(args: argparse.Namespace) -> None:
     path = args.work / "settings.json"
     if path.is_file() and json.loads(path.read_text()) != settings(args):
         raise ConfigError(f"{args.work} holds runs with other settings, {path.read_text()}; choose another --work")
-    with staged(path) as part:
+    with atomic_file(path) as part:
         part.write_text(json.dumps(settings(args)))
 
 
@@ -162,7 +162,7 @@ def run_all(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> None:
             print(f"{folder.name}: {len(source)} drawn", flush=True)
             if folder.name == "base-set":
                 train_base(args, large)
-        with staged(base_result_path(args)) as part:
+        with atomic_file(base_result_path(args)) as part:
             part.write_text(json.dumps(ask(args, args.work / "base")))
         for scoring in [pool.submit(score_set, args, seed) for seed in sorted({seed for _, seed in jobs})]:
             scoring.result()
@@ -231,7 +231,7 @@ def score_set(args: argparse.Namespace, seed: int) -> None:
         return
     large, small = load(find_checkpoint(args.large), args.device), load(args.work / "base", args.device)
     scores = score(open_set(args.work / f"set-{seed}"), large, small)
-    with staged(path) as part, part.open("wb") as file:
+    with atomic_file(path) as part, part.open("wb") as file:
         np.save(file, scores)
 
 
@@ -241,7 +241,7 @@ def choose(args: argparse.Namespace, method: str, seed: int, drawn: DrawnSet, sm
     if not path.is_file():
         scores = np.load(args.work / f"scores-{seed}.npy")
         is_kept = select(method, drawn, scores, small, keep=args.keep, seed=seed)
-        with staged(path) as part, part.open("wb") as file:
+        with atomic_file(path) as part, part.open("wb") as file:
             np.save(file, is_kept)
     return np.load(path)
 
@@ -258,7 +258,7 @@ def run_one(args: argparse.Namespace, method: str, seed: int) -> None:
         save(args, small, path)
     shares = kept_shares(drawn, is_kept, kinds_of(args))
     result = {"method": method, "seed": seed, "kept": int(is_kept.sum()), **shares, **ask(args, path)}
-    with staged(result_path(args, method, seed)) as part:
+    with atomic_file(result_path(args, method, seed)) as part:
         part.write_text(json.dumps(result))
 
 

@@ -22,21 +22,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nvila_ros.loading import find_checkpoint
+from nvila_ros.builds.weights import world_samples
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.quantized import Weight
-from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import Calibration, calibrate
 from nvila_ros.quantization.options import DecoderOptions, TowerOptions
 from nvila_ros.quantization.quantize import keep_part, quantize_decoder, quantize_tower
 from nvila_ros.quantization.simulate import SimulatedEngine
+from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json, whole
-from nvila_ros.tools.weights import world_samples
-from nvila_ros.training.questions import EVAL_CLIP_FRAMES, EVAL_KINDS, eval_case, is_correct
-from nvila_ros.training.scenes import render
 from nvila_ros.types import Frame, Query
+from nvila_ros.world.questions import EVAL_CLIP_FRAMES, EVAL_KINDS, eval_case, is_correct
+from nvila_ros.world.scenes import render
 
 FP32, FP16 = TowerOptions(precision="fp32"), TowerOptions(precision="fp16")
 TOKEN, TENSOR = TowerOptions(), TowerOptions(activations="per_tensor")
@@ -66,7 +66,7 @@ class Row:
     """One scheme's answers, by kind, and whether they are right."""
 
     name: str
-    model: Perceiver
+    model: VisionLanguageModel
     answers: dict[str, list[str]] = field(default_factory=dict)
     is_right: dict[str, list[bool]] = field(default_factory=dict)
 
@@ -126,9 +126,9 @@ def quantize(
         yield {**tower(for_tower), **dict(keep_part(checkpoint, "mm_projector", precision)), **decoder(for_decoder)}
 
 
-def load(checkpoint: Checkpoint, tokenizer: ChatTokenizer, weights: dict[str, Weight]) -> Perceiver:
+def load(checkpoint: Checkpoint, tokenizer: ChatTokenizer, weights: dict[str, Weight]) -> VisionLanguageModel:
     """Return a model of these weights that answers queries."""
-    return Perceiver(SimulatedEngine(checkpoint.spec, weights), tokenizer, backend="simulated")
+    return VisionLanguageModel(SimulatedEngine(checkpoint.spec, weights), tokenizer, backend="simulated")
 
 
 def ask(rows: Sequence[Row], num_questions: int) -> None:

@@ -18,12 +18,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from nvila_ros.pipeline import CacheLimits, load_perceiver
+from nvila_ros.serving.pipeline import CacheLimits, load_model
 from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json
-from nvila_ros.training.questions import Question, ask, is_correct
-from nvila_ros.training.scenes import Scene, render, sample_scene, scene_rng
 from nvila_ros.types import Frame, Query
+from nvila_ros.world.questions import Question, ask, is_correct
+from nvila_ros.world.scenes import Scene, render, sample_scene, scene_rng
 
 SEED = 1 << 27  # of scenes that neither training, evaluation nor calibration draws
 KINDS = ("where", "color", "count", "exist")
@@ -68,7 +68,7 @@ def main() -> int:
 
 def run(threshold: float, num_scenes: int) -> dict[str, Tally]:
     """Film and ask scenes at one threshold, every other one in motion."""
-    model = load_perceiver("nvila-tiny", limits=CacheLimits(repeat_threshold=threshold))
+    model = load_model("nvila-tiny", limits=CacheLimits(repeat_threshold=threshold))
     tallies = {"still": Tally(), "moving": Tally()}
     for index, (scene, question) in enumerate(scenes(num_scenes)):
         tally = tallies["moving" if index % 2 else "still"]

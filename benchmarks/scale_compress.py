@@ -23,18 +23,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from nvila_ros.loading import find_checkpoint, load_engine
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
-from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.runtime.loading import find_checkpoint, load_engine
+from nvila_ros.runtime.torch_engine import load_torch_model
+from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.tools.evaluate import ask_case
 from nvila_ros.tools.options import positive, print_json, whole
-from nvila_ros.training.questions import EvalCase, is_correct
 from nvila_ros.training.save import save_checkpoint
-from nvila_ros.training.scale_questions import CLIP_KINDS, SMALL_KINDS, eval_scale_case
 from nvila_ros.training.tiny_scale import narrow
 from nvila_ros.types import Answer
+from nvila_ros.world.questions import EvalCase, is_correct
+from nvila_ros.world.scale_questions import CLIP_KINDS, SMALL_KINDS, eval_scale_case
 
 CLIPS = ((4, 1), (16, 4), (32, 8), (8, 1), (32, 4), (16, 1))
 """Frames of a clip, and how many of them are averaged; rows of as many visual tokens stand together."""
@@ -46,7 +46,7 @@ class Variant:
     """One row: how images or clips are shown; num_frames is 0 for images."""
 
     name: str
-    model: Perceiver
+    model: VisionLanguageModel
     num_frames: int = 0
     answers: dict[str, list[tuple[EvalCase, Answer]]] = field(default_factory=dict)
 
@@ -122,14 +122,14 @@ def single_tile(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     spec = checkpoint.spec
     projector = dataclasses.replace(spec.projector, in_width=spec.vision.width)
     narrow_spec = dataclasses.replace(spec, image_mode="resize", scales=(), projector=projector)
-    save_checkpoint(narrow(load_model(checkpoint), narrow_spec), checkpoint.tokenizer_folder, folder)
+    save_checkpoint(narrow(load_torch_model(checkpoint), narrow_spec), checkpoint.tokenizer_folder, folder)
     return open_checkpoint(folder)
 
 
-def load(checkpoint: Checkpoint, threads: int) -> Perceiver:
+def load(checkpoint: Checkpoint, threads: int) -> VisionLanguageModel:
     """Load a checkpoint for ONNX Runtime, as the node does."""
     engine = load_engine(checkpoint, "onnxruntime", threads)
-    return Perceiver(engine, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), backend="onnxruntime")
+    return VisionLanguageModel(engine, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), backend="onnxruntime")
 
 
 def as_table(title: str, kinds: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:

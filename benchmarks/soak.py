@@ -32,12 +32,12 @@ from rich.table import Table
 
 from benchmarks.live import rss_mib
 from nvila_ros.action import AskVideo
-from nvila_ros.messages import LATCHED
 from nvila_ros.msg import Answer, Event, StandingQuery, Status
+from nvila_ros.ros.camera_publisher import ros_args
+from nvila_ros.ros.messages import LATCHED
 from nvila_ros.srv import AddQuery, Ask, ListQueries
-from nvila_ros.tools.camera import ros_args
-from nvila_ros.tools.children import Children
-from nvila_ros.tools.demo import ros_environment
+from nvila_ros.tools.demo.demo import ros_environment
+from nvila_ros.tools.demo.subprocesses import Children
 from nvila_ros.tools.options import positive, print_json
 from nvila_ros.types import FinishReason
 
@@ -213,12 +213,12 @@ def main() -> int:
     os.environ.update(environ)
     with tempfile.TemporaryDirectory() as folder, Children(Path(folder), environ) as children:
         settings = {"buffer_bytes": 96 << 20, "past_s": 20.0, "frame_cache_bytes": 32 << 20}
-        node = children.start("node", "nvila_ros.node", ros_args(settings))
+        node = children.start("node", "nvila_ros.ros.node", ros_args(settings))
         soak = Soak(random.Random(args.seed))
         try:
             soak.wait_for_node()
             camera = {"world": 0, "width": 1280, "height": 720, "rate_hz": 30.0}
-            children.start("camera", "nvila_ros.tools.camera", ros_args(camera))
+            children.start("camera", "nvila_ros.ros.camera_publisher", ros_args(camera))
             soak.rest(3.0)
             soak.add_standing()
             rss = ask_for(soak, node.process.pid, args)

@@ -26,14 +26,14 @@ from rich.table import Table
 
 from benchmarks.peers.weights import RandomWeights
 from benchmarks.stream_node import measure_node
-from nvila_ros.ledger import Ask
-from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import VARIANTS
-from nvila_ros.pipeline import Perceiver, load_perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.runtime.cpu_engine import load_quantized
+from nvila_ros.request import Ask
+from nvila_ros.runtime.cpu.engine import load_quantized
+from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.tools.options import positive, print_json
 from nvila_ros.types import Answer, Frame, Query
 
@@ -75,11 +75,11 @@ def main() -> int:
     console = Console()
     node = measure_node(args.seconds)
     console.print(f"node: overhead p95 {1e3 * node.overhead_p95_s:.2f} ms, ingest {node.core_share:.3f} of a core")
-    tiny = time_clip(load_perceiver("nvila-tiny", backend="cpu"), args.frames, 10 * args.rounds)
+    tiny = time_clip(load_model("nvila-tiny", backend="cpu"), args.frames, 10 * args.rounds)
     spec = half_billion(args.layers, args.tower_layers)
     tokenizer = ChatTokenizer.from_folder(open_checkpoint(find_checkpoint("nvila-tiny")).tokenizer_folder)
     engine = load_quantized(spec, RandomWeights(spec))
-    large = time_clip(Perceiver(engine, tokenizer, backend="cpu"), args.frames, args.rounds)
+    large = time_clip(VisionLanguageModel(engine, tokenizer, backend="cpu"), args.frames, args.rounds)
     del engine
     peer_s = None if args.no_peer else time_peer(args)
     console.print(as_table({"nvila-tiny": tiny, "0.5B, random": large}, peer_s))
@@ -109,15 +109,15 @@ def half_billion(num_layers: int, num_tower_layers: int) -> ModelSpec:
     return dataclasses.replace(spec, name="0.5B", vision=vision, decoder=decoder, projector=projector)
 
 
-def time_clip(perceiver: Perceiver, num_frames: int, num_rounds: int) -> Timing:
+def time_clip(vlm: VisionLanguageModel, num_frames: int, num_rounds: int) -> Timing:
     """Ask about clips that nobody has seen, each in turn in every way."""
-    perceiver.warm_up()
+    vlm.warm_up()
     seconds: dict[str, list[float]] = {name: [] for name in ("cold", "second", "ten", "moved", "tower")}
     for number in range(num_rounds):
         first = make_clip(4 * number, num_frames + 1)
-        answers = [ask(perceiver, first[:-1], QUESTIONS[:1]), ask(perceiver, first[:-1], QUESTIONS[1:2])]
-        moved = ask(perceiver, first[1:], QUESTIONS[:1])
-        ten = ask(perceiver, make_clip(4 * number + 2, num_frames), QUESTIONS * (NUM_QUERIES // len(QUESTIONS)))
+        answers = [ask(vlm, first[:-1], QUESTIONS[:1]), ask(vlm, first[:-1], QUESTIONS[1:2])]
+        moved = ask(vlm, first[1:], QUESTIONS[:1])
+        ten = ask(vlm, make_clip(4 * number + 2, num_frames), QUESTIONS * (NUM_QUERIES // len(QUESTIONS)))
         assert moved[0].counts.num_frames_encoded == 1, "one new frame costs one tower pass"
         assert len(ten) == NUM_QUERIES, "every query is answered"
         for name, told in (("cold", answers[0]), ("second", answers[1]), ("ten", ten), ("moved", moved)):
@@ -135,11 +135,11 @@ def make_clip(seed: int, num_frames: int) -> list[Frame]:
     ]
 
 
-def ask(perceiver: Perceiver, frames: Sequence[Frame], questions: Sequence[str]) -> list[Answer]:
+def ask(vlm: VisionLanguageModel, frames: Sequence[Frame], questions: Sequence[str]) -> list[Answer]:
     """Ask questions about one clip together and return their answers."""
     answers: list[Answer] = []
     queries = [Query(query_id=str(i), question=text, choices=CHOICES) for i, text in enumerate(questions)]
-    perceiver.answer_all([Ask(query=query, on_answer=answers.append) for query in queries], frames)
+    vlm.answer_all([Ask(query=query, on_answer=answers.append) for query in queries], frames)
     return answers
 
 

@@ -18,12 +18,12 @@ from rclpy.executors import SingleThreadedExecutor
 from std_msgs.msg import String
 
 from benchmarks.live import cpu_s
-from nvila_ros import node
-from nvila_ros.ledger import Ask, Author, Ledger
 from nvila_ros.msg import Answer
-from nvila_ros.tools.camera import ros_args
-from nvila_ros.tools.children import Children
-from nvila_ros.tools.demo import Client, ros_environment
+from nvila_ros.request import Ask, Author, Ledger
+from nvila_ros.ros import node
+from nvila_ros.ros.camera_publisher import ros_args
+from nvila_ros.tools.demo.demo import Client, ros_environment
+from nvila_ros.tools.demo.subprocesses import Children
 from nvila_ros.types import FinishReason, FrameRef, Query
 from nvila_ros.video.deferred import DeferredFrame
 
@@ -57,7 +57,7 @@ class Clockwatcher:
         """Hold no conversations."""
         return False
 
-    def look_at(self, frame: DeferredFrame, *, is_alone: bool) -> None:
+    def prefetch(self, frame: DeferredFrame, *, is_alone: bool) -> None:
         """Look at nothing."""
 
     def counters(self) -> dict[str, int]:
@@ -87,7 +87,7 @@ def measure_node(num_seconds: int) -> NodeCost:
         with Client(children) as client:
             client.wait_for_node()
             camera = {"world": 0, "width": WIDTH, "height": HEIGHT, "rate_hz": RATE_HZ}
-            children.start("camera", "nvila_ros.tools.camera", ros_args(camera))
+            children.start("camera", "nvila_ros.ros.camera_publisher", ros_args(camera))
             client.wait_for_frame()
             client.rest(2.0)
             start_s, start_cpu_s = time.monotonic(), cpu_s(child.process.pid)

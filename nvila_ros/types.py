@@ -18,7 +18,7 @@ NS_PER_S = 1_000_000_000
 
 
 @dataclass(slots=True)
-class Memo:
+class FrameMemo:
     """What was computed of a frame when it was first asked for; two threads that ask at once compute the same."""
 
     digest: bytes | None = None
@@ -40,7 +40,7 @@ class Frame:
     stamp_ns: int
     camera: str = "camera"
     frame_id: str = ""
-    memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
+    memo: FrameMemo = field(default_factory=FrameMemo, init=False, repr=False, compare=False)
 
     @property
     def digest(self) -> bytes:
@@ -104,7 +104,7 @@ class RawFrame:
     stamp_ns: int
     camera: str = "camera"
     frame_id: str = ""
-    memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
+    memo: FrameMemo = field(default_factory=FrameMemo, init=False, repr=False, compare=False)
 
     @property
     def num_bytes(self) -> int:
@@ -140,7 +140,7 @@ class Query:
 
     Attributes:
         sampling: which frames of the window are shown, see `video.sampling`.
-        answer_type: what may be answered, see `generation.typed`; empty is one of `choices`, or text without them.
+        answer_type: what may be answered, see `prompt.answer_kinds`; empty is one of `choices`, or text without them.
         minimum: of an integer answer.
         maximum: of an integer answer.
         json_schema: of a JSON answer.

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
-from nvila_ros.pipeline import load_perceiver
-from nvila_ros.training.questions import EVAL_KINDS, EvalCase, eval_case, is_correct
-from nvila_ros.training.scenes import render
+from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.serving.pipeline import load_model
 from nvila_ros.training.tiny import SPEC
 from nvila_ros.types import Frame, Query
+from nvila_ros.world.questions import EVAL_KINDS, EvalCase, eval_case, is_correct
+from nvila_ros.world.scenes import render
 
 NUM_CASES = 209  # 19 of each kind
 LEAST_RIGHT = 0.94  # a smoke alarm on few cases; the model card has the figures
@@ -29,9 +29,7 @@ def film(case: EvalCase) -> list[Frame]:
 
 @pytest.mark.slow
 def test_backends_answer_alike_and_mostly_right() -> None:
-    onnxruntime, torch = (
-        load_perceiver("nvila-tiny", backend=backend, threads=1) for backend in ("onnxruntime", "torch")
-    )
+    onnxruntime, torch = (load_model("nvila-tiny", backend=backend, threads=1) for backend in ("onnxruntime", "torch"))
 
     differing, num_right = [], 0
     for kind, case in cases():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nvila_ros.errors import QueryError
-from nvila_ros.ledger import Ask, StopWork
+from nvila_ros.request import Ask, StopWork
 from nvila_ros.types import (
     Answer,
     Counts,
@@ -44,7 +44,7 @@ class FakeClock:
         self.now_ns += round(seconds * 1e9)
 
 
-class FakePerceiver:
+class FakeModel:
     """Says the words of the question, one token each, up to `max_tokens`; with choices, says the first.
 
     Strict: one thread only, frames in capture order, RGB bytes, and one clip at a time.
@@ -80,7 +80,7 @@ class FakePerceiver:
     def knows(self, query: Query) -> bool:
         return query.is_follow_up and query.conversation == KNOWN
 
-    def look_at(self, frame: DeferredFrame, *, is_alone: bool, should_stop: Callable[[], bool]) -> None:
+    def prefetch(self, frame: DeferredFrame, *, is_alone: bool, should_stop: Callable[[], bool]) -> None:
         self._check([frame])
         self.looked_at.append(frame.stamp_ns)
         while self.is_slow_ahead and not should_stop():
@@ -150,9 +150,9 @@ class FakePerceiver:
         )
 
 
-def load_fake(model: str, *, backend: str, threads: int, overrides: object, limits: object) -> FakePerceiver:
-    """Stand in for `load_perceiver`; the token time comes with the model's name, e.g. `fake:0.01`."""
-    return FakePerceiver(token_s=float(model.partition(":")[2] or 0))
+def load_fake(model: str, *, backend: str, threads: int, overrides: object, limits: object) -> FakeModel:
+    """Stand in for `load_model`; the token time comes with the model's name, e.g. `fake:0.01`."""
+    return FakeModel(token_s=float(model.partition(":")[2] or 0))
 
 
 def _refs(frames: Sequence[DeferredFrame]) -> tuple[FrameRef, ...]:

@@ -30,7 +30,7 @@ def load(kind: str, job: Job) -> Round:
         weights = RandomWeights(job.tower_spec, job.head_bits, input_scale=None)
         return tower_round(cpu_loader()(job.tower_spec, weights, job.threads))
     if kind == "tower fp32 onnxruntime":
-        from nvila_ros.runtime.onnxruntime_engine import OnnxRuntimeEngine
+        from nvila_ros.runtime.onnxruntime.engine import OnnxRuntimeEngine
 
         return tower_round(OnnxRuntimeEngine(FloatModel(job.tower_spec), job.threads))  # type: ignore[arg-type]
     spec = job.tower_spec
@@ -39,7 +39,7 @@ def load(kind: str, job: Job) -> Round:
 
 def cpu_loader() -> Callable[[ModelSpec, Mapping[str, Weight], int], Engine]:
     """Return what loads quantized weights for the `cpu` backend, which needs OpenVINO."""
-    from nvila_ros.runtime.cpu_engine import load_quantized
+    from nvila_ros.runtime.cpu.engine import load_quantized
 
     return load_quantized
 

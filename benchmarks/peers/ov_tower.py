@@ -27,7 +27,7 @@ def prepare(kind: str, job: Job) -> None:
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 
-    from nvila_ros.runtime.openvino_api import ov
+    from nvila_ros.runtime.openvino.api import ov
 
     spec = job.tower_spec.vision
     tiles = [_tile(spec, i) for i in range(NUM_SAMPLES)]
@@ -49,7 +49,7 @@ def convert(spec: VisionSpec) -> Any:
     import torch
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    from nvila_ros.runtime.openvino_api import ov
+    from nvila_ros.runtime.openvino.api import ov
 
     config = SiglipVisionConfig(
         hidden_size=spec.width,
@@ -77,7 +77,7 @@ def convert(spec: VisionSpec) -> Any:
 
 def load(kind: str, job: Job) -> Round:
     """Return a round of one tile."""
-    from nvila_ros.runtime.openvino_api import ov
+    from nvila_ros.runtime.openvino.api import ov
 
     hints = {"NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": job.threads}
     request = ov.Core().compile_model(_path(job), "CPU", hints).create_infer_request()

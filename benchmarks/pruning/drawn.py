@@ -19,19 +19,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nvila_ros.loading import find_checkpoint
+from nvila_ros.files import atomic_file
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.preprocess.tiles import normalize_tiles
 from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.suites import DEFAULT_SUITE, HEIGHT, SUITES, WIDTH
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
 from nvila_ros.training.conversations.planted import PLANTS, PlantedWorld
 from nvila_ros.training.conversations.samples import IMAGE, Sample, Turn
 from nvila_ros.training.pruning import content_key
-from nvila_ros.training.questions import EvalCase
-from nvila_ros.training.staging import staged
 from nvila_ros.training.token_labels import IGNORE
+from nvila_ros.visual.tiles import normalize_tiles
+from nvila_ros.world.questions import EvalCase
 
 SHARD = 500  # samples; of 19 MB
 TILES_AT_ONCE = 256
@@ -169,7 +169,7 @@ def draw_shard(source: Planted | Cases, first: int, end: int, folder: Path, larg
         "tiles": np.stack([tile for sample in samples for view in sample.views for tile in view.tiles]),
     }
     assert len(arrays["tiles"]) == len(samples), "each frame is one tile"
-    with staged(path) as part, part.open("wb") as file:
+    with atomic_file(path) as part, part.open("wb") as file:
         np.savez(file, **arrays)
 
 

@@ -15,7 +15,7 @@ D decoder width, A query heads, K kv heads, Q = A / K, S head size, V vocabulary
 
 from __future__ import annotations
 
-from nvila_ros.export.graph import ORT, GraphForm, GraphPen, Weights
+from nvila_ros.export.graph import ORT, GraphBuilder, GraphForm, Weights
 from nvila_ros.export.overlap import draw_overlap
 from nvila_ros.models.shapes import EMBEDDING, HEAD
 from nvila_ros.models.spec import DecoderSpec
@@ -24,7 +24,7 @@ NUM_TOP = 64
 """Best logits that a graph for TensorRT gives sorted, so that the host need not fetch the whole vocabulary."""
 
 
-def draw_decoder(spec: DecoderSpec, weights: Weights, form: GraphForm = ORT) -> GraphPen:
+def draw_decoder(spec: DecoderSpec, weights: Weights, form: GraphForm = ORT) -> GraphBuilder:
     """Draw `embeds` (L, D) and the past to `logits` (R, V) float32 of the tokens `rows`, and what is new of the past.
 
     Inputs beside: `rows` (R,) int64, which of the L tokens logits are wanted of. Append has `cos` and `sin` (L, S), an
@@ -34,7 +34,7 @@ def draw_decoder(spec: DecoderSpec, weights: Weights, form: GraphForm = ORT) -> 
     `embeds` (1, L, D) and what `draw_overlap` tells. In float16 there are also `top_logits` float32 and `top_ids`
     int64, (R, 64) or (R, V), best first.
     """
-    pen = GraphPen("decoder", form)
+    pen = GraphBuilder("decoder", form)
     if form.decoder == "overlap":
         rows = pen.input("rows", ("R",), "int64")
         normed = pen.op("Gather", draw_overlap(pen, spec, weights), rows, axis=1)
@@ -55,7 +55,7 @@ def draw_decoder(spec: DecoderSpec, weights: Weights, form: GraphForm = ORT) -> 
     return pen
 
 
-def _head(pen: GraphPen, spec: DecoderSpec, weights: Weights, normed: str) -> None:
+def _head(pen: GraphBuilder, spec: DecoderSpec, weights: Weights, normed: str) -> None:
     """Give the logits of the wanted tokens, (R, D). A head that is quantized beside a tied table has lm_head's name."""
     head = HEAD if HEAD in weights else EMBEDDING
     logits = pen.cast(pen.matmul(normed, head, weights[head]), "float32")
@@ -70,7 +70,7 @@ def _head(pen: GraphPen, spec: DecoderSpec, weights: Weights, normed: str) -> No
 class _Append:
     """Attention over past and new rows, the query heads of one kv head folded into rows: keys are never repeated."""
 
-    def __init__(self, pen: GraphPen, spec: DecoderSpec, weights: Weights) -> None:
+    def __init__(self, pen: GraphBuilder, spec: DecoderSpec, weights: Weights) -> None:
         self.pen, self.spec, self.weights = pen, spec, weights
         self.cos, self.sin = (pen.input(name, ("L", spec.head_size)) for name in ("cos", "sin"))
         mask = pen.input("mask", ("L", "M"))
@@ -116,7 +116,7 @@ class _Append:
 class _InPlace:
     """Attention over a cache of fixed size, into which the new rows are written first."""
 
-    def __init__(self, pen: GraphPen, spec: DecoderSpec, weights: Weights) -> None:
+    def __init__(self, pen: GraphBuilder, spec: DecoderSpec, weights: Weights) -> None:
         self.pen, self.spec, self.weights = pen, spec, weights
         self.cos, self.sin = (pen.input(name, (1, "L", spec.head_size // 2)) for name in ("cos", "sin"))
         self.mask = pen.input("mask", ("L", "M"), "bool")

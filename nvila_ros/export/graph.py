@@ -109,7 +109,7 @@ TRT_KV = GraphForm(dtype="float16", decoder="in_place")
 """For TensorRT from 10.15 on, whose attention reads a cache of fixed size in place."""
 
 
-class GraphPen:
+class GraphBuilder:
     """Collects nodes; every method appends one and returns the name of its output.
 
     Attributes:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from nvila_ros.export.graph import ORT_DOMAIN, GraphPen, Weights
+from nvila_ros.export.graph import ORT_DOMAIN, GraphBuilder, Weights
 from nvila_ros.models.quantized import Weight, as_array, join_outputs
 from nvila_ros.models.spec import DecoderSpec
 
 
-def draw_overlap(pen: GraphPen, spec: DecoderSpec, weights: Weights) -> str:
+def draw_overlap(pen: GraphBuilder, spec: DecoderSpec, weights: Weights) -> str:
     """Draw `embeds` (1, L, D), `cos` and `sin` (L, S/2), `mask` (L, M) and the cache to the last norm, (1, L, D).
 
     The cache is `all_k_0`... (M, K, S) and `new_k_0`... (1, L, K * S), which must lie among those of `all`.
@@ -38,7 +38,7 @@ def draw_overlap(pen: GraphPen, spec: DecoderSpec, weights: Weights) -> str:
     return normed
 
 
-def _add_norm(pen: GraphPen, x: str, change: str, name: str, weights: Weights, eps: float) -> tuple[str, str]:
+def _add_norm(pen: GraphBuilder, x: str, change: str, name: str, weights: Weights, eps: float) -> tuple[str, str]:
     """Return the sum of both and its norm."""
     scale = pen.plain(f"{name}.weight", weights)
     kind = "SkipSimplifiedLayerNormalization"
@@ -49,7 +49,7 @@ def _add_norm(pen: GraphPen, x: str, change: str, name: str, weights: Weights, e
 class _Attention:
     """Attention over all rows of the cache, the new ones among them."""
 
-    def __init__(self, pen: GraphPen, spec: DecoderSpec, weights: Weights) -> None:
+    def __init__(self, pen: GraphBuilder, spec: DecoderSpec, weights: Weights) -> None:
         self.pen, self.spec, self.weights = pen, spec, weights
         self.cos, self.sin = (pen.input(name, ("L", spec.head_size // 2)) for name in ("cos", "sin"))
         mask = pen.input("mask", ("L", "M"))

@@ -16,16 +16,16 @@ from pathlib import Path
 import onnx
 
 from nvila_ros.export.decoder import draw_decoder
-from nvila_ros.export.graph import ORT, WEIGHTS_FILE, GraphForm, GraphPen, Weights, pack
+from nvila_ros.export.graph import ORT, WEIGHTS_FILE, GraphBuilder, GraphForm, Weights, pack
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.spec import ModelSpec, ProjectorSpec, VisionSpec
 
 ALIGNMENT = 64  # bytes; every weight starts on a cache line
 
 
-def draw_vision(spec: VisionSpec, weights: Weights, form: GraphForm = ORT) -> GraphPen:
+def draw_vision(spec: VisionSpec, weights: Weights, form: GraphForm = ORT) -> GraphBuilder:
     """Draw `tile` (N, 3, H, W) to `feat` (N, P, E)."""
-    pen = GraphPen("vision", form.of("vision"))
+    pen = GraphBuilder("vision", form.of("vision"))
     tile = pen.input("tile", ("N", 3, spec.image_px, spec.image_px))
     stem = "vision_tower.vision_model"
     kernel, bias = (pen.plain(f"{stem}.embeddings.patch_embedding.{key}", weights) for key in ("weight", "bias"))
@@ -38,7 +38,7 @@ def draw_vision(spec: VisionSpec, weights: Weights, form: GraphForm = ORT) -> Gr
     return pen
 
 
-def _vision_layer(pen: GraphPen, spec: VisionSpec, weights: Weights, name: str, x: str) -> str:
+def _vision_layer(pen: GraphBuilder, spec: VisionSpec, weights: Weights, name: str, x: str) -> str:
     normed = pen.layer_norm(x, f"{name}.layer_norm1", weights, spec.norm_eps)
     x = pen.op("Add", x, _vision_attention(pen, spec, weights, f"{name}.self_attn", normed))
     normed = pen.layer_norm(x, f"{name}.layer_norm2", weights, spec.norm_eps)
@@ -46,7 +46,7 @@ def _vision_layer(pen: GraphPen, spec: VisionSpec, weights: Weights, name: str, 
     return pen.op("Add", x, pen.linear(hidden, f"{name}.mlp.fc2", weights))
 
 
-def _vision_attention(pen: GraphPen, spec: VisionSpec, weights: Weights, name: str, x: str) -> str:
+def _vision_attention(pen: GraphBuilder, spec: VisionSpec, weights: Weights, name: str, x: str) -> str:
     head_size = spec.width // spec.num_heads
     q, k, v = (
         pen.reshape(pen.linear(x, f"{name}.{key}_proj", weights), 0, spec.num_patches, spec.num_heads, head_size)
@@ -58,9 +58,9 @@ def _vision_attention(pen: GraphPen, spec: VisionSpec, weights: Weights, name: s
     return pen.linear(pen.reshape(mixed, 0, spec.num_patches, spec.width), f"{name}.out_proj", weights)
 
 
-def draw_projector(spec: ProjectorSpec, grid: int, weights: Weights, form: GraphForm = ORT) -> GraphPen:
+def draw_projector(spec: ProjectorSpec, grid: int, weights: Weights, form: GraphForm = ORT) -> GraphBuilder:
     """Draw `feat` (N, P, E) to `visual` (N, G, D)."""
-    pen = GraphPen("projector", form.of("projector"))
+    pen = GraphBuilder("projector", form.of("projector"))
     e, r = spec.in_width, spec.downsample
     feat = pen.input("feat", ("N", grid * grid, e))
     x = _space_to_depth(pen, feat, grid, r, e)
@@ -75,7 +75,7 @@ def draw_projector(spec: ProjectorSpec, grid: int, weights: Weights, form: Graph
     return pen
 
 
-def _space_to_depth(pen: GraphPen, feat: str, grid: int, r: int, e: int) -> str:
+def _space_to_depth(pen: GraphBuilder, feat: str, grid: int, r: int, e: int) -> str:
     """Zero-pad at the bottom and right, then merge blocks in the order (row in block, column in block, channel)."""
     pad = -grid % r
     blocks = (grid + pad) // r
@@ -86,7 +86,7 @@ def _space_to_depth(pen: GraphPen, feat: str, grid: int, r: int, e: int) -> str:
     return pen.reshape(x, -1, blocks * blocks, r * r * e)
 
 
-def draw_parts(spec: ModelSpec, weights: Weights, form: GraphForm = ORT) -> dict[str, GraphPen]:
+def draw_parts(spec: ModelSpec, weights: Weights, form: GraphForm = ORT) -> dict[str, GraphBuilder]:
     """Draw every part of a model, by name."""
     return {part: draw(form) for part, draw in _drawers(spec, weights).items()}
 
@@ -144,7 +144,7 @@ class WeightsFile:
         else:
             Path(self._staged.name).unlink()
 
-    def finish(self, pen: GraphPen) -> onnx.ModelProto:
+    def finish(self, pen: GraphBuilder) -> onnx.ModelProto:
         """Write what is new of a graph's weights and return the graph."""
         for name, array in pen.weights.items():
             if name not in self._offsets:
@@ -154,7 +154,7 @@ class WeightsFile:
         return pen.finish(self._offsets)
 
 
-def _drawers(spec: ModelSpec, weights: Weights) -> dict[str, Callable[[GraphForm], GraphPen]]:
+def _drawers(spec: ModelSpec, weights: Weights) -> dict[str, Callable[[GraphForm], GraphBuilder]]:
     return {
         "vision": lambda form: draw_vision(spec.vision, weights, form),
         "projector": lambda form: draw_projector(spec.projector, spec.vision.grid, weights, form),

@@ -45,7 +45,7 @@ def follow_row(logits_V: np.ndarray, token: int) -> Followed:
     return Followed(float(logits_V[token]) - log_total(logits_V), int(logits_V.argmax()) == token)
 
 
-class Grove:
+class TreeBatch:
     """The branches behind all that a cache holds now, and the tokens of theirs that wait for the next call."""
 
     def __init__(self, engine: Engine, cache: Cache) -> None:

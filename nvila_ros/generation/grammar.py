@@ -18,7 +18,7 @@ import numpy as np
 
 from nvila_ros.errors import BackendError, QueryError
 from nvila_ros.generation.grammar_compile import compile_schema, reason_of, try_schema
-from nvila_ros.generation.typed import Constrained, unkept_schema
+from nvila_ros.prompt.answer_kinds import Constrained, unkept_schema
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ def shared_length(one_L2: np.ndarray, other_L2: np.ndarray) -> int:
     return int(differs.argmax()) if differs.any() else length
 
 
-class Trunk:
+class CachedPrefix:
     """A cache and the identity of each token in it."""
 
     def __init__(self, engine: Engine, capacity: int) -> None:
@@ -88,7 +88,7 @@ class Trunk:
             logits_V = self.append(embeds_LD[start:end], keys_L2[start:end])
         return logits_V
 
-    def copy(self, source: Trunk, length: int) -> None:
+    def copy(self, source: CachedPrefix, length: int) -> None:
         """Hold the first `length` tokens of another trunk."""
         self.cache.copy_prefix(source.cache, length)
         self.keys_L2 = source.keys_L2[:length]
@@ -104,7 +104,7 @@ class PrefixCache:
 
     def __init__(self, engine: Engine, num_trunks: int) -> None:
         self._engine, self._num_trunks = engine, num_trunks
-        self._trunks: list[Trunk] = []
+        self._trunks: list[CachedPrefix] = []
         self._uses = itertools.count(1)
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class PrefixCache:
         return max((shared_length(trunk.keys_L2, keys_L2) for trunk in self._trunks), default=0)
 
     @contextmanager
-    def take(self, keys_L2: np.ndarray, num_rows: int) -> Iterator[Trunk]:
+    def take(self, keys_L2: np.ndarray, num_rows: int) -> Iterator[CachedPrefix]:
         """Lend a trunk with room for `num_rows` that holds as much of a prompt as is known, and nothing else."""
         trunk = self._choose(keys_L2, num_rows)
         try:
@@ -123,7 +123,7 @@ class PrefixCache:
         finally:
             trunk.cut(trunk.length)  # rows of branches, or of a call that failed, have no identity
 
-    def _choose(self, keys_L2: np.ndarray, num_rows: int) -> Trunk:
+    def _choose(self, keys_L2: np.ndarray, num_rows: int) -> CachedPrefix:
         """Return the trunk that costs least to go on in.
 
         A trunk is cut back where it keeps the larger part of its tokens. Otherwise the known prefix is copied into the
@@ -140,15 +140,15 @@ class PrefixCache:
         trunk.used = next(self._uses)
         return trunk
 
-    def _victim(self) -> Trunk | None:
+    def _victim(self) -> CachedPrefix | None:
         """Return the trunk to be overwritten, or None where there is room for one more or none are kept."""
         is_full = 0 < self._num_trunks == len(self._trunks)
         return min(self._trunks, key=lambda trunk: trunk.used) if is_full else None
 
-    def _replace(self, old: Trunk | None, num_rows: int) -> Trunk:
+    def _replace(self, old: CachedPrefix | None, num_rows: int) -> CachedPrefix:
         """Return an empty trunk that stands in the place of another."""
         rounded = -(-num_rows // ROUND_ROWS) * ROUND_ROWS
-        trunk = Trunk(self._engine, max(num_rows, min(rounded, self._engine.spec.decoder.max_positions)))
+        trunk = CachedPrefix(self._engine, max(num_rows, min(rounded, self._engine.spec.decoder.max_positions)))
         if self._num_trunks:
             self._trunks = [kept for kept in self._trunks if kept is not old] + [trunk]
         return trunk

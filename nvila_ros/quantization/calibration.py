@@ -22,13 +22,13 @@ from nvila_ros.models import siglip
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.projector import Projector
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.preprocess.tiles import normalize_tiles
-from nvila_ros.preprocess.views import View, clip_length, view_clip, view_image, view_images
 from nvila_ros.prompt.chat import PLACEHOLDER, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.layers import DECODER, TOWER, build_part, embed_tiles, run_tower_layer
 from nvila_ros.video.media import IMAGE_SUFFIXES, open_media, read_clip
 from nvila_ros.visual.encode import arrange, merge_features
+from nvila_ros.visual.tiles import normalize_tiles
+from nvila_ros.visual.views import View, clip_length, view_clip, view_image, view_images
 
 QUESTIONS = (
     "Describe what you see.",

@@ -40,7 +40,7 @@ class TorchEngine:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.spec = checkpoint.spec
-        self.model = load_model(checkpoint)
+        self.model = load_torch_model(checkpoint)
         # The decoder amplifies the projector's rounding most of all: logits of the golden cases differ by up to 8e-5
         # with sums in float32 and 5e-5 with these.
         self.model.mm_projector.double()
@@ -83,7 +83,7 @@ class TorchEngine:
         return self.model.llm.head(self.model.llm(torch.from_numpy(embeds_LD)[None]))[0].numpy()
 
 
-def load_model(checkpoint: Checkpoint) -> Nvila:
+def load_torch_model(checkpoint: Checkpoint) -> Nvila:
     """Return the reference model in fp32, ready for inference."""
     with torch.device("meta"):
         model = Nvila(checkpoint.spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from nvila_ros.standing.reading import Reading
+from nvila_ros.standing.observation import Reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,11 @@ import math
 import re
 from dataclasses import dataclass
 
-from nvila_ros.admission import MAX_PRIORITY, check_query
 from nvila_ros.config import NodeConfig, check_fields, setting
 from nvila_ros.errors import ConfigError, QueryError
 from nvila_ros.generation.grammar_compile import try_schema
-from nvila_ros.generation.typed import ANSWER_TYPES, MAX_INTEGER, YES_NO, parse_kind, unkept_schema
+from nvila_ros.prompt.answer_kinds import ANSWER_TYPES, MAX_INTEGER, YES_NO, parse_kind, unkept_schema
+from nvila_ros.serving.admission import MAX_PRIORITY, check_query
 from nvila_ros.types import NS_PER_S, Query
 from nvila_ros.video.selection import SAMPLINGS
 

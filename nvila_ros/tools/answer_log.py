@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.training.staging import close_told
+from nvila_ros.files import close_reporting
 
 Key = tuple[str, int]
 """A source by its name, and the index of a record."""
@@ -62,7 +62,7 @@ class AnswerLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            close_told(self._file, self._path, is_failing=kind is not None)
+            close_reporting(self._file, self._path, is_failing=kind is not None)
 
     def add(self, key: Key, line: dict[str, Any]) -> None:
         """Keep what became of one record.

@@ -15,10 +15,10 @@ import time
 import cv2
 from rich.console import Console
 
-from nvila_ros.admission import check_query
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import QueryError
-from nvila_ros.pipeline import load_perceiver
+from nvila_ros.serving.admission import check_query
+from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools.options import add_model_options, add_view_options, overrides, positive, print_json, words
 from nvila_ros.types import Answer, Frame, Piece, Query
 from nvila_ros.video.media import FOLDER_FPS, LiveCamera, Media, open_media, read_clip
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     )
     check_query(query, NodeConfig())
     _hush_opencv()
-    perceiver = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads, overrides=overrides(args))
+    vlm = load_model(args.checkpoint, backend=args.backend, threads=args.threads, overrides=overrides(args))
     frames = read_frames(args)
-    answer = perceiver.answer(query, frames, on_piece=None if args.json else _print_piece)
+    answer = vlm.answer(query, frames, on_piece=None if args.json else _print_piece)
     if args.json:
         print_json(as_dict(answer))
     else:

@@ -16,7 +16,7 @@ from nvila_ros.types import Answer, Frame, Query
 
 
 class Answerer(Protocol):
-    """What is asked; `pipeline.Perceiver` is the one there is."""
+    """What is asked; `pipeline.VisionLanguageModel` is the one there is."""
 
     def answer(self, query: Query, frames: Sequence[Frame]) -> Answer:
         """Answer one query about frames in capture order."""

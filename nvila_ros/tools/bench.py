@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nvila_ros.errors import BackendError
-from nvila_ros.loading import find_checkpoint
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import add_model_options, positive, print_json, size, wide_console
 from nvila_ros.tools.speeds import GPU_BACKENDS, Plan
 

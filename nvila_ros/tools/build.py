@@ -20,16 +20,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from nvila_ros.builds.recipes import ARCHITECTURES, Recipe, changed_weights, read_recipe, recipe_from_dict, with_media
 from nvila_ros.errors import BackendError, CheckpointError, ConfigError
-from nvila_ros.loading import find_checkpoint
-from nvila_ros.models.artefact import MANIFEST, alone_in, fingerprint, is_artefact, open_artefact, rewrite_plans
+from nvila_ros.models.build import MANIFEST, exclusive_lock, fingerprint, is_build, open_build, rewrite_plans
 from nvila_ros.models.checkpoint import open_checkpoint, read_object
 from nvila_ros.paths import build_folder
-from nvila_ros.recipes import ARCHITECTURES, Recipe, changed_weights, read_recipe, recipe_from_dict, with_media
-from nvila_ros.runtime.tensorrt_api import FLAVOURS
-from nvila_ros.runtime.tensorrt_compile import Job, best_form, compile_plans, limits_of
-from nvila_ros.runtime.tensorrt_machine import Machine, find_machine, name_machine
-from nvila_ros.runtime.tensorrt_plans import PARTS as PLANS
+from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.runtime.tensorrt.api import FLAVOURS
+from nvila_ros.runtime.tensorrt.compile import Job, best_form, compile_plans, limits_of
+from nvila_ros.runtime.tensorrt.machine import Machine, find_machine, name_machine
+from nvila_ros.runtime.tensorrt.plans import PARTS as PLANS
 from nvila_ros.tools.options import print_json
 
 WEIGHTS: tuple[str, ...] = ("llm", "vision_tower")  # parts whose layers are counted while they are quantized
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
             _make_weights(recipe, source, out, None)
         _log.info("%s", left or (f"plans for {compiler.machine}" if compiler else "no plans"))
         return 0
-    with alone_in(out, waits=args.wait):
+    with exclusive_lock(out, waits=args.wait):
         _build(args, recipe, out, compiler)
     if left:
         _log.warning("%s", left)
@@ -110,7 +110,7 @@ def find_target(args: argparse.Namespace) -> tuple[Recipe, Path]:
         CheckpointError: the build does not tell its recipe.
     """
     folder = Path(args.recipe).expanduser()
-    if not is_artefact(folder):
+    if not is_build(folder):
         recipe = with_media(read_recipe(args.recipe), args.media or "")
         return recipe, args.out or build_folder(recipe.name)
     if args.out and args.out.resolve() != folder.resolve():
@@ -152,10 +152,10 @@ def _find_checkpoint(args: argparse.Namespace, recipe: Recipe) -> Path | None:
 
 def _missing_weights(recipe: Recipe, out: Path, checkpoint: Path | None) -> str:
     """Return why the folder's weights are not those asked for, or nothing."""
-    if not is_artefact(out):
+    if not is_build(out):
         return f"{out} holds no finished weights"
     try:
-        built = open_artefact(out)
+        built = open_build(out)
     except CheckpointError as error:
         return str(error)
     changed = changed_weights(built.recipe, recipe)
@@ -207,7 +207,7 @@ def _as_built(recipe: Recipe, out: Path) -> Recipe:
 
 def _make_weights(recipe: Recipe, source: Path, out: Path, on_part: Callable[[str, int, int], None] | None) -> None:
     # Here and not above: on a robot that only compiles there is no torch.
-    from nvila_ros.tools.weights import make_weights
+    from nvila_ros.builds.weights import make_weights
 
     make_weights(recipe, source, out, on_part)
 
@@ -217,7 +217,7 @@ def _compile(recipe: Recipe, out: Path, compiler: Compiler, bars: Bars) -> None:
         trt=compiler.trt,
         machine=compiler.machine,
         form=best_form(compiler.trt),
-        limits=limits_of(open_artefact(out).spec, recipe.limits),
+        limits=limits_of(open_build(out).spec, recipe.limits),
         on_progress=lambda part, phase, share: bars.advance(part, int(100 * share), 100, phase),
     )
     for part, record in compile_plans(out, job, dataclasses.asdict(recipe)).items():

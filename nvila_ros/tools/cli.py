@@ -19,7 +19,7 @@ from typing import NoReturn
 from nvila_ros.errors import NvilaError
 
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "start the node and cameras, ask them questions, show the answers"),
+    "demo": ("demo.demo", "start the node and cameras, ask them questions, show the answers"),
     "ask": ("ask", "ask about a video file, images or a camera, without ROS"),
     "camera": ("camera", "publish the synthetic world or a video file as a ROS camera"),
     "eval": ("evaluate", "measure how often a checkpoint answers right"),

@@ -26,7 +26,8 @@ from rich.progress import (
 from rich.table import Table
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.pipeline import Perceiver, load_perceiver
+from nvila_ros.files import close_reporting, write_errors
+from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.tools.answer_log import AnswerLog
 from nvila_ros.tools.asking import Answerer
 from nvila_ros.tools.evaluate_data import as_dict as data_as_dict
@@ -37,10 +38,9 @@ from nvila_ros.tools.options import add_model_options, positive, print_json, who
 from nvila_ros.tools.suites import DEFAULT_SUITE, HEIGHT, SUITES, WIDTH, Render, Suite
 from nvila_ros.training.conversations.samples import DataError
 from nvila_ros.training.conversations.stream import Tally
-from nvila_ros.training.questions import EvalCase, is_correct
-from nvila_ros.training.scenes import render
-from nvila_ros.training.staging import close_told, told_if_full
 from nvila_ros.types import Answer, Frame, Query
+from nvila_ros.world.questions import EvalCase, is_correct
+from nvila_ros.world.scenes import render
 
 NUM_SHOWN_WRONG = 3
 NUM_QUESTIONS = 500
@@ -137,7 +137,7 @@ def run_data(args: argparse.Namespace) -> int:
     sources = open_sources(args.data, args.media, args.by)
     told = describe_run(args, sources, max_tokens)
     tally = Tally(is_strict=not args.skip_bad)
-    model = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads)
+    model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
     total = sum(min(args.limit or len(source), len(source)) for source in sources)
     with AnswerLog(args.out, told) as log, _Progress(total) as report:
         ask_all(
@@ -172,7 +172,7 @@ def run_suite(args: argparse.Namespace) -> int:
     unknown = sorted(set(kinds) - set(suite.kinds))
     if unknown or not kinds:
         raise ConfigError(f"--kinds must be some of {','.join(suite.kinds)}, got {','.join(unknown) or 'none'}")
-    model = load_perceiver(args.checkpoint, backend=args.backend, threads=args.threads)
+    model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
     with contextlib.ExitStack() as stack:
         report = stack.enter_context(_Progress(len(kinds) * num_questions))
         lines = stack.enter_context(_Lines(args.out)) if args.out else None
@@ -189,7 +189,7 @@ def run_suite(args: argparse.Namespace) -> int:
     return 0
 
 
-def _names(model: Perceiver) -> dict[str, str]:
+def _names(model: VisionLanguageModel) -> dict[str, str]:
     return {"model": model.model, "backend": model.backend, "precision": model.precision}
 
 
@@ -280,7 +280,7 @@ class _Lines:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *args: object) -> None:
-        close_told(self._file, self._path, is_failing=kind is not None)
+        close_reporting(self._file, self._path, is_failing=kind is not None)
 
     def write(self, kind: str, index: int, case: EvalCase, answer: Answer) -> None:
         line = {
@@ -296,5 +296,5 @@ class _Lines:
             "ttft_s": answer.timings.ttft_s,
             "total_s": answer.timings.total_s,
         }
-        with told_if_full(self._path):
+        with write_errors(self._path):
             self._file.write(json.dumps(line) + "\n")

@@ -18,8 +18,8 @@ from typing import Any
 from rich.table import Table
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.loading import choose_backend, find_checkpoint, open_model
-from nvila_ros.models.artefact import Artefact, fingerprint
+from nvila_ros.models.build import Build, fingerprint
+from nvila_ros.runtime.loading import choose_backend, find_checkpoint, open_model
 from nvila_ros.tools.answer_log import AnswerLog, Key
 from nvila_ros.tools.asking import Answerer, ask_sample
 from nvila_ros.tools.metrics import METRICS, best_match
@@ -73,7 +73,7 @@ def _open(path: Path, media: Path, field: str) -> Source:
 def describe_run(args: argparse.Namespace, sources: Sequence[Source], max_tokens: int) -> dict[str, Any]:
     """Return what decides the answers of a run."""
     model = open_model(find_checkpoint(args.checkpoint))
-    weights = model.weights_sha256 if isinstance(model, Artefact) else fingerprint(model)
+    weights = model.weights_sha256 if isinstance(model, Build) else fingerprint(model)
     return {
         "data": {source.name: source.identity() for source in sources},
         "by": args.by,

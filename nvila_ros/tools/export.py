@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nvila_ros.export.parts import export_parts
-from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.runtime.loading import find_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,9 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.loading import find_checkpoint
-from nvila_ros.models.artefact import fingerprint
+from nvila_ros.files import atomic_file, exclusive_lock, record_run
+from nvila_ros.models.build import fingerprint
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.finetune_options import add_arguments, read_settings
 from nvila_ros.tools.loss_picture import draw_losses
 from nvila_ros.tools.options import print_json, wide_console
@@ -37,7 +38,6 @@ from nvila_ros.training.finetuning.settings import FROZEN, Settings
 from nvila_ros.training.finetuning.state import LOSS_FILE, read_losses
 from nvila_ros.training.finetuning.tuning import count_parameters
 from nvila_ros.training.ranks import Ranks, joined, local_device
-from nvila_ros.training.staging import alone_in, note_run, staged
 
 __all__ = ["add_arguments", "run"]
 
@@ -71,7 +71,7 @@ def _own(out: Path, ranks: Ranks) -> Iterator[None]:
     is_free = not out.exists() or (out / RUN_FOLDER).is_dir() or (out.is_dir() and not any(out.iterdir()))
     if ranks.is_first and not is_free:
         raise ConfigError(f"--out {out} holds something that is no run of finetune; choose another folder")
-    with alone_in(out / RUN_FOLDER) if ranks.is_first else nullcontext():
+    with exclusive_lock(out / RUN_FOLDER) if ranks.is_first else nullcontext():
         yield
 
 
@@ -88,7 +88,7 @@ def _train(
     args: argparse.Namespace, checkpoint: Checkpoint, data: Data, settings: Settings, ranks: Ranks, folder: Path
 ) -> Run:
     if ranks.is_first:
-        note_run(folder, _note(checkpoint, data, settings))
+        record_run(folder, _note(checkpoint, data, settings))
     ranks.wait()
     tuning = open_run(checkpoint, data, settings, folder, ranks, local_device(args.device))
     with _watched(tuning, args.out.name) as on_step:
@@ -186,5 +186,5 @@ def _draw(tuning: Run) -> None:
     settings = tuning.settings
     title = f"loss by step: tower {settings.tower}, llm {settings.llm}, lr {settings.lr:g}"
     picture = draw_losses(read_losses(tuning.folder / LOSS_FILE), title, tuning.num_steps)
-    with staged(tuning.folder / PICTURE) as part:
+    with atomic_file(tuning.folder / PICTURE) as part:
         save_picture(part, picture)

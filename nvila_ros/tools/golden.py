@@ -19,15 +19,15 @@ from safetensors.numpy import load_file
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.generation.decode import decode_greedy
+from nvila_ros.generation.generator import embed_prompt
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.preprocess.tiles import normalize_tiles
-from nvila_ros.preprocess.views import View, view_clip, view_image, view_images, whole_groups
 from nvila_ros.prompt.chat import PLACEHOLDER, Media, Part, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
-from nvila_ros.speaking import embed_prompt
 from nvila_ros.video.media import IMAGE_SUFFIXES, VideoFile
-from nvila_ros.visual.encode import Seen, arrange, merge_features
+from nvila_ros.visual.encode import VisualPrompt, arrange, merge_features
+from nvila_ros.visual.tiles import normalize_tiles
+from nvila_ros.visual.views import View, view_clip, view_image, view_images, whole_groups
 
 SUFFIX = ".fp32.json"
 MEDIA = "media/"
@@ -182,7 +182,7 @@ def _views(case: Case, spec: ModelSpec) -> Iterator[View | str]:
             yield view_image(spec, each[0]) if is_alone else view_images(spec, each)
 
 
-def _encode(engine: Engine, view: View, stages: dict[str, list[np.ndarray]]) -> Seen:
+def _encode(engine: Engine, view: View, stages: dict[str, list[np.ndarray]]) -> VisualPrompt:
     tile_NCHW = normalize_tiles(view.tiles, engine.spec.pixel_dtype)
     feat_NPE = np.concatenate([engine.vision(tile_NCHW[i : i + 1]) for i in range(len(tile_NCHW))])
     merged_BPE = merge_features(engine.spec, view, feat_NPE)
@@ -193,7 +193,7 @@ def _encode(engine: Engine, view: View, stages: dict[str, list[np.ndarray]]) -> 
     return arrange(engine.spec, view, visual_BGD)
 
 
-def _media_embeds(engine: Engine, tokenizer: ChatTokenizer, seen: Seen) -> Iterator[np.ndarray]:
+def _media_embeds(engine: Engine, tokenizer: ChatTokenizer, seen: VisualPrompt) -> Iterator[np.ndarray]:
     """Yield the embeddings of each media token: its visual tokens with what stands around them."""
     start = 0
     for part in seen.parts:

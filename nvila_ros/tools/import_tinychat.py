@@ -16,15 +16,23 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nvila_ros.building import SHARD_BYTES, check_room, copy_tokenizer, estimate, in_half, precision_of, write_shards
+from nvila_ros.builds.builder import (
+    SHARD_BYTES,
+    check_room,
+    copy_tokenizer,
+    estimate,
+    in_half,
+    precision_of,
+    write_shards,
+)
+from nvila_ros.builds.recipes import DEVICES, DecoderRecipe, Recipe, VisionRecipe
 from nvila_ros.errors import ConfigError
-from nvila_ros.loading import find_checkpoint
-from nvila_ros.models.artefact import fingerprint, write_manifest
+from nvila_ros.models.build import fingerprint, write_manifest
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from nvila_ros.models.quantized import Weight
 from nvila_ros.quantization.quantize import keep_part
 from nvila_ros.quantization.tinychat import GROUP_SIZE, OnMap, open_packed, requantize_layers
-from nvila_ros.recipes import DEVICES, DecoderRecipe, Recipe, VisionRecipe
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import print_json, wide_console
 
 Named = Iterable[tuple[str, Weight]]

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.variants import (
     PRECISIONS,
     VARIANTS,
@@ -26,9 +25,10 @@ from nvila_ros.models.variants import (
     tile_range,
     weight_bytes,
 )
-from nvila_ros.tools.datasheet import PART_NAMES, Values, describe_survey, describe_variant
+from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.tools.inspection import survey_checkpoint
 from nvila_ros.tools.options import print_json
-from nvila_ros.tools.survey import survey_checkpoint
+from nvila_ros.tools.variant_table import PART_NAMES, Values, describe_survey, describe_variant
 
 FAMILY_COLUMNS = (
     "variant",

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.errors import QueryError
-from nvila_ros.generation.branches import Branch, Followed, Grove, follow_row
+from nvila_ros.generation.branches import Branch, Followed, TreeBatch, follow_row
+from nvila_ros.generation.generator import embed_prompt
 from nvila_ros.generation.prefix import PrefixCache, identify
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
-from nvila_ros.speaking import embed_prompt
 from nvila_ros.types import Frame
-from nvila_ros.visual.viewer import Unwatched, Viewer
+from nvila_ros.visual.frame_encoder import FrameEncoder, SilentProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class LikelihoodScorer:
 
     def __init__(self, engine: Engine, tokenizer: ChatTokenizer, frame_bytes: int = 256 << 20) -> None:
         self._engine, self._tokenizer = engine, tokenizer
-        self._viewer = Viewer(engine, frame_bytes, repeat_threshold=0.0)
+        self._frame_encoder = FrameEncoder(engine, frame_bytes, repeat_threshold=0.0)
         self._prefixes = PrefixCache(engine, 1)
 
     def score(self, frames: Sequence[Frame], question: str, texts: Sequence[str]) -> list[Likelihood]:
@@ -57,7 +57,7 @@ class LikelihoodScorer:
         Raises:
             QueryError: a text is empty, or prompt and text exceed the model's positions.
         """
-        seen = self._viewer.see(frames, Unwatched())
+        seen = self._frame_encoder.see(frames, SilentProgress())
         ids_L = build_prompt(self._tokenizer, [*seen.parts, question])
         sequences = [[*self._tokenizer.encode(text), self._tokenizer.im_end] for text in texts]
         room = self._engine.spec.decoder.max_positions - len(ids_L)
@@ -72,7 +72,7 @@ class LikelihoodScorer:
         # The last token is read in any case, since its logits are wanted.
         with self._prefixes.take(keys_L2[:-1], len(ids_L) + sum(map(len, sequences))) as trunk:
             logits_V = trunk.prefill(embed_prompt(self._engine, ids_L, visual_GD), keys_L2, _go_on)
-            grove = Grove(self._engine, trunk.cache)
+            grove = TreeBatch(self._engine, trunk.cache)
             for ids in sequences:
                 grove.follow(Branch(), ids)
             followed = iter(grove.grow()[1])

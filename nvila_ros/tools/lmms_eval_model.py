@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.progress import track
 
 from nvila_ros.errors import ConfigError, FrameError, QueryError
-from nvila_ros.loading import AUTO, choose_backend, find_checkpoint, load_engine, open_model
 from nvila_ros.models.spec import PUBLISHED, Overrides
-from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.runtime.loading import AUTO, choose_backend, find_checkpoint, load_engine, open_model
+from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.tools.likelihood import LikelihoodScorer
 from nvila_ros.types import Answer, FinishReason, Frame, Piece, Query
 from nvila_ros.video.media import IMAGE_SUFFIXES, open_media, read_clip
@@ -93,7 +93,7 @@ class NvilaRos(lmms):
             load_engine(source, backend, int(threads)),
             ChatTokenizer.from_folder(source.tokenizer_folder),
         )
-        self._perceiver = Perceiver(engine, tokenizer, backend=backend)
+        self._vlm = VisionLanguageModel(engine, tokenizer, backend=backend)
         self._scorer = LikelihoodScorer(engine, tokenizer)
         self._num_frames = int(num_frames) or source.spec.num_video_frames
         self._num_positions = source.spec.decoder.max_positions
@@ -171,7 +171,7 @@ class NvilaRos(lmms):
             return FinishReason.STOP if any(stop in "".join(told) for stop in until) else None
 
         try:
-            return self._perceiver.answer(query, frames, on_piece=on_piece, should_stop=should_stop)
+            return self._vlm.answer(query, frames, on_piece=on_piece, should_stop=should_stop)
         except QueryError:
             if query.max_tokens == 1:
                 raise

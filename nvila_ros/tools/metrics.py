@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from nvila_ros.training.questions import Question, is_correct
+from nvila_ros.world.questions import Question, is_correct
 
 Metric = Callable[[str, str], float]
 """Takes an answer and one truth."""

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from nvila_ros.config import NodeConfig, bounds
-from nvila_ros.loading import AUTO, BACKENDS
 from nvila_ros.models.spec import PIXEL_DTYPES, PUBLISHED, VIDEO_MODES, Overrides
+from nvila_ros.runtime.loading import AUTO, BACKENDS
 
 MIN_WIDTH = 110  # characters
 

@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from nvila_ros.errors import ConfigError, NvilaError
-from nvila_ros.loading import BACKENDS, load_engine
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
-from nvila_ros.preprocess.tiling import choose_grid, scale_grids
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
+from nvila_ros.runtime.loading import BACKENDS, load_engine
 from nvila_ros.tools.golden import compute, find_cases, read_case
 from nvila_ros.tools.options import add_model_options, print_json, wide_console
+from nvila_ros.visual.tiling import choose_grid, scale_grids
 
 CHECKPOINTS = ("ckpt", "ckpt_hf")
 ATOL = 1e-4

@@ -14,17 +14,17 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from nvila_ros.builds.planning import DEVICES, FITTED, QUANTIZED, Device, Forecast, forecast
+from nvila_ros.builds.published import EDGE, ROWS, predict
+from nvila_ros.builds.recipes import Recipe, read_recipe
 from nvila_ros.errors import ConfigError
-from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import VARIANTS, MediaCost, clip_cost, image_cost, tile_range
-from nvila_ros.planning import DEVICES, FITTED, QUANTIZED, Device, Forecast, forecast
-from nvila_ros.preprocess.tiling import choose_grid
-from nvila_ros.preprocess.views import whole_groups
-from nvila_ros.published import EDGE, ROWS, predict
-from nvila_ros.recipes import Recipe, read_recipe
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import positive, print_json, size, wide_console
+from nvila_ros.visual.tiling import choose_grid
+from nvila_ros.visual.views import whole_groups
 
 YES = "yes"
 PRECISIONS = {"w8a8": QUANTIZED, "w4a16": QUANTIZED, "fp16": "fp16", "fp32": "fp32"}

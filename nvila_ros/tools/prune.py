@@ -15,9 +15,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nvila_ros.loading import find_checkpoint
-from nvila_ros.models.artefact import fingerprint
+from nvila_ros.files import atomic_file, exclusive_lock
+from nvila_ros.models.build import fingerprint
 from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import positive, print_json, share, wide_console
 from nvila_ros.tools.picture import save_picture
 from nvila_ros.tools.prune_report import as_dict, draw_histograms, example_table, group_table
@@ -27,7 +28,6 @@ from nvila_ros.training.pruning import SCORES, Scorer, check_tokenizers
 from nvila_ros.training.ranks import Ranks, joined, local_device
 from nvila_ros.training.score_files import ScoreFolder
 from nvila_ros.training.score_run import Job, choose, gather, score_blocks, write_kept
-from nvila_ros.training.staging import alone_in, staged
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         folder = ScoreFolder(args.out)
         if ranks.is_first:
             folder.begin(_note(args, sources))
-        with alone_in(args.out) if ranks.is_first else nullcontext():
+        with exclusive_lock(args.out) if ranks.is_first else nullcontext():
             ranks.wait()
             with _bar(job, ranks) as on_block:
                 score_blocks(job, folder, rank=ranks.rank, world_size=ranks.world_size, on_block=on_block)
@@ -117,7 +117,7 @@ def _finish(args: argparse.Namespace, job: Job, folder: ScoreFolder) -> None:
     delta = scores.delta(args.score)
     is_kept = choose(scores, args.score, args.keep)
     paths = write_kept(job, scores, is_kept, args.out / "kept")
-    with staged(args.out / "histogram.png") as part:
+    with atomic_file(args.out / "histogram.png") as part:
         save_picture(part, draw_histograms(scores, delta, is_kept))
     told = as_dict(scores, delta, is_kept)
     if not args.json:

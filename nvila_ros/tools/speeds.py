@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 
 from nvila_ros.errors import NvilaError
-from nvila_ros.loading import choose_backend, find_checkpoint, load_engine, open_model
-from nvila_ros.models.artefact import Artefact
+from nvila_ros.models.build import Build
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo
 from nvila_ros.models.shapes import EMBEDDING, HEAD
 from nvila_ros.models.spec import DecoderSpec
-from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine, TopEngine
+from nvila_ros.runtime.loading import choose_backend, find_checkpoint, load_engine, open_model
+from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.types import Answer, Frame, Query
 
 ROUNDS_HEAD = ("cpu",)
@@ -89,15 +89,15 @@ def measure(plan: Plan, tell: Callable[[str], object]) -> dict[str, Any]:
     start = time.perf_counter()
     backend = choose_backend(source, plan.backend)
     engine = load_engine(source, backend, plan.threads)
-    perceiver = Perceiver(engine, ChatTokenizer.from_folder(source.tokenizer_folder), backend=backend)
+    vlm = VisionLanguageModel(engine, ChatTokenizer.from_folder(source.tokenizer_folder), backend=backend)
     load_s = time.perf_counter() - start
-    perceiver.warm_up()
+    vlm.warm_up()
     kept_bytes = memory_bytes("VmRSS")
     prompt = min(plan.prompt, engine.spec.decoder.max_positions - plan.tokens)
     figures: dict[str, Any] = {
-        "model": perceiver.model,
+        "model": vlm.model,
         "backend": backend,
-        "precision": perceiver.precision,
+        "precision": vlm.precision,
         "load_s": load_s,
     }
     for name, act in (
@@ -110,13 +110,13 @@ def measure(plan: Plan, tell: Callable[[str], object]) -> dict[str, Any]:
     seeds = itertools.count()
     for name, num_frames in (("image", 1), ("clip", plan.frames)):
         tell(f"{name}_ttft_s")
-        figures |= {f"{name}_{key}": value for key, value in _ask(perceiver, num_frames, plan, seeds).items()}
+        figures |= {f"{name}_{key}": value for key, value in _ask(vlm, num_frames, plan, seeds).items()}
     context = prompt + plan.tokens // 2
     figures |= {"prompt_tokens": prompt, "step_bytes": step_bytes(source, backend, context)}
     return figures | {"kept_bytes": kept_bytes, "peak_bytes": memory_bytes("VmHWM")}
 
 
-def step_bytes(source: Checkpoint | Artefact, backend: str, context: int) -> int:
+def step_bytes(source: Checkpoint | Build, backend: str, context: int) -> int:
     """Return the bytes that a decode step must read at least, behind `context` tokens.
 
     Matrices as their files hold them where they are quantized, else in float32, or on a GPU in half; the cache in two
@@ -175,13 +175,13 @@ def _step_s(engine: Engine, prompt: int, plan: Plan) -> Figure:
     return Figure.of(_repeat(once, plan))
 
 
-def _ask(perceiver: Perceiver, num_frames: int, plan: Plan, seeds: Iterator[int]) -> dict[str, Any]:
+def _ask(vlm: VisionLanguageModel, num_frames: int, plan: Plan, seeds: Iterator[int]) -> dict[str, Any]:
     """Return the time to the first token of a question about noise, and what it was about; no seed comes twice."""
     answers: list[Answer] = []
 
     def once() -> float:
         frames = [_noise(next(seeds), plan.image) for _ in range(num_frames)]
-        answers.append(perceiver.answer(replace(_query(), num_frames=num_frames), frames))
+        answers.append(vlm.answer(replace(_query(), num_frames=num_frames), frames))
         return answers[-1].timings.ttft_s
 
     figure = Figure.of(_repeat(once, plan))

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nvila_ros.training import photography
-from nvila_ros.training.questions import EVAL_KINDS, EvalCase, eval_case
-from nvila_ros.training.scale_questions import SCALE_KINDS, eval_scale_case
-from nvila_ros.training.scenes import render
-from nvila_ros.training.world import Scene
+from nvila_ros.world import photography
+from nvila_ros.world.questions import EVAL_KINDS, EvalCase, eval_case
+from nvila_ros.world.scale_questions import SCALE_KINDS, eval_scale_case
+from nvila_ros.world.scenes import render
+from nvila_ros.world.world import Scene
 
 CaseOf = Callable[[str, int], EvalCase]
 """Returns case number index of a kind."""

@@ -16,12 +16,9 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.preprocess.tiles import frame_tile
-from nvila_ros.preprocess.tiling import Grid, cut_tiles, scale_grids
 from nvila_ros.prompt.chat import Media
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.chats import Array, Rows, encode_branches, encode_chat, pad_chats
-from nvila_ros.training.events import sample_small_scene
 from nvila_ros.training.moments import (
     PALETTE_SHARE,
     draw_aspect,
@@ -32,12 +29,15 @@ from nvila_ros.training.moments import (
     draw_quick_events,
     draw_turns,
 )
-from nvila_ros.training.named_places import Place, name_places
-from nvila_ros.training.questions import Question
-from nvila_ros.training.relight import relight
-from nvila_ros.training.scale_questions import event_turns
-from nvila_ros.training.scenes import EVAL_SEED_BASE, Scene, patch_labels, render, scene_rng
 from nvila_ros.training.token_labels import token_labels
+from nvila_ros.visual.tiles import frame_tile
+from nvila_ros.visual.tiling import Grid, cut_tiles, scale_grids
+from nvila_ros.world.events import sample_small_scene
+from nvila_ros.world.named_places import Place, name_places
+from nvila_ros.world.questions import Question
+from nvila_ros.world.relight import relight
+from nvila_ros.world.scale_questions import event_turns
+from nvila_ros.world.scenes import EVAL_SEED_BASE, Scene, patch_labels, render, scene_rng
 
 DRAWN_ROWS = 168
 """Height of a frame drawn for training, before the resize to a tile."""

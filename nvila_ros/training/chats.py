@@ -17,9 +17,9 @@ import numpy as np
 
 from nvila_ros.prompt.chat import PLACEHOLDER, Media, answer_frame, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.training.named_places import Place
-from nvila_ros.training.questions import Question
 from nvila_ros.training.token_labels import IGNORE
+from nvila_ros.world.named_places import Place
+from nvila_ros.world.questions import Question
 
 Array = TypeVar("Array")
 PREFIX, PADDING = 0, -1

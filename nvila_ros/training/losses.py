@@ -18,12 +18,12 @@ from torch.nn import functional
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.qwen2 import rotary_tables
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.preprocess.tiling import Grid
 from nvila_ros.training.batches import Batch
 from nvila_ros.training.chats import PREFIX, Rows
-from nvila_ros.training.named_places import NUM_BINS
-from nvila_ros.training.scenes import COLORS, DIRECTIONS, SHAPES
 from nvila_ros.training.token_labels import IGNORE, NUM_EVENTS, THERE
+from nvila_ros.visual.tiling import Grid
+from nvila_ros.world.named_places import NUM_BINS
+from nvila_ros.world.scenes import COLORS, DIRECTIONS, SHAPES
 
 Tower = Callable[[Tensor], Tensor]
 """`tile_NCHW` in [-1, 1] to `feat_NPE`, float32."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nvila_ros.training.events import QUICK_GAPS, QUICK_JUMPS, sample_appearing_scene, sample_event_scene
-from nvila_ros.training.questions import STILL_KINDS, Question, ask, conversation
-from nvila_ros.training.scenes import BACKGROUNDS, MAX_OBJECTS, Scene, sample_scene
+from nvila_ros.world.events import QUICK_GAPS, QUICK_JUMPS, sample_appearing_scene, sample_event_scene
+from nvila_ros.world.questions import STILL_KINDS, Question, ask, conversation
+from nvila_ros.world.scenes import BACKGROUNDS, MAX_OBJECTS, Scene, sample_scene
 
 ASPECTS = (1.0, 4 / 3, 16 / 9)
 EVENT_CLIP_S = 4.0

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from nvila_ros.files import write_errors
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 from nvila_ros.prompt.chat import SYSTEM
-from nvila_ros.training.staging import told_if_full
 
 
 def save_checkpoint(model: Nvila, tokenizer: Path, folder: Path) -> None:
@@ -30,7 +30,7 @@ def save_checkpoint(model: Nvila, tokenizer: Path, folder: Path) -> None:
     Raises:
         ConfigError: it cannot be written; the older one is still there.
     """
-    with told_if_full(folder):
+    with write_errors(folder):
         _replace(model, tokenizer, folder)
 
 

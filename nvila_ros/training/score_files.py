@@ -17,8 +17,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from nvila_ros.errors import ConfigError
+from nvila_ros.files import PART, RUN_FILE, atomic_file, record_run
 from nvila_ros.training.conversations.samples import DataError
-from nvila_ros.training.staging import PART, RUN_FILE, note_run, staged
 
 _SCHEMA = pa.schema(
     [
@@ -74,7 +74,7 @@ class ScoreFolder:
         held = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         if RUN_FILE not in held and not all(name.startswith((PART, ".lock")) for name in held):
             raise ConfigError(f"{self.folder} holds something that is no run of scores; choose another")
-        note_run(self.folder, run)
+        record_run(self.folder, run)
 
     def has(self, block: int) -> bool:
         """Whether a block was scored."""
@@ -89,7 +89,7 @@ class ScoreFolder:
         table = pa.Table.from_pylist([asdict(entry) for entry in entries], schema=_SCHEMA)
         data = io.BytesIO()
         parquet.write_table(table, data)
-        with staged(self._path(block)) as part:
+        with atomic_file(self._path(block)) as part:
             part.write_bytes(data.getbuffer())
 
     def read(self, num_blocks: int) -> pa.Table:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from nvila_ros.files import atomic_file
 from nvila_ros.training.conversations.encoding import EncodedSample
 from nvila_ros.training.conversations.files import Source
 from nvila_ros.training.conversations.samples import DataError, SampleError
 from nvila_ros.training.conversations.stream import Conversations
 from nvila_ros.training.pruning import Scorer, content_key, delta_loss, score_samples, select_top
 from nvila_ros.training.score_files import Entry, ScoreFolder
-from nvila_ros.training.staging import staged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +196,7 @@ def write_kept(job: Job, scores: Scores, is_kept_N: np.ndarray, folder: Path) ->
     paths = {}
     for number, source in enumerate(job.sources):
         paths[source.name] = folder / f"{source.name}.jsonl"
-        with staged(paths[source.name]) as part, part.open("wb") as file:
+        with atomic_file(paths[source.name]) as part, part.open("wb") as file:
             for index in scores.index_N[is_kept_N & (scores.source_N == number)].tolist():
                 file.write(source.line(index) + b"\n")
     return paths

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.training.staging import staged
+from nvila_ros.files import atomic_file
 
 
 def save_tensors(path: Path, told: dict[str, Any]) -> None:
@@ -18,7 +18,7 @@ def save_tensors(path: Path, told: dict[str, Any]) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    with staged(path) as part, part.open("wb") as file:
+    with atomic_file(path) as part, part.open("wb") as file:
         try:
             torch.save(told, file)
         except RuntimeError as error:  # what torch's writer makes of a full disk

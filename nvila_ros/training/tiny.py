@@ -16,8 +16,8 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 from nvila_ros.prompt.chat import SYSTEM
 from nvila_ros.prompt.tokenizer import QWEN2_WORDS
-from nvila_ros.training.questions import all_texts
 from nvila_ros.training.save import write_json
+from nvila_ros.world.questions import all_texts
 
 VOCAB_SIZE = 480
 ADDED_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "[BOS]", "[PAD]")

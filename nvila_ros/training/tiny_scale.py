@@ -17,7 +17,7 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.paths import share_path
-from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.training import tiny
 
 SPEC = replace(
@@ -36,7 +36,7 @@ START = "nvila-tiny"  # embedded checkpoint
 def new_model(seed: int) -> Nvila:
     """Return nvila-tiny widened; the seed is that of the training's heads."""
     torch.manual_seed(seed)
-    return widen(load_model(open_checkpoint(_start_path())), SPEC)
+    return widen(load_torch_model(open_checkpoint(_start_path())), SPEC)
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nvila_ros.training.scenes import DIRECTIONS, Scene, patch_owners
+from nvila_ros.world.scenes import DIRECTIONS, Scene, patch_owners
 
 IGNORE = -100
 """Label of a token without loss."""

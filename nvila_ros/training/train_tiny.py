@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nvila_ros.errors import CheckpointError, ConfigError
+from nvila_ros.files import exclusive_lock, record_run
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.batches import Batch, Batches
 from nvila_ros.training.losses import Heads, Tower, batch_loss
 from nvila_ros.training.recipes import Recipe, Stage
 from nvila_ros.training.save import save_checkpoint
-from nvila_ros.training.staging import alone_in, note_run
 from nvila_ros.training.states import load_tensors, save_tensors
 from nvila_ros.training.steps import LossOf, Stepper
 
@@ -70,9 +70,9 @@ def train(
         CheckpointError: the state is damaged or of another model.
     """
     has_graphs = device == "cuda" if has_graphs is None else has_graphs
-    with alone_in(work):
+    with exclusive_lock(work):
         steps = {stage.name: stage.num_steps for stage in recipe.stages}
-        note_run(work, {"model": recipe.spec.name, "seed": seed, "steps": steps})
+        record_run(work, {"model": recipe.spec.name, "seed": seed, "steps": steps})
         model = _new_model(recipe, work, seed).to(device).train().requires_grad_()
         heads = Heads(recipe.spec).to(device)
         for stage in recipe.stages:

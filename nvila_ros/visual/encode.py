@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.preprocess.views import View
 from nvila_ros.prompt.chat import Media, Part
 from nvila_ros.visual.pooling import pool_tokens
 from nvila_ros.visual.scales import join_tiles, merge_scales
+from nvila_ros.visual.views import View
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class VisualPrompt:
     """What a view became.
 
     Attributes:
@@ -44,7 +44,7 @@ def merge_features(spec: ModelSpec, view: View, feat_NPE: np.ndarray) -> np.ndar
     return np.tile(feat_NPE, max(len(spec.scales), 1))
 
 
-def arrange(spec: ModelSpec, view: View, visual_BGD: np.ndarray) -> Seen:
+def arrange(spec: ModelSpec, view: View, visual_BGD: np.ndarray) -> VisualPrompt:
     """Return the projector's output as the prompt shows it."""
     if view.mode == "clip":
         return _pool_clip(spec, visual_BGD)
@@ -54,17 +54,17 @@ def arrange(spec: ModelSpec, view: View, visual_BGD: np.ndarray) -> Seen:
         visual_BGD = image_HWD.reshape(1, -1, image_HWD.shape[-1])
     newline = ("\n",) if view.mode == "tiled" else ()
     shown = Media(_layout(spec.image_wrap.start, visual_BGD.shape[1], spec.image_wrap.end))
-    return Seen(visual_BGD.reshape(-1, visual_BGD.shape[-1]), (shown, *newline) * len(visual_BGD))
+    return VisualPrompt(visual_BGD.reshape(-1, visual_BGD.shape[-1]), (shown, *newline) * len(visual_BGD))
 
 
-def _pool_clip(spec: ModelSpec, visual_FGD: np.ndarray) -> Seen:
+def _pool_clip(spec: ModelSpec, visual_FGD: np.ndarray) -> VisualPrompt:
     levels = [pool_tokens(visual_FGD, pool) for pool in spec.video_pools]
     wrap = spec.video_wrap
     layout: tuple[int | str, ...] = ()
     for level in levels:
         layout += _layout(wrap.start, level.shape[1], wrap.end) * len(level) + _layout(wrap.sep)
     visual_GD = np.concatenate([level.reshape(-1, level.shape[-1]) for level in levels])
-    return Seen(visual_GD, (Media(layout),))
+    return VisualPrompt(visual_GD, (Media(layout),))
 
 
 def _layout(*runs: int | str) -> tuple[int | str, ...]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nvila_ros.preprocess.views import View
+from nvila_ros.visual.views import View
 
 
 @dataclass(frozen=True, slots=True)

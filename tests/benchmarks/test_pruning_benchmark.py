@@ -18,13 +18,13 @@ import torch
 from benchmarks import prune
 from benchmarks.pruning import choosing, drawn, learning, report
 from nvila_ros.errors import ConfigError
-from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
-from nvila_ros.pipeline import load_perceiver
+from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools.evaluate import ask_case
 from nvila_ros.training.conversations.planted import PLANTS, Plan, PlantedWorld
 from nvila_ros.training.pruning import Scorer, content_key
-from nvila_ros.training.questions import ANSWERS, EvalCase, is_correct
+from nvila_ros.world.questions import ANSWERS, EvalCase, is_correct
 
 LARGE = "nvila-tiny"
 SMALL = ["--seeds", "1", "--samples", "12", "--base-samples", "4", "--questions", "1", "--easy", "color"]
@@ -108,8 +108,8 @@ def test_one_reading_tells_what_the_model_would_answer(tmp_path: Path) -> None:
 
     found = learning.is_right(model, draw(cases, tmp_path / "cases", model))
 
-    perceiver = load_perceiver(LARGE, threads=1)
-    said = [ask_case(perceiver, cases.case(i), str(i)).text for i in range(len(cases))]
+    vlm = load_model(LARGE, threads=1)
+    said = [ask_case(vlm, cases.case(i), str(i)).text for i in range(len(cases))]
     expected = [is_correct(cases.case(i).question, text) for i, text in enumerate(said)]
     assert found.tolist() == expected
     assert set(expected) == {True, False}

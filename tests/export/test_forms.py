@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.export.graph import ORT, ORT_FUSED, TRT_BASE, TRT_KV, GraphForm, GraphPen
+from nvila_ros.export.graph import ORT, ORT_FUSED, TRT_BASE, TRT_KV, GraphBuilder, GraphForm
 from nvila_ros.export.parts import draw_decoder, draw_parts, draw_vision, write_parts
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
@@ -163,7 +163,7 @@ def test_vision_and_projector_match_torch(
 
 def reads_a_cache_in_place() -> bool:
     """Whether the installed ONNX Runtime reads graphs of that form's opset."""
-    pen = GraphPen("probe", IN_PLACE)
+    pen = GraphBuilder("probe", IN_PLACE)
     pen.output(pen.input("x", (1,)), "y", (1,))
     try:
         onnxruntime.InferenceSession(pen.finish({}).SerializeToString(), providers=["CPUExecutionProvider"])

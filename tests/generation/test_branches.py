@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvila_ros.generation import branches
-from nvila_ros.generation.branches import Branch, Grove
+from nvila_ros.generation.branches import Branch, TreeBatch
 from nvila_ros.generation.decode import log_total, score_sequences
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.runtime.torch_engine import TorchEngine
@@ -45,7 +45,7 @@ def test_forks_and_later_tokens_get_what_each_sequence_gets_alone(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(branches, "MAX_TOKENS", max_tokens)
         patch.setattr(branches, "MAX_WANTED", max_wanted)
-        grove = Grove(engine(), cache)
+        grove = TreeBatch(engine(), cache)
         told: list[tuple[Branch, list[int]]] = []
         for ids, forks in trunks:
             branch = Branch()

@@ -14,9 +14,9 @@ from jsonschema import Draft202012Validator
 from nvila_ros.errors import BackendError, QueryError
 from nvila_ros.generation import grammar_compile
 from nvila_ros.generation.grammar import Constraint, Grammars
-from nvila_ros.generation.typed import Constrained, parse_kind
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.paths import share_path
+from nvila_ros.prompt.answer_kinds import Constrained, parse_kind
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import TorchEngine

@@ -6,12 +6,12 @@ from statistics import median
 
 import numpy as np
 
-from nvila_ros.pipeline import Perceiver
 from nvila_ros.runtime.contract import Engine
-from nvila_ros.runtime.tensorrt_engine import TensorRtEngine
-from nvila_ros.training.questions import EVAL_KINDS, eval_case
-from nvila_ros.training.scenes import render
+from nvila_ros.runtime.tensorrt.engine import TensorRtEngine
+from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.types import Frame, Query
+from nvila_ros.world.questions import EVAL_KINDS, eval_case
+from nvila_ros.world.scenes import render
 from tests.export.test_forms import assert_close
 from tests.runtime.test_engines import assert_tree_matches_runs
 
@@ -99,7 +99,7 @@ def step_ms(engine: TensorRtEngine, use_graphs: bool, num_steps: int) -> float:
     return 1e3 * median(times[3:])
 
 
-def check_answers(got: Perceiver, want: Perceiver, least: int) -> None:
+def check_answers(got: VisionLanguageModel, want: VisionLanguageModel, least: int) -> None:
     """Hold whole answers against torch's: at least so many of `NUM_QUESTIONS` must be equal to the letter."""
     differing = []
     for i in range(NUM_QUESTIONS):

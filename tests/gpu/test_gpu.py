@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from nvila_ros.errors import BackendError
-from nvila_ros.loading import load_engine
-from nvila_ros.models.artefact import open_artefact
-from nvila_ros.pipeline import load_perceiver
-from nvila_ros.runtime.tensorrt_api import FLAVOURS
-from nvila_ros.runtime.tensorrt_engine import TensorRtEngine
-from nvila_ros.runtime.tensorrt_machine import Machine, find_machine
+from nvila_ros.models.build import open_build
+from nvila_ros.runtime.loading import load_engine
+from nvila_ros.runtime.tensorrt.api import FLAVOURS
+from nvila_ros.runtime.tensorrt.engine import TensorRtEngine
+from nvila_ros.runtime.tensorrt.machine import Machine, find_machine
+from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools import build
 from tests.gpu import checks
 
@@ -57,13 +57,13 @@ def built(request: Any, machine: Machine, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def engine(built: Path) -> TensorRtEngine:
-    loaded = load_engine(open_artefact(built), "tensorrt")
+    loaded = load_engine(open_build(built), "tensorrt")
     assert isinstance(loaded, TensorRtEngine)
     return loaded
 
 
 def test_every_part_is_what_torch_computes(engine: TensorRtEngine, built: Path) -> None:
-    checks.check_parts(engine, load_engine(open_artefact(built), "torch"))
+    checks.check_parts(engine, load_engine(open_build(built), "torch"))
 
 
 def test_branches_prefixes_and_best_are_what_they_say(engine: TensorRtEngine) -> None:
@@ -73,7 +73,7 @@ def test_branches_prefixes_and_best_are_what_they_say(engine: TensorRtEngine) ->
 
 
 def test_answers_are_those_of_torch(built: Path) -> None:
-    got, want = (load_perceiver(str(built), backend=backend) for backend in ("tensorrt", "torch"))
+    got, want = (load_model(str(built), backend=backend) for backend in ("tensorrt", "torch"))
 
     checks.check_answers(got, want, checks.EQUAL_ANSWERS[got.precision])
 
@@ -98,6 +98,6 @@ def test_plan_of_another_gpu_is_refused(built: Path, machine: Machine) -> None:
 
     try:
         with pytest.raises(BackendError, match=rf"on sm_00.*this is {machine.flavour} .*; compile it on this machine"):
-            load_engine(open_artefact(built), "tensorrt")
+            load_engine(open_build(built), "tensorrt")
     finally:
         path.write_text(text)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from nvila_ros.models import projector, qwen2, siglip
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from nvila_ros.runtime.onnxruntime.engine import OnnxRuntimeEngine
 from nvila_ros.runtime.torch_engine import TorchEngine
 from nvila_ros.tools.golden import compute, read_case
 from nvila_ros.tools.parity import EXACT, STAGES, largest_error

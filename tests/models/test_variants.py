@@ -25,9 +25,9 @@ from nvila_ros.models.variants import (
     tile_range,
     weight_bytes,
 )
-from nvila_ros.preprocess.views import view_clip, view_image, view_images
 from nvila_ros.prompt.chat import Media
 from nvila_ros.visual.encode import arrange, merge_features
+from nvila_ros.visual.views import view_clip, view_image, view_images
 
 
 def size_mb(name: str, part: str) -> float:

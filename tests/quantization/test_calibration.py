@@ -8,10 +8,10 @@ import pytest
 
 from nvila_ros.errors import FrameError
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
-from nvila_ros.pipeline import CacheLimits, Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import QUESTIONS, Calibration, Sample, calibrate, read_samples
 from nvila_ros.runtime.torch_engine import TorchEngine
+from nvila_ros.serving.pipeline import CacheLimits, VisionLanguageModel
 from nvila_ros.types import Frame, Query
 from tests.golden_cases import GOLDEN
 
@@ -42,10 +42,10 @@ def test_tiles_and_prompts_are_those_of_the_production_flow(name: str, samples: 
     calibration = calibrate(checkpoint, tokenizer, samples)
 
     engine = Recorder(checkpoint)
-    perceiver = Perceiver(engine, tokenizer, backend="torch", limits=CacheLimits(frame_bytes=0, num_prefixes=0))
+    vlm = VisionLanguageModel(engine, tokenizer, backend="torch", limits=CacheLimits(frame_bytes=0, num_prefixes=0))
     for sample in samples:
         frames = [Frame(image=image, stamp_ns=i) for i, image in enumerate(sample.images)]
-        perceiver.answer(Query(query_id="1", question=sample.question, max_tokens=1), frames)
+        vlm.answer(Query(query_id="1", question=sample.question, max_tokens=1), frames)
     assert np.array_equal(np.concatenate(engine.tiles), calibration.tile_NCHW)
     prompts = [prompt_LD for prompt_LD in engine.prompts if len(prompt_LD) > 1]
     assert len(prompts) == len(calibration.prompts_LD)

@@ -28,7 +28,7 @@ from nvila_ros.quantization.layers import (
 )
 from nvila_ros.quantization.options import DecoderOptions, TowerOptions
 from nvila_ros.quantization.quantize import HEAD, keep_part, quantize_decoder, quantize_tower, to_half
-from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.runtime.torch_engine import load_torch_model
 
 GROUP = 16
 NEAREST = DecoderOptions(group_size=GROUP, awq=False, clip=False)
@@ -107,7 +107,7 @@ def test_streaming_searches_what_the_whole_float_model_shows(checkpoint: Checkpo
     """The last layer, streamed, is that of a whole model whose taps were all open in one float pass."""
     streamed = dict(quantize_decoder(checkpoint, SEARCHED, calibration.prompts_LD))
     spec, last = checkpoint.spec.decoder, checkpoint.spec.decoder.num_layers - 1
-    model = load_model(checkpoint).llm
+    model = load_torch_model(checkpoint).llm
     layer = model.model["layers"][last]
     seen: list[torch.Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))
@@ -138,7 +138,7 @@ def test_streaming_searches_what_the_whole_float_model_shows(checkpoint: Checkpo
 def test_a_tower_layer_is_smoothed_by_what_its_norms_write(checkpoint: Checkpoint, calibration: Calibration) -> None:
     options = TowerOptions(activations="per_tensor", smooth=0.3)
     streamed = dict(quantize_tower(checkpoint, options, calibration.tile_NCHW))
-    layer = load_model(checkpoint).vision_tower["vision_model"].encoder["layers"][0]
+    layer = load_torch_model(checkpoint).vision_tower["vision_model"].encoder["layers"][0]
     written: list[torch.Tensor] = []
     layer.layer_norm2.register_forward_hook(lambda module, args, output: written.append(output.flatten(0, 1)))
     spec, weights = checkpoint.spec.vision, checkpoint.weights("vision_tower")

@@ -7,7 +7,6 @@ import torch
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.quantized import Int8Weight, Weight
-from nvila_ros.pipeline import Perceiver
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import Calibration
 from nvila_ros.quantization.int8 import quantize_int8
@@ -15,6 +14,7 @@ from nvila_ros.quantization.options import DecoderOptions, TowerOptions
 from nvila_ros.quantization.quantize import HEAD, keep_part, quantize_decoder, quantize_tower
 from nvila_ros.quantization.simulate import EXACT_INPUTS, Int8Linear, SimulatedEngine, load
 from nvila_ros.runtime.torch_engine import TorchEngine
+from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.types import Frame, Query
 
 BOTH = (TowerOptions(), DecoderOptions(group_size=16))
@@ -110,9 +110,9 @@ def test_a_quantized_head_answers_through_the_whole_flow(checkpoint: Checkpoint,
     decoder = DecoderOptions(group_size=16, is_head_int4=True)
     weights = quantize(checkpoint, calibration, BOTH[0], decoder)
     engine = SimulatedEngine(checkpoint.spec, weights)
-    perceiver = Perceiver(engine, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), backend="torch")
+    vlm = VisionLanguageModel(engine, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), backend="torch")
 
-    answer = perceiver.answer(
+    answer = vlm.answer(
         Query(query_id="1", question="What?", max_tokens=2), [Frame(image=np.zeros((8, 8, 3), np.uint8), stamp_ns=0)]
     )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nvila_ros.node import main
+from nvila_ros.ros.node import main
 from tests.tiny import load_fake
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nvila_ros.node import main
+from nvila_ros.ros.node import main
 from nvila_ros.types import Answer, OnPiece, Query, ShouldStop
 from nvila_ros.video.deferred import DeferredFrame
-from tests.tiny import FakePerceiver
+from tests.tiny import FakeModel
 
 
-class Lamp(FakePerceiver):
+class Lamp(FakeModel):
     """Whatever is asked, it says yes where the newest frame is bright, and else no."""
 
     def _answer(

@@ -23,14 +23,14 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from nvila_ros.action import AskVideo
-from nvila_ros.messages import LATCHED
 from nvila_ros.msg import Answer, AnswerToken, Status
+from nvila_ros.ros.messages import LATCHED
 from nvila_ros.srv import Ask
 
 ROOT = Path(__file__).parents[2]
 FAKE_NODE = (sys.executable, str(Path(__file__).with_name("fake_node.py")))
 SLOW_NODE = (sys.executable, str(Path(__file__).with_name("slow_node.py")))
-REAL_NODE = (sys.executable, "-m", "nvila_ros.node")
+REAL_NODE = (sys.executable, "-m", "nvila_ros.ros.node")
 WAIT_S = 45.0  # generous: it is only waited out where something is broken
 PACE_S = 0.05  # between frames: a burst would overrun the five that wait for the node
 NS_PER_S = 1_000_000_000

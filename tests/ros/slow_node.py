@@ -6,11 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nvila_ros.node import main
-from tests.tiny import FakePerceiver, load_fake
+from nvila_ros.ros.node import main
+from tests.tiny import FakeModel, load_fake
 
 
-def load_slowly(model: str, **options: object) -> FakePerceiver:
+def load_slowly(model: str, **options: object) -> FakeModel:
     while not Path(model).exists():
         time.sleep(0.01)
     return load_fake("fake", **options)

@@ -16,9 +16,9 @@ from rclpy.publisher import Publisher
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
-from nvila_ros import messages
 from nvila_ros.errors import FrameError
 from nvila_ros.msg import Answer
+from nvila_ros.ros import messages
 from tests.ros.robot import NS_PER_S, PACE_S, Robot, wait_until
 
 COMPRESSED = ("-p", "image_transport:=compressed", "-p", "image_reliability:=reliable")

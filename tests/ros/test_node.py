@@ -13,8 +13,8 @@ from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, SetParameters
 from std_msgs.msg import String
 
-from nvila_ros.messages import REQUESTS
 from nvila_ros.msg import Answer
+from nvila_ros.ros.messages import REQUESTS
 from nvila_ros.srv import Ask
 from tests.ros.robot import WAIT_S, Camera, Robot, result_of, running, wait_until
 from tests.tiny import CRASH

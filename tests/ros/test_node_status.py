@@ -16,9 +16,9 @@ pytest.importorskip("rclpy")
 pytest.importorskip("torch")
 pytest.importorskip("nvila_ros.msg")
 
-from nvila_ros.messages import LATCHED
-from nvila_ros.models.artefact import is_artefact
+from nvila_ros.models.build import is_build
 from nvila_ros.msg import Answer, Status
+from nvila_ros.ros.messages import LATCHED
 from tests.ros.robot import REAL_NODE, SLOW_NODE, NodeProcess, Robot, running, wait_until
 
 RECIPE = """
@@ -149,7 +149,7 @@ def test_node_that_ends_while_building_leaves_no_child_and_nothing_that_loads(re
 
     assert code == (0 if number == signal.SIGINT else -signal.SIGKILL), process.log
     wait_until(lambda: not is_alive(child), "the build has ended")
-    assert not is_artefact(recipe.parent / "builds" / "quick")
+    assert not is_build(recipe.parent / "builds" / "quick")
 
 
 def test_queries_wait_while_the_model_loads(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from nvila_ros.models.artefact import to_tensors, write_manifest
+from nvila_ros.models.build import to_tensors, write_manifest
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.quantized import Weight
 from tests.export.random_models import round_int4, round_int8

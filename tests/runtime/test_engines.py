@@ -21,7 +21,7 @@ from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 from nvila_ros.runtime.contract import Engine, Tree
-from nvila_ros.runtime.onnxruntime_engine import OnnxRuntimeEngine
+from nvila_ros.runtime.onnxruntime.engine import OnnxRuntimeEngine
 from nvila_ros.runtime.torch_engine import TorchEngine
 from nvila_ros.training.save import save_checkpoint
 from tests.golden_cases import CHECKPOINT, assert_near
@@ -245,7 +245,7 @@ def test_onnxruntime_is_told_not_to_report_before_it_loads() -> None:
         "        print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
         "    return load(name, *args)\n"
         "builtins.__import__ = watch\n"
-        "import nvila_ros.runtime.onnxruntime_engine\n"
+        "import nvila_ros.runtime.onnxruntime.engine\n"
     )
     environ = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
 

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 import pytest
 
 from nvila_ros.config import NodeConfig
-from nvila_ros.pipeline import Perceiver, load_perceiver
-from nvila_ros.standing.book import QueryBook
+from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.standing.event import Event, Phase
 from nvila_ros.standing.query import StandingQuery, complete, to_query
-from nvila_ros.training.scenes import render
-from nvila_ros.training.world import Scene, sample_scene, scene_rng
+from nvila_ros.standing.registry import QueryRegistry
 from nvila_ros.types import Answer, Frame
+from nvila_ros.world.scenes import render
+from nvila_ros.world.world import Scene, sample_scene, scene_rng
 from tests.standing.obvious import S
 
 COLOR, SHAPE = "red", "circle"
 
 
 @pytest.fixture(scope="module")
-def model() -> Perceiver:
-    return load_perceiver("nvila-tiny", threads=1)
+def model() -> VisionLanguageModel:
+    return load_model("nvila-tiny", threads=1)
 
 
 def scenes(has_target: bool, count: int) -> list[Scene]:
@@ -38,9 +38,9 @@ def scenes(has_target: bool, count: int) -> list[Scene]:
     return found
 
 
-def watch(model: Perceiver, query: StandingQuery, shown: Sequence[Scene]) -> tuple[list[Event], list[Answer]]:
+def watch(model: VisionLanguageModel, query: StandingQuery, shown: Sequence[Scene]) -> tuple[list[Event], list[Answer]]:
     """Ask a standing query about one scene a second."""
-    book = QueryBook(1)
+    book = QueryRegistry(1)
     book.add(complete(query, NodeConfig()))
     events, answers = [], []
     for second, scene in enumerate(shown, start=1):
@@ -54,7 +54,7 @@ def watch(model: Perceiver, query: StandingQuery, shown: Sequence[Scene]) -> tup
     return events, answers
 
 
-def test_event_begins_and_ends_with_what_the_model_sees(model: Perceiver) -> None:
+def test_event_begins_and_ends_with_what_the_model_sees(model: VisionLanguageModel) -> None:
     with_target, without = scenes(True, 2), scenes(False, 4)
     query = StandingQuery(
         name="target", question=f"Is there a {COLOR} {SHAPE}?", trigger="rising", debounce_n=2, debounce_m=2
@@ -78,7 +78,9 @@ def test_event_begins_and_ends_with_what_the_model_sees(model: Perceiver) -> Non
     ],
     ids=lambda value: value.get("answer_type", "") if isinstance(value, dict) else "",
 )
-def test_every_type_of_answer_is_read(model: Perceiver, query: dict[str, object], choices: tuple[str, ...]) -> None:
+def test_every_type_of_answer_is_read(
+    model: VisionLanguageModel, query: dict[str, object], choices: tuple[str, ...]
+) -> None:
     values = {"name": "count", "question": "How many objects are there?", "trigger": "every"} | query
 
     events, answers = watch(model, StandingQuery(**values), scenes(True, 2))  # type: ignore[arg-type]

@@ -9,10 +9,10 @@ import cv2
 import pytest
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.loading import find_checkpoint
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.cli import main
-from nvila_ros.tools.source import WorldSource
 from nvila_ros.types import Answer, Counts, FinishReason, FrameRef, Query, Timings
+from nvila_ros.world.frame_source import WorldSource
 
 try:
     find_checkpoint("nvila-tiny")

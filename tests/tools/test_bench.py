@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from nvila_ros.errors import BackendError, CheckpointError
-from nvila_ros.loading import find_checkpoint
-from nvila_ros.models.artefact import to_tensors
+from nvila_ros.models.build import to_tensors
 from nvila_ros.models.checkpoint import TensorInfo, open_checkpoint
 from nvila_ros.models.quantized import Int4Weight, Weight
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.bench import measure_apart, read_bandwidth
 from nvila_ros.tools.cli import main
 from nvila_ros.tools.speeds import Figure, Plan, cache_bytes, step_bytes

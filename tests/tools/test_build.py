@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
+from nvila_ros.builds.recipes import read_recipe
 from nvila_ros.errors import BackendError, CheckpointError
-from nvila_ros.models.artefact import alone_in, open_artefact
-from nvila_ros.recipes import read_recipe
-from nvila_ros.runtime import tensorrt_compile
-from nvila_ros.runtime.tensorrt_cuda import Cuda
-from nvila_ros.runtime.tensorrt_plans import PARTS, choose_plans
+from nvila_ros.models.build import exclusive_lock, open_build
+from nvila_ros.runtime.tensorrt import compile as tensorrt_compile
+from nvila_ros.runtime.tensorrt.cuda import Cuda
+from nvila_ros.runtime.tensorrt.plans import PARTS, choose_plans
 from nvila_ros.tools import build, cli
-from tests.runtime.fake_build import MACHINE, FakeBuilder
-from tests.runtime.fake_tensorrt import FakeCudart
 from tests.runtime.rounded_build import write_rounded_build
+from tests.runtime.tensorrt.fake_build import MACHINE, FakeBuilder
+from tests.runtime.tensorrt.fake_tensorrt import FakeCudart
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -93,7 +93,7 @@ def test_weights_of_a_workstation_are_compiled_on_the_robot(
     assert done["plans"] == str(MACHINE)
     assert "holds the weights already" in text
     assert len(builder.built) == len(PARTS)
-    assert list(choose_plans(open_artefact(copied), MACHINE)) == list(PARTS)
+    assert list(choose_plans(open_build(copied), MACHINE)) == list(PARTS)
 
 
 def find_nothing(model: str) -> Path:
@@ -117,9 +117,9 @@ def test_second_run_makes_nothing_and_changed_limits_make_plans_alone(
     run(capsys, caplog, write_recipe(tmp_path, prompt=256))
 
     assert len(builder.built) == 2 * len(PARTS)
-    artefact = open_artefact(Path(made["out"]))
-    assert choose_plans(artefact, MACHINE)["decoder"].limits.capacity == 256 + 256
-    assert artefact.recipe["limits"]["max_prompt_tokens"] == 256
+    opened = open_build(Path(made["out"]))
+    assert choose_plans(opened, MACHINE)["decoder"].limits.capacity == 256 + 256
+    assert opened.recipe["limits"]["max_prompt_tokens"] == 256
 
 
 def test_changed_limits_of_a_build_without_plans_are_told_and_cost_nothing(
@@ -133,7 +133,7 @@ def test_changed_limits_of_a_build_without_plans_are_told_and_cost_nothing(
 
     run(capsys, caplog, write_recipe(tmp_path, device="cpu", prompt=256))
 
-    assert open_artefact(Path(made["out"])).recipe["limits"]["max_prompt_tokens"] == 256
+    assert open_build(Path(made["out"])).recipe["limits"]["max_prompt_tokens"] == 256
 
 
 def test_other_media_make_other_weights_and_media_left_open_make_none(
@@ -149,7 +149,7 @@ def test_other_media_make_other_weights_and_media_left_open_make_none(
     Path(recipe).write_text(Path(recipe).read_text().replace("{media: tiny-world}", "{}"))
     _, told = run(capsys, caplog, recipe)
     assert "holds the weights already" in told
-    assert open_artefact(Path(made["out"])).recipe["calibration"]["media"] == str(tmp_path / "warehouse")
+    assert open_build(Path(made["out"])).recipe["calibration"]["media"] == str(tmp_path / "warehouse")
 
 
 def test_progress_grows_to_one_over_weights_and_plans(
@@ -189,7 +189,7 @@ def test_what_is_left_is_told(
     assert rule in text
     assert builder.built == []
     assert made["plans"] == ""
-    assert open_artefact(Path(made["out"])).precision == "fp16"
+    assert open_build(Path(made["out"])).precision == "fp16"
 
 
 def test_named_flavour_compiles_for_whichever_gpu_is_here(
@@ -207,7 +207,7 @@ def test_named_flavour_compiles_for_whichever_gpu_is_here(
 
 def test_one_build_waits_for_another_where_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, out = write_recipe(tmp_path, device="cpu"), tmp_path / "builds" / "mine"
-    with alone_in(out):
+    with exclusive_lock(out):
         assert cli.main(["build", recipe]) == 2
         assert "another build is at work" in capsys.readouterr().err
         command = [sys.executable, "-m", "nvila_ros.tools.cli", "build", recipe, "--wait"]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.loading import find_checkpoint
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools import evaluate
 from nvila_ros.tools.cli import main
 from nvila_ros.tools.evaluate import as_dict, as_table, score
 from nvila_ros.tools.suites import DEFAULT_SUITE, SUITES, Suite
-from nvila_ros.training.questions import CLIP_KINDS, EVAL_CLIP_FRAMES, EVAL_KINDS, EvalCase
 from nvila_ros.types import Answer, FinishReason, Frame, Query
+from nvila_ros.world.questions import CLIP_KINDS, EVAL_CLIP_FRAMES, EVAL_KINDS, EvalCase
 from tests.full_disk import largest_file
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from nvila_ros.pipeline import load_perceiver
+from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools.answer_log import AnswerLog
 from nvila_ros.tools.asking import ask_sample
 from nvila_ros.tools.cli import main
@@ -19,9 +19,9 @@ from nvila_ros.tools.evaluate import ask_case
 from nvila_ros.tools.evaluate_data import ask_all, open_sources, score_all
 from nvila_ros.training.conversations.samples import SampleError, parse_record
 from nvila_ros.training.conversations.stream import Tally
-from nvila_ros.training.questions import EvalCase, eval_case
-from nvila_ros.training.scenes import render
 from nvila_ros.types import Answer, FinishReason, Frame, Query
+from nvila_ros.world.questions import EvalCase, eval_case
+from nvila_ros.world.scenes import render
 
 
 class Parrot:
@@ -169,7 +169,7 @@ def test_model_is_scored_on_a_bag_and_images_as_on_the_scenes_themselves(
         records.append({"bag": "a/a.mcap", "stamps_ns": at_ns, "question": question, "answer": answer})
     write_mcap(tmp_path / "a", messages)
     path, out = write(tmp_path / "set.jsonl", *records), tmp_path / "out.jsonl"
-    model = load_perceiver("nvila-tiny")
+    model = load_model("nvila-tiny")
     expected = [ask_case(model, case, str(number)).text for number, case in enumerate(world_cases())]
 
     code = main(["eval", "nvila-tiny", str(path), "--out", str(out), "--metric", "exact,anls", "--json"])

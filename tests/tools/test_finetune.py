@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from nvila_ros.models.checkpoint import open_checkpoint
-from nvila_ros.pipeline import load_perceiver
+from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools import finetune as finetune_tool
 from nvila_ros.tools.cli import main
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld, write_world
@@ -102,7 +102,7 @@ def test_run_leaves_a_checkpoint_its_losses_and_a_picture(whole: Path) -> None:
     assert [entry["step"] for entry in found] == list(range(1, 9))
     assert found[-1]["loss"] < found[0]["loss"]
     assert cv2.imread(str(whole / "training" / "loss.png")).std() > 0
-    assert load_perceiver(str(whole), backend="onnxruntime")
+    assert load_model(str(whole), backend="onnxruntime")
     assert not [path for path in whole.rglob("*") if "part" in path.name]
     assert not same_weights(whole, Path(CKPT))
 
@@ -358,9 +358,9 @@ def test_two_runs_never_share_a_folder(data: Path, tmp_path: Path, capsys: pytes
 
 @contextmanager
 def run_room_alone(out: Path) -> Iterator[None]:
-    from nvila_ros.training.staging import alone_in
+    from nvila_ros.files import exclusive_lock
 
-    with alone_in(out / "training"):
+    with exclusive_lock(out / "training"):
         yield
 
 

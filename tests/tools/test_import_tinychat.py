@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save_file
 pytest.importorskip("torch")
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.loading import find_checkpoint, load_engine
-from nvila_ros.models.artefact import open_artefact
+from nvila_ros.models.build import open_build
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.quantized import Int4Weight
 from nvila_ros.models.spec import ModelSpec
+from nvila_ros.runtime.loading import find_checkpoint, load_engine
 from nvila_ros.tools.cli import main
 from tests.quantization.packing import pack_linear
 
@@ -68,7 +68,7 @@ def test_import_means_what_was_packed(
     assert run(write(tmp_path / "packed", {f"llm.{key}": tensor for key, tensor in tensors.items()}), out) == 0
 
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    build = open_artefact(out)
+    build = open_build(out)
     weights, floats = build.weights(), TINY.weights()
     assert (build.precision, set(weights)) == ("fp16+w4a16", set(floats))
     for key, wanted_KN in meant.items():
@@ -108,7 +108,7 @@ def test_import_computes_what_was_packed(packed: tuple[Tensors, Tensors], tmp_pa
 
     logits, wanted_logits = (
         engine.forward(engine.embed(np.arange(100, 124)), engine.new_cache(24))
-        for engine in (load_engine(open_artefact(tmp_path / "imported"), backend), load_engine(wanted, "torch"))
+        for engine in (load_engine(open_build(tmp_path / "imported"), backend), load_engine(wanted, "torch"))
     )
 
     # Norms that were folded away, or maps in another order, leave nothing of this.

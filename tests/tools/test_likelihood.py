@@ -7,17 +7,17 @@ import pytest
 
 from nvila_ros.errors import QueryError
 from nvila_ros.generation.decode import log_total
-from nvila_ros.loading import find_checkpoint, load_engine, open_model
-from nvila_ros.pipeline import Perceiver
+from nvila_ros.generation.generator import embed_prompt
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
-from nvila_ros.speaking import embed_prompt
+from nvila_ros.runtime.loading import find_checkpoint, load_engine, open_model
+from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.tools.likelihood import LikelihoodScorer
-from nvila_ros.training.questions import eval_case
-from nvila_ros.training.scenes import render
 from nvila_ros.types import Frame, Query
-from nvila_ros.visual.viewer import Unwatched, Viewer
+from nvila_ros.visual.frame_encoder import FrameEncoder, SilentProgress
+from nvila_ros.world.questions import eval_case
+from nvila_ros.world.scenes import render
 
 TEXTS = ["blue", "orange", "left", "Orange.", "there is no such thing", "7"]
 
@@ -38,7 +38,7 @@ def film(kind: str, index: int = 0) -> tuple[list[Frame], str]:
 def test_scores_are_those_of_one_token_after_another(loaded: tuple[Engine, ChatTokenizer], kind: str) -> None:
     engine, tokenizer = loaded
     frames, question = film(kind)
-    seen = Viewer(engine, 0, 0.0).see(frames, Unwatched())
+    seen = FrameEncoder(engine, 0, 0.0).see(frames, SilentProgress())
     ids_L = build_prompt(tokenizer, [*seen.parts, question])
 
     for text, told in zip(TEXTS, LikelihoodScorer(engine, tokenizer).score(frames, question, TEXTS), strict=True):
@@ -57,10 +57,10 @@ def test_scores_are_those_of_one_token_after_another(loaded: tuple[Engine, ChatT
 def test_scores_normalised_are_the_probabilities_of_choices(loaded: tuple[Engine, ChatTokenizer]) -> None:
     engine, tokenizer = loaded
     frames, question = film("color")
-    perceiver = Perceiver(engine, tokenizer, backend="onnxruntime")
+    vlm = VisionLanguageModel(engine, tokenizer, backend="onnxruntime")
 
     told = [sum(each.log_probs) for each in LikelihoodScorer(engine, tokenizer).score(frames, question, TEXTS)]
-    answer = perceiver.answer(Query(query_id="q", question=question, choices=tuple(TEXTS)), frames)
+    answer = vlm.answer(Query(query_id="q", question=question, choices=tuple(TEXTS)), frames)
 
     weights = np.exp(np.array(told) - max(told))
     assert np.allclose(weights / weights.sum(), answer.probabilities, atol=1e-5)
@@ -70,7 +70,9 @@ def test_greedy_answer_is_the_one_that_decoding_tells(loaded: tuple[Engine, Chat
     engine, tokenizer = loaded
     frames, question = film("motion", 3)
     said = (
-        Perceiver(engine, tokenizer, backend="onnxruntime").answer(Query(query_id="q", question=question), frames).text
+        VisionLanguageModel(engine, tokenizer, backend="onnxruntime")
+        .answer(Query(query_id="q", question=question), frames)
+        .text
     )
 
     told = LikelihoodScorer(engine, tokenizer).score(frames, question, [said, f"{said} {said}", "zebra"])

@@ -17,12 +17,12 @@ from lmms_eval.models.registry_v2 import ModelRegistryV2
 from PIL import Image
 
 from nvila_ros.errors import ConfigError, FrameError, QueryError
-from nvila_ros.pipeline import load_perceiver
+from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools.evaluate import ask_case
 from nvila_ros.tools.lmms_eval_model import NvilaRos, frames_of
 from nvila_ros.tools.lmms_eval_plugin import MODEL_NAME, manifest
-from nvila_ros.training.questions import EvalCase, eval_case
-from nvila_ros.training.scenes import render
+from nvila_ros.world.questions import EvalCase, eval_case
+from nvila_ros.world.scenes import render
 
 GREEDY = {"max_new_tokens": 16, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
 
@@ -89,11 +89,11 @@ def test_harness_finds_the_class() -> None:
 
 @pytest.mark.parametrize("kind", ["color", "count", "motion"])
 def test_answers_are_those_of_the_node(model: NvilaRos, tmp_path: Path, kind: str) -> None:
-    perceiver = load_perceiver("nvila-tiny", backend="onnxruntime")
+    vlm = load_model("nvila-tiny", backend="onnxruntime")
     for index in range(3):
         case = eval_case(kind, index)
 
-        assert ask(model, case.question.text, media(case, tmp_path)) == ask_case(perceiver, case, "q").text
+        assert ask(model, case.question.text, media(case, tmp_path)) == ask_case(vlm, case, "q").text
 
 
 def test_token_counts_are_told(model: NvilaRos, tmp_path: Path) -> None:

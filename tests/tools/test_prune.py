@@ -19,11 +19,11 @@ import pytest
 pytest.importorskip("pyarrow")
 from pyarrow import parquet
 
+from nvila_ros.files import exclusive_lock
 from nvila_ros.tools.cli import main
 from nvila_ros.tools.prune_report import find_examples
 from nvila_ros.training import score_run
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld, write_world
-from nvila_ros.training.staging import alone_in
 from tests.full_disk import largest_file
 from tests.golden_cases import GOLDEN
 
@@ -220,7 +220,7 @@ def test_strict_run_does_not_take_what_a_lenient_one_left_out(
 
 
 def test_two_runs_never_share_a_folder(data: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with alone_in(whole):
+    with exclusive_lock(whole):
         assert prune(data, "--out", whole) == 2
 
     assert "another run is at work in" in capsys.readouterr().err
@@ -249,7 +249,7 @@ def test_what_a_killed_run_left_half_is_removed(data: Path, tmp_path: Path) -> N
     half.parent.mkdir(parents=True)
     half.write_bytes(b"half")
 
-    with alone_in(tmp_path / "out"):
+    with exclusive_lock(tmp_path / "out"):
         assert not half.exists()
 
 

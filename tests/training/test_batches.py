@@ -11,20 +11,20 @@ from torch.nn import functional
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.paths import share_path
-from nvila_ros.preprocess.views import View
 from nvila_ros.prompt.chat import PLACEHOLDER
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training import batches as batches_module
 from nvila_ros.training import tiny
 from nvila_ros.training.batches import Batch, Batches, Mix
 from nvila_ros.training.chats import PREFIX
-from nvila_ros.training.events import sample_event_scene
 from nvila_ros.training.losses import Heads, batch_loss, merge_scales, see
-from nvila_ros.training.scenes import COLORS, Jump, Object, Scene, scene_rng
 from nvila_ros.training.steps import shape_key, to_device
 from nvila_ros.training.tiny_scale import SPEC, narrow, new_model, widen
 from nvila_ros.training.token_labels import GONE, IGNORE, MOTION_LABELS, token_labels
 from nvila_ros.visual.encode import arrange, merge_features
+from nvila_ros.visual.views import View
+from nvila_ros.world.events import sample_event_scene
+from nvila_ros.world.scenes import COLORS, Jump, Object, Scene, scene_rng
 
 KINDS = ("images", "scaled", "clips", "events", "quick", "dense")
 CLIP_GRIDS = ((4, 1), (8, 2), (16, 4))

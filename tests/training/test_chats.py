@@ -13,8 +13,8 @@ from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training import tiny
 from nvila_ros.training.chats import PADDING, PREFIX, Rows, encode_branches, encode_chat, pad_chats
 from nvila_ros.training.losses import decode_branches
-from nvila_ros.training.questions import Question
 from nvila_ros.training.token_labels import IGNORE
+from nvila_ros.world.questions import Question
 
 MEDIA = Media((5, "\n", 5, "\n"))
 TURNS = [

@@ -12,14 +12,14 @@ import pytest
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.runtime.torch_engine import TorchEngine, load_model
+from nvila_ros.runtime.torch_engine import TorchEngine, load_torch_model
 from nvila_ros.training.conversations.encoding import encode_sample
 from nvila_ros.training.conversations.forward import see_views
 from nvila_ros.training.conversations.samples import IMAGE, VIDEO, Medium, Sample, SampleError, Turn
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.types import Frame
-from nvila_ros.visual.encode import Seen
-from nvila_ros.visual.viewer import Unwatched, Viewer
+from nvila_ros.visual.encode import VisualPrompt
+from nvila_ros.visual.frame_encoder import FrameEncoder, SilentProgress
 from tests.golden_cases import GOLDEN
 
 NAMES = ("lite", "s2", "video")
@@ -68,15 +68,15 @@ def open_golden(name: str) -> tuple[Checkpoint, ChatTokenizer]:
     return checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
 
 
-def see_as_the_node(checkpoint: Checkpoint, media: Sequence[Shown]) -> Seen:
+def see_as_the_node(checkpoint: Checkpoint, media: Sequence[Shown]) -> VisualPrompt:
     """Images are frames of cameras, a video is frames of one."""
     frames = [
         Frame(image=image, stamp_ns=i, camera=f"camera{n}")
         for n, medium in enumerate(media)
         for i, image in enumerate(medium.images)
     ]
-    viewer = Viewer(TorchEngine(checkpoint), 0, 0.0)
-    return viewer.see(frames[len(frames) - viewer.num_shown(frames) :], Unwatched())
+    frame_encoder = FrameEncoder(TorchEngine(checkpoint), 0, 0.0)
+    return frame_encoder.see(frames[len(frames) - frame_encoder.num_shown(frames) :], SilentProgress())
 
 
 def sample_of(*turns: tuple[Sequence[str | Medium], str]) -> Sample:
@@ -96,7 +96,7 @@ def test_prompt_and_visual_tokens_are_the_nodes(name: str, kind: str) -> None:
     assert encoded.ids_L[: len(prompt_L)].tolist() == prompt_L.tolist()
     assert encoded.ids_L[len(prompt_L) :].tolist() == tokenizer.encode("a cat")
     if media:
-        visual_GD = see_views(load_model(checkpoint), encoded.views).numpy()
+        visual_GD = see_views(load_torch_model(checkpoint), encoded.views).numpy()
         assert np.abs(visual_GD - seen.visual_GD).max() < 1e-5
 
 
@@ -118,7 +118,7 @@ def test_every_turn_follows_the_prompt_that_the_node_would_ask_with(name: str) -
         assert encoded.labels_L[end - 1 : end - 1 + len(ids)].tolist() == ids
     all_told = [i for _, answer in turns for i in (*tokenizer.encode(answer), tokenizer.im_end)]
     assert encoded.told_ids.tolist() == all_told
-    visual_GD = see_views(load_model(checkpoint), encoded.views).numpy()
+    visual_GD = see_views(load_torch_model(checkpoint), encoded.views).numpy()
     assert np.abs(visual_GD - np.concatenate([s.visual_GD for s in seen])).max() < 1e-5
 
 

@@ -17,8 +17,8 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.quantized import pack_nibbles
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.int4 import quantize_int4
-from nvila_ros.runtime.onnxruntime_engine import load as load_onnx
-from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.runtime.onnxruntime.engine import load as load_onnx
+from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
 from nvila_ros.training.conversations.files import RecordFile
 from nvila_ros.training.conversations.forward import told_log_probs
@@ -68,7 +68,7 @@ def encode(checkpoint: Checkpoint, sample: Sample) -> EncodedSample:
 
 @pytest.mark.parametrize("tower", TOWER_MODES)
 def test_tower_learns_what_its_mode_says_and_the_projector_always_does(checkpoint: Checkpoint, tower: str) -> None:
-    model = load_model(checkpoint)
+    model = load_torch_model(checkpoint)
     every = {name for name, _ in model.named_parameters()}
 
     prepare(model, Settings(**FLAT, tower=tower, llm="frozen"))
@@ -101,7 +101,7 @@ def test_tower_learns_what_its_mode_says_and_the_projector_always_does(checkpoin
 
 @pytest.mark.parametrize("llm", LLM_MODES)
 def test_language_model_learns_what_its_mode_says(checkpoint: Checkpoint, llm: str) -> None:
-    model = load_model(checkpoint)
+    model = load_torch_model(checkpoint)
     every = {name for name, _ in model.named_parameters() if name.startswith("llm.")}
 
     prepare(model, Settings(**FLAT, tower="frozen", llm=llm))
@@ -121,7 +121,7 @@ def test_language_model_learns_what_its_mode_says(checkpoint: Checkpoint, llm: s
 @torch.no_grad()
 def test_model_gives_what_it_gave_before_it_learns(checkpoint: Checkpoint, tower: str, llm: str) -> None:
     row = join([encode(checkpoint, WORLD.read(0))])
-    model = load_model(checkpoint)
+    model = load_torch_model(checkpoint)
     before = told_log_probs(model, row)
 
     prepare(model, Settings(**FLAT, tower=tower, llm=llm))
@@ -193,7 +193,7 @@ def test_loss_is_the_mean_over_all_told_tokens_however_samples_are_packed(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     encoded = [encode(checkpoint, WORLD.read(i)) for i in range(len(WORLD))]
-    model = load_model(checkpoint)
+    model = load_torch_model(checkpoint)
     wanted = -torch.cat([told_log_probs(model, join([sample])) for sample in encoded]).mean().item()
 
     runs = [new_run(checkpoint, tmp_path / str(n), batch=12, num_steps=2, row_tokens=n) for n in (1, 300, 10000)]
@@ -227,7 +227,7 @@ def test_lower_precision_learns_alike(checkpoint: Checkpoint, tmp_path: Path, pr
 
 def test_row_without_media_leaves_no_parameter_out(checkpoint: Checkpoint) -> None:
     text = encode(checkpoint, Sample("text", (Turn(("What?",), "That."),), "text"))
-    model = load_model(checkpoint)
+    model = load_torch_model(checkpoint)
     prepare(model, Settings(**FLAT, tower="full", llm="full"))
 
     loss = Learner(model)(join([text]))
@@ -243,7 +243,7 @@ def test_blank_row_tells_one_token_and_shows_nothing(checkpoint: Checkpoint) -> 
 
     assert isinstance(row, Row)
     assert int((row.labels_L != IGNORE).sum()) == 1
-    assert math.isfinite(Learner(load_model(checkpoint))(row).item())
+    assert math.isfinite(Learner(load_torch_model(checkpoint))(row).item())
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_written_checkpoint_gives_what_the_tuned_model_gives(
     write_results(run, checkpoint, tmp_path / "out")
 
     written = open_checkpoint(tmp_path / "out")
-    plain, tuned = load_model(checkpoint), dict(tuned_weights(run.model, whole))
+    plain, tuned = load_torch_model(checkpoint), dict(tuned_weights(run.model, whole))
     plain.load_state_dict(tuned, strict=False)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -353,7 +353,7 @@ def test_saved_adapter_is_one_that_peft_loads(checkpoint: Checkpoint, tmp_path: 
     run.model.eval()
     write_results(run, checkpoint, tmp_path / "out")
 
-    loaded: Nvila = PeftModel.from_pretrained(load_model(checkpoint), str(tmp_path / "adapter")).base_model.model
+    loaded: Nvila = PeftModel.from_pretrained(load_torch_model(checkpoint), str(tmp_path / "adapter")).base_model.model
     loaded.mm_projector.load_state_dict(run.model.mm_projector.state_dict())
     row = join([encode(checkpoint, WORLD.read(1))])
     with torch.no_grad():
@@ -375,7 +375,7 @@ def test_held_out_loss_is_that_of_the_untuned_model_before_the_first_step(
     run = new_run(checkpoint, tmp_path, row_tokens=200)
     rows = [join([encode(checkpoint, WORLD.read(i))]) for i in range(len(WORLD))]
     with torch.no_grad():
-        wanted = -torch.cat([told_log_probs(load_model(checkpoint), row) for row in rows]).mean().item()
+        wanted = -torch.cat([told_log_probs(load_torch_model(checkpoint), row) for row in rows]).mean().item()
 
     assert run.held_out_loss() == pytest.approx(wanted, abs=1e-6)
     assert run.model.training

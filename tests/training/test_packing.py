@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvila_ros.generation.generator import embed_prompt
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.runtime.torch_engine import TorchEngine, load_model
-from nvila_ros.speaking import embed_prompt
+from nvila_ros.runtime.torch_engine import TorchEngine, load_torch_model
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
 from nvila_ros.training.conversations.forward import see_views, told_log_probs
 from nvila_ros.training.conversations.packing import join, pack
@@ -33,7 +33,7 @@ def load(name: str) -> tuple[Nvila, list[EncodedSample]]:
     tokenizer = ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
     worlds = [PlantedWorld(Plan(num_samples=NUM_SAMPLES, num_turns=1 + i % 3)) for i in range(NUM_SAMPLES)]
     samples = [encode_sample(checkpoint.spec, tokenizer, world.read(i)) for i, world in enumerate(worlds)]
-    return load_model(checkpoint), samples
+    return load_torch_model(checkpoint), samples
 
 
 def sample(num_tokens: int, num_told: int) -> EncodedSample:
@@ -72,7 +72,7 @@ def test_log_probs_are_those_of_the_reference_engine(name: str) -> None:
 
 def test_gradients_of_a_row_are_the_sum_of_its_samples() -> None:
     _, samples = load("s2")
-    model = load_model(open_checkpoint(GOLDEN / "s2" / "ckpt")).requires_grad_()
+    model = load_torch_model(open_checkpoint(GOLDEN / "s2" / "ckpt")).requires_grad_()
 
     def gradients(*rows: list[EncodedSample]) -> list[torch.Tensor]:
         model.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from nvila_ros.training.conversations.files import RecordFile
 from nvila_ros.training.conversations.planted import PLANTS, Plan, PlantedWorld, share_by_plant, write_world
-from nvila_ros.training.questions import ANSWERS, PHRASINGS
+from nvila_ros.world.questions import ANSWERS, PHRASINGS
 
 
 def kind_of(question: str) -> str:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.loading import find_checkpoint
 from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.training.conversations.forward import told_log_probs
 from nvila_ros.training.conversations.packing import join
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld

@@ -14,9 +14,9 @@ from nvila_ros.training.conversations.bags import BagMedium
 from nvila_ros.training.conversations.files import RecordFile
 from nvila_ros.training.conversations.recorded import RecordedAnswers
 from nvila_ros.training.conversations.samples import DataError, SampleError
-from nvila_ros.training.questions import eval_case
-from nvila_ros.training.scenes import render
 from nvila_ros.types import Answer, FinishReason, FrameRef, Query
+from nvila_ros.world.questions import eval_case
+from nvila_ros.world.scenes import render
 from tests.video.bag_files import ANSWER_TYPE, T0_NS, TYPES, answer, film, image, write_mcap
 
 HALF_S = 500_000_000
@@ -107,7 +107,7 @@ def test_messages_of_ros_itself_are_read(tmp_path: Path) -> None:
     from rosbags.rosbag2 import StoragePlugin, Writer
     from sensor_msgs.msg import Image
 
-    from nvila_ros.messages import answer_message, stamp_from_ns
+    from nvila_ros.ros.messages import answer_message, stamp_from_ns
 
     shown = film(2)
     query = Query(query_id="q", question="What?", choices=("red", "blue"))

@@ -15,18 +15,18 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.paths import share_path
 from nvila_ros.prompt.chat import PLACEHOLDER, Media
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.training import tiny_scale, train_tiny
 from nvila_ros.training.batches import Batches, Mix
 from nvila_ros.training.chats import encode_chat
 from nvila_ros.training.losses import batch_loss
-from nvila_ros.training.questions import Question
 from nvila_ros.training.recipes import RECIPES, Recipe, Stage
 from nvila_ros.training.save import save_checkpoint
 from nvila_ros.training.tiny import SPEC, new_model, write_tokenizer
 from nvila_ros.training.tiny_scale import widen
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.training.train_tiny import train
+from nvila_ros.world.questions import Question
 from tests.training.test_batches import assert_same
 
 pytestmark = pytest.mark.slow
@@ -86,7 +86,7 @@ def test_saved_checkpoint_is_the_model_rounded_to_bf16(tokenizer_path: Path, tmp
 
     checkpoint = open_checkpoint(tmp_path / "ckpt")
     assert {**vars_of(checkpoint.spec), "name": SPEC.name} == vars_of(SPEC)
-    loaded = load_model(checkpoint).state_dict()
+    loaded = load_torch_model(checkpoint).state_dict()
     for key, value in model.state_dict().items():
         assert torch.equal(loaded[key], value.bfloat16().float()), key
 

@@ -9,9 +9,9 @@ import pytest
 from nvila_ros.paths import share_path
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.batches import Batches, Mix
-from nvila_ros.training.questions import eval_case
-from nvila_ros.training.scenes import LiveWorld, Scene
 from nvila_ros.training.tiny import SPEC
+from nvila_ros.world.questions import eval_case
+from nvila_ros.world.scenes import LiveWorld, Scene
 
 FIRST_KINDS = ("color", "shape", "count", "exist", "where", "motion", "describe")
 MIX = Mix(kinds=("dense", "images", "clips", "events"), seed_base=1 << 24, num_samples=6, num_clips=4)

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvila_ros.errors import FrameError, NoFramesError, QueryError
-from nvila_ros.training.events import sample_event_scene
-from nvila_ros.training.scenes import render
-from nvila_ros.training.world import Scene
 from nvila_ros.types import NS_PER_S, Query, RawFrame, RawImage
 from nvila_ros.video import selection
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.selection import MAX_COMPARED, SAMPLINGS, measure_changes, select_frames
+from nvila_ros.world.events import sample_event_scene
+from nvila_ros.world.scenes import render
+from nvila_ros.world.world import Scene
 from tests.tiny import raw_frame
 
 ALL_S = 1e6

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvila_ros.training.events import sample_event_scene
-from nvila_ros.training.scenes import render
 from nvila_ros.types import EncodedImage, Frame, RawFrame, RawImage
 from nvila_ros.video import thumbnails
 from nvila_ros.video.compressed import decode_compressed
 from nvila_ros.video.image_decoding import LAYOUT_BY_ENCODING, decode
 from nvila_ros.video.thumbnails import KEPT_FROM_BYTES, SIDE, thumbnail
+from nvila_ros.world.events import sample_event_scene
+from nvila_ros.world.scenes import render
 
 SCENE = sample_event_scene(np.random.default_rng(5), aspect=16 / 9, duration_s=1.0)
 WIDTH, HEIGHT = 320, 180

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import ModelSpec, Overrides, Pool, Wrap
-from nvila_ros.preprocess.views import View, view_clip, view_image, view_images, whole_groups
 from nvila_ros.prompt.chat import Media
 from nvila_ros.visual.encode import arrange, merge_features
 from nvila_ros.visual.pooling import pool_tokens
+from nvila_ros.visual.views import View, view_clip, view_image, view_images, whole_groups
 from tests.golden_cases import GOLDEN
 
 LITE, S2, VIDEO = (open_checkpoint(GOLDEN / name / "ckpt").spec for name in ("lite", "s2", "video"))

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvila_ros.preprocess.views import View
 from nvila_ros.visual.frame_cache import ENTRY_BYTES, Encoded, FrameCache, FrameKey
+from nvila_ros.visual.views import View
 
 VIEW = View((), "image")
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.preprocess.views import View, clip_length, view_clip, view_image, view_images
 from nvila_ros.prompt.chat import Part, answer_frame, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.conversations.samples import Medium, Sample, SampleError, read_medium
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.visual.encode import arrange
+from nvila_ros.visual.views import View, clip_length, view_clip, view_image, view_images
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.preprocess.tiles import normalize_tiles
-from nvila_ros.preprocess.views import View
 from nvila_ros.prompt.chat import PLACEHOLDER
 from nvila_ros.training.conversations.packing import Row
 from nvila_ros.training.losses import merge_scales
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.visual.encode import arrange
 from nvila_ros.visual.pooling import pool_tokens
+from nvila_ros.visual.tiles import normalize_tiles
+from nvila_ros.visual.views import View
 
 TILES_AT_ONCE = 32
 """Tiles that the tower is shown together: the features of all are kept, but the work on so many only."""

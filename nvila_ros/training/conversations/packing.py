@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nvila_ros.preprocess.views import View
 from nvila_ros.training.conversations.encoding import EncodedSample
 from nvila_ros.training.token_labels import IGNORE
+from nvila_ros.visual.views import View
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from nvila_ros.errors import FrameError
 from nvila_ros.training.batches import DRAWN_ROWS
 from nvila_ros.training.conversations.samples import IMAGE, Sample, Turn
 from nvila_ros.training.moments import draw_moment
-from nvila_ros.training.questions import ANSWERS, Question, conversation
-from nvila_ros.training.scenes import Scene, render, scene_rng
+from nvila_ros.world.questions import ANSWERS, Question, conversation
+from nvila_ros.world.scenes import Scene, render, scene_rng
 
 SEED_BASE = 1 << 29  # of scenes that nothing else draws
 SEED_STEP = 1 << 20  # scenes of one seed

@@ -20,12 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.preprocess.views import view_images
 from nvila_ros.training.conversations.forward import TILES_AT_ONCE, see_views, told_log_probs
 from nvila_ros.training.conversations.packing import Row
 from nvila_ros.training.finetuning.settings import FP32, Settings
 from nvila_ros.training.finetuning.tuning import layers_of
 from nvila_ros.training.ranks import Ranks
+from nvila_ros.visual.views import view_images
 
 
 class Learner(nn.Module):

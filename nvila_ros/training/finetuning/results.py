@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nvila_ros.errors import CheckpointError
+from nvila_ros.files import write_errors
 from nvila_ros.models.checkpoint import PICKLES, Checkpoint
 from nvila_ros.training.finetuning.learner import whole, whole_if
 from nvila_ros.training.finetuning.run import Run
 from nvila_ros.training.finetuning.tuning import tuned_weights
-from nvila_ros.training.staging import told_if_full
 
 RUN_FOLDER, ADAPTER_FOLDER, TUNED_FILE = "training", "adapter", "tuned.safetensors"
 _PART = ".part"
@@ -54,7 +54,7 @@ def _write_tuned(run: Run) -> None:
     if not run.ranks.is_first:
         return
     factors = {name: value for name, value in learned.items() if ".lora_" in name}
-    with told_if_full(run.folder):
+    with write_errors(run.folder):
         if factors:
             from nvila_ros.training.finetuning.adapters import adapted, save_adapter
 
@@ -81,7 +81,7 @@ def write_checkpoint(source: Checkpoint, tuned: Mapping[str, Tensor], out: Path)
     if unknown:
         raise CheckpointError(f"{source.path} has no tensor {unknown[0]}; tune the checkpoint that the run began with")
     staging = out / _PART
-    with told_if_full(out):
+    with write_errors(out):
         shutil.rmtree(staging, ignore_errors=True)
         weights = {info.file for info in source.tensors.values()}
         ignored = shutil.ignore_patterns(*_UNLIKE, *(path.name for path in weights))

@@ -24,7 +24,7 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.runtime.torch_engine import load_model
+from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.training.conversations.encoding import encode_sample
 from nvila_ros.training.conversations.files import Source
 from nvila_ros.training.conversations.samples import REASONS, SampleError
@@ -263,7 +263,7 @@ def open_run(
     """
     tokenizer = ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
     encode = partial(encode_sample, checkpoint.spec, tokenizer)
-    return Run(load_model(checkpoint), encode, data, settings, folder, ranks=ranks, device=device)
+    return Run(load_torch_model(checkpoint), encode, data, settings, folder, ranks=ranks, device=device)
 
 
 def _count(tally: Tally, batch: StepBatch) -> None:

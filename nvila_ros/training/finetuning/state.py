@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.errors import CheckpointError
+from nvila_ros.files import atomic_file, write_errors
 from nvila_ros.training.finetuning.learner import as_held, whole_if
-from nvila_ros.training.staging import staged, told_if_full
 from nvila_ros.training.states import load_tensors, save_tensors
 
 STATE_FILE, LOSS_FILE = "state.pt", "losses.jsonl"
@@ -113,7 +113,7 @@ class LossLog:
     def __init__(self, path: Path, done: int) -> None:
         self.path = path
         self.entries = [entry for entry in read_losses(path) if entry["step"] <= done]
-        with staged(path) as part:
+        with atomic_file(path) as part:
             part.write_text("".join(map(_line, self.entries)), encoding="utf-8")
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ class LossLog:
             ConfigError: it cannot be written.
         """
         self.entries.append(entry)
-        with told_if_full(self.path), self.path.open("a", encoding="utf-8") as file:
+        with write_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_line(entry))
 
 

@@ -1,0 +1,71 @@
+"""The first half of `nvila build`: a checkpoint's weights, calibrated and quantized by a recipe. Needs torch."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from nvila_ros.builds.builder import OnPart, check_room, estimate, make_build
+from nvila_ros.builds.recipes import WORLD, Recipe
+from nvila_ros.errors import ConfigError
+from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
+from nvila_ros.models.variants import check_prompt_room
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.quantization.calibration import Calibration, Sample, calibrate, read_samples
+from nvila_ros.world.questions import EVAL_KINDS, ask
+from nvila_ros.world.scenes import render, sample_scene, scene_rng
+
+CALIBRATION_SEED = 1 << 28  # of scenes that neither training nor evaluation draws
+WIDTH, HEIGHT = 640, 480
+STILL_KINDS = tuple(kind for kind in EVAL_KINDS if kind != "motion")
+
+
+def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnPart | None) -> None:
+    """Quantize a checkpoint into a folder; without `on_part` only tell what it takes.
+
+    Raises:
+        NvilaError: checkpoint or media are not acceptable, or there is no room.
+    """
+    checkpoint = open_checkpoint(path)
+    if recipe.device != "cpu":  # else it would be told when the weights are made
+        check_prompt_room(checkpoint.spec, recipe.limits.max_prompt_tokens)
+    media = recipe.calibration.media
+    if not media:
+        raise ConfigError(f"{recipe.name} must be calibrated on what the robot sees: give a folder with --media")
+    if media != WORLD and not Path(media).is_dir():
+        raise ConfigError(f"calibration media must be a folder of images and videos, got {media!r}; give --media")
+    needed = estimate(recipe, checkpoint)
+    print(
+        f"{recipe.name}: {checkpoint.path.name} to {out}, tower {recipe.vision.precision}, language model "
+        f"{recipe.decoder.precision}; about {needed.memory_bytes / 1e9:.1f} GB of memory and "
+        f"{needed.disk_bytes / 1e9:.2f} GB on disk",
+        file=sys.stderr,
+    )
+    if on_part is None:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    check_room(needed, out.parent)
+    make_build(recipe, checkpoint, lambda: _calibrate(recipe, checkpoint, media), out, on_part)
+
+
+def _calibrate(recipe: Recipe, checkpoint: Checkpoint, media: str) -> Calibration:
+    told = recipe.calibration
+    samples = world_samples(told.clip_frames) if media == WORLD else read_samples(Path(media), told.clip_frames)
+    chosen = itertools.islice(samples, told.num_samples)
+    return calibrate(checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), chosen)
+
+
+def world_samples(clip_frames: int) -> Iterator[Sample]:
+    """Yield samples of the synthetic world without end: three single frames with a question each, then a clip."""
+    for index in itertools.count():
+        rng = scene_rng(CALIBRATION_SEED + index)
+        is_clip = index % 4 == 3
+        scene = sample_scene(rng, aspect=WIDTH / HEIGHT, duration_s=2.0, is_moving=is_clip or None)
+        kind = "motion" if is_clip else STILL_KINDS[index % len(STILL_KINDS)]
+        question = ask(rng, scene, kind, t_s=None if is_clip else 1.0)
+        if question is None:
+            continue
+        times_s = [2.0 * k / max(clip_frames - 1, 1) for k in range(clip_frames)] if is_clip else [1.0]
+        yield Sample(tuple(render(scene, t_s, WIDTH, HEIGHT) for t_s in times_s), question.text)

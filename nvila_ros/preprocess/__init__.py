@@ -1,1 +1,0 @@
-"""Frames to the tiles that the vision tower sees."""

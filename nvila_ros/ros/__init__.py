@@ -1,0 +1,1 @@
+"""The ROS node and what else speaks ROS; nothing outside this folder imports rclpy."""

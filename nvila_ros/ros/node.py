@@ -1,0 +1,329 @@
+"""The ROS node: images and questions in, answers out; it only wires the rooms together.
+
+Four threads, and a fifth while a schema is tried. The executor's runs every callback, and none of them works: they
+store a frame, queue a query, publish. The loader's loads or builds the model, and the worker's owns it from then on.
+The main one waits for a signal. What takes long is a coroutine that waits for a future which another thread completes,
+so that the executor goes on meanwhile; it is in a reentrant group, since it would hold up its own. The executor is the
+single-threaded one: rclpy's EventsExecutor deadlocks when another thread publishes, and the multi-threaded one costs
+more and delays more for callbacks as short as these.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.action.server import ServerGoalHandle
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType, JumpThreshold, TimeJump
+from rclpy.duration import Duration
+from rclpy.exceptions import NameValidationException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.task import Future
+from std_msgs.msg import String
+
+from nvila_ros.action import AskVideo
+from nvila_ros.config import NodeConfig, bounds, replace
+from nvila_ros.errors import ConfigError, NvilaError, QueryError
+from nvila_ros.msg import Answer as AnswerMessage
+from nvila_ros.msg import AnswerToken
+from nvila_ros.msg import Status as StatusMessage
+from nvila_ros.ros import messages, process
+from nvila_ros.ros.cameras import Camera
+from nvila_ros.ros.standing_server import Desk, StandingQueryServer
+from nvila_ros.serving.admission import check_query
+from nvila_ros.serving.model_loader import ModelLoader, ModelState, Status
+from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
+from nvila_ros.serving.scheduler import Scheduler, Ticket
+from nvila_ros.serving.worker import LookAhead, Worker
+from nvila_ros.srv import Ask
+from nvila_ros.types import Answer, FinishReason, Piece, Query, RawFrame
+from nvila_ros.video.buffer import MAX_DISORDER_NS, FrameBuffer
+
+ANSWER_DEPTH = 16
+STREAM_DEPTH = 256
+DEADLINE_EVERY_S = 0.1
+PROGRESS_EVERY_S = 10.0  # in the log; the topic tells every step
+
+
+class NvilaNode(Node):
+    """Answers questions about what its cameras see.
+
+    Raises:
+        ConfigError: a parameter is unknown, or its value has the wrong type or breaks its rule.
+    """
+
+    def __init__(self) -> None:
+        try:
+            super().__init__("nvila", automatically_declare_parameters_from_overrides=True)
+        except ValueError as error:
+            raise ConfigError(f"a parameter was given no value, or an empty list: {error}") from error
+        self.config: NodeConfig = messages.declare_parameters(self, NodeConfig)
+        self.buffer: FrameBuffer[RawFrame] = FrameBuffer(
+            self.config.buffer_s, self.config.buffer_bytes, past_s=self.config.past_s, past_hz=self.config.past_hz
+        )
+        self.scheduler = Scheduler(self.config.queue_size)
+        self._query_ids = map("q{:06d}".format, itertools.count(1))
+        self._answers = self.create_publisher(AnswerMessage, "~/answer", ANSWER_DEPTH)
+        self._pieces = self.create_publisher(AnswerToken, "~/answer_stream", STREAM_DEPTH)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
+        self._statuses = self.create_publisher(StatusMessage, "~/status", messages.LATCHED)
+        self._status = Status(state=ModelState.LOADING)
+        self._worker: Worker | None = None
+        self._cameras = [Camera(self, name, self.config, self.buffer) for name in self.config.cameras]
+        self._open_doors()
+        self.standing = StandingQueryServer(self, self._desk())
+        self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._jump_handle = self.get_clock().create_jump_callback(
+            JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-MAX_DISORDER_NS), on_clock_change=True),
+            post_callback=self._on_clock_jump,
+        )
+        # On the steady clock: a paused simulation is still worth a diagnosis, and deadlines are of its time.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1.0, self._on_second, clock=steady)
+        self.create_timer(DEADLINE_EVERY_S, lambda: self.scheduler.expire(_now_ns()), clock=steady)
+
+    def tell_status(self, status: Status) -> None:
+        """Publish and log what the model is doing; from any thread."""
+        before, self._status = self._status, status
+        self._statuses.publish(messages.status_message(status, self.get_clock().now().nanoseconds))
+        author = f"model={status.model} backend={status.backend} precision={status.precision}"
+        state = f"{status.state.name.lower()} {status.progress:.0%} {status.text}"
+        if status.state is ModelState.READY:
+            self.get_logger().info(f"ready {author} cameras={','.join(self.config.cameras)}")
+        elif status.state is ModelState.FAILED:
+            self.get_logger().error(state)
+        elif status.model != before.model:
+            self.get_logger().info(f"{state}; answering meanwhile {author}")
+        elif (status.state, status.part) != (before.state, before.part):
+            self.get_logger().info(state)
+        else:
+            self.get_logger().info(state, throttle_duration_sec=PROGRESS_EVERY_S)
+
+    def make_worker(self, model: VisionLanguageModel) -> Worker:
+        """Return the worker that answers by a model."""
+        self._worker = Worker(
+            model, self.scheduler, self.buffer, messages.decode_frame, ahead=self._ahead, oldest_ns=self._oldest_ns
+        )
+        return self._worker
+
+    def _oldest_ns(self) -> int | None:
+        """Return before which capture a camera has stalled, or None where that is no matter."""
+        max_age_s = self.config.max_age_s
+        return self.get_clock().now().nanoseconds - round(max_age_s * 1e9) if max_age_s else None
+
+    def _ahead(self) -> LookAhead:
+        """Return which frames are worth encoding ahead: those of a question that names none, as the parameters are."""
+        config = self.config
+        is_alone = config.num_frames_of(config.cameras) == 1
+        return LookAhead(rate_hz=config.encode_hz, cameras=config.cameras, is_alone=is_alone)
+
+    def _open_doors(self) -> None:
+        waiting = ReentrantCallbackGroup()
+        self.create_subscription(String, "~/question", self._on_question, messages.REQUESTS)
+        self.create_service(Ask, "~/ask", self._on_ask, qos_profile=messages.REQUESTS, callback_group=waiting)
+        self._goals = ActionServer(
+            self,
+            AskVideo,
+            "~/ask_video",
+            execute_callback=self._on_goal,
+            goal_callback=self._on_goal_request,
+            cancel_callback=self._on_cancel,
+            callback_group=waiting,
+            goal_service_qos_profile=messages.REQUESTS,
+            result_service_qos_profile=messages.REQUESTS,
+            cancel_service_qos_profile=messages.REQUESTS,
+        )
+
+    def _desk(self) -> Desk:
+        return Desk(
+            config=lambda: self.config,
+            admit=self._admit,
+            cancel=lambda name: self.scheduler.cancel_standing(name, _now_ns()),
+            publish=self._answers.publish,
+            new_id=self._query_ids.__next__,
+        )
+
+    def _on_question(self, message: String) -> None:
+        self._submit(messages.query_from_text(message.data, self.config, next(self._query_ids), _now_ns()))
+
+    async def _on_ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
+        query = messages.query_from_request(request, self.config, next(self._query_ids), _now_ns())
+        response.answer = await self._submit(query)
+        return response
+
+    def _on_goal_request(self, goal: AskVideo.Goal) -> GoalResponse:
+        error = self._status.refusal or self.scheduler.refusal()
+        if not error:
+            return GoalResponse.ACCEPT
+        query = messages.query_from_request(goal, self.config, next(self._query_ids), _now_ns())
+        ticket = Ticket(query=query, on_answer=lambda answer: self._publish_answer(answer, None))
+        self.scheduler.refuse(ticket, FinishReason.REJECTED, error, _now_ns())
+        return GoalResponse.REJECT
+
+    async def _on_goal(self, goal: ServerGoalHandle) -> AskVideo.Result:
+        query = messages.query_from_request(goal.request, self.config, _goal_id(goal), _now_ns())
+        answer = await self._submit(query, lambda token: goal.publish_feedback(AskVideo.Feedback(token=token)))
+        if goal.is_cancel_requested and answer.finish_reason == FinishReason.CANCELED:
+            goal.canceled()
+        elif FinishReason(answer.finish_reason).is_answered:
+            goal.succeed()
+        else:
+            goal.abort()
+        return AskVideo.Result(answer=answer)
+
+    def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
+        is_canceled = self.scheduler.cancel(_goal_id(goal), _now_ns())
+        return CancelResponse.ACCEPT if is_canceled else CancelResponse.REJECT
+
+    def _submit(self, query: Query, on_token: Callable[[AnswerToken], None] | None = None) -> Future:
+        """Queue a query, or answer it at once if it breaks a rule; the future's result is the answer's message."""
+        future = Future(executor=self.executor)
+
+        def on_piece(piece: Piece) -> None:
+            token = messages.token_message(piece)
+            self._pieces.publish(token)
+            if on_token is not None:
+                on_token(token)
+
+        ticket = Ticket(query=query, on_answer=lambda answer: self._publish_answer(answer, future), on_piece=on_piece)
+        try:
+            check_query(query, self.config)
+        except QueryError as error:
+            self.scheduler.refuse(ticket, FinishReason.INVALID, str(error), _now_ns())
+        except Exception as error:  # raised from a callback it would end the node for everybody
+            self.get_logger().error(f"query_id={query.query_id} cannot be checked: {error!r}")
+            self.scheduler.refuse(ticket, FinishReason.FAILED, f"it cannot be checked: {error!r}", _now_ns())
+        else:
+            self._admit([ticket])
+        return future
+
+    def _admit(self, tickets: Sequence[Ticket]) -> None:
+        refusal = self._status.refusal
+        if not refusal:
+            self.scheduler.submit(tickets, _now_ns())
+            return
+        for ticket in tickets:
+            self.scheduler.refuse(ticket, FinishReason.REJECTED, refusal, _now_ns())
+
+    def _publish_answer(self, answer: Answer, future: Future | None) -> None:
+        message = messages.answer_message(answer, self.get_clock().now().nanoseconds)
+        self._answers.publish(message)
+        if not answer.finish_reason.is_answered and answer.finish_reason is not FinishReason.CANCELED:
+            name = answer.finish_reason.name
+            self.get_logger().warning(f"query_id={answer.query.query_id} finish_reason={name}: {answer.error}")
+        if future is not None:
+            future.set_result(message)
+            self.executor.wake()  # the waiting coroutine goes on when the executor next turns
+
+    def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
+        known = bounds(NodeConfig)
+        try:
+            self.config = replace(self.config, {p.name: p.value for p in parameters if p.name in known})
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _on_clock_jump(self, jump: TimeJump) -> None:
+        num_frames = self.buffer.clear()
+        if num_frames:
+            self.get_logger().warning(f"the clock went back or was changed: dropped {num_frames} frames")
+
+    def _on_second(self) -> None:
+        warnings = [warning for camera in self._cameras if (warning := camera.check_loss())]
+        has_died = self._worker is not None and self._worker.has_died
+        if has_died:
+            warnings.append("the thread that answers has died; see the log, and restart the node")
+        if self._status.state is ModelState.FAILED:
+            warnings.append(self._status.text)
+        elif self._status.refusal:
+            warnings.append(self._status.refusal)
+        is_error = has_died or (self._status.state is ModelState.FAILED and bool(self._status.refusal))
+        state, queue = self.buffer.state(), self.scheduler.state()
+        values: dict[str, Any] = {
+            "model_state": self._status.state.name,
+            "frames_received": sum(camera.num_received for camera in self._cameras),
+            "frames_malformed": sum(camera.num_malformed for camera in self._cameras),
+            "frames_lost": sum(camera.num_lost for camera in self._cameras),
+            "frames_buffered": state.num_frames,
+            "buffer_bytes": state.num_bytes,
+            **{f"frames_dropped_{reason}": count for reason, count in state.num_dropped.items()},
+            "queue_depth": queue.num_waiting,
+            "queries_running": queue.num_running,
+            "queries_given_way": queue.num_preempted,
+            **(self._worker.counters() if self._worker else {}),
+            **{f"queries_{reason}": count for reason, count in queue.num_ended.items()},
+            **self.standing.counts(),
+        }
+        now_ns = self.get_clock().now().nanoseconds
+        name = self.get_fully_qualified_name()
+        self._diagnostics.publish(messages.diagnostics_message(name, warnings, values, now_ns, is_error=is_error))
+
+
+def main(args: list[str] | None = None, load: Callable[..., VisionLanguageModel] = load_model) -> int:
+    """Run the node until SIGINT or SIGTERM.
+
+    Args:
+        args: of the command line; None takes the process's own.
+        load: takes `model`, `backend`, `threads` and `overrides` and returns the model.
+
+    Returns:
+        0 after a signal, 1 after a fault of its own, 2 if a parameter, the checkpoint or the backend is refused.
+    """
+    try:
+        process.init(args)
+        code = run(load)
+    except KeyboardInterrupt:
+        code = 0
+    except (NvilaError, NameValidationException) as error:
+        print(f"nvila_node: error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    finally:
+        rclpy.try_shutdown()
+    return process.leave(code)
+
+
+def run(load: Callable[..., VisionLanguageModel]) -> int:
+    """Create the node, give it a model, and answer until a signal comes.
+
+    Returns:
+        as `process.spin`.
+
+    Raises:
+        NvilaError: what the node was given is not acceptable.
+        KeyboardInterrupt: interrupted before it was up.
+    """
+    node = NvilaNode()
+    try:
+        logging.getLogger("nvila_ros").addHandler(messages.RosLogHandler(node))
+        loader = ModelLoader(node.config, load, node.tell_status)
+        return process.spin(
+            node,
+            node.scheduler,
+            loader,
+            node.make_worker,
+        )
+    finally:
+        node.standing.close()
+        node.destroy_node()
+
+
+def _goal_id(goal: ServerGoalHandle) -> str:
+    return bytes(goal.goal_id.uuid).hex()
+
+
+def _now_ns() -> int:
+    return time.monotonic_ns()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The life of the node's process: its threads are started, signals are noted, and all ends in order.
+
+The main thread works through none of it: it hands each new model to the worker, and waits for a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from nvila_ros.errors import ConfigError
+from nvila_ros.serving.model_loader import ModelLoader
+from nvila_ros.serving.scheduler import Scheduler, unanswered
+from nvila_ros.serving.worker import Worker
+from nvila_ros.types import FinishReason
+
+FLUSH_S = 2.0
+POLL_S = 0.1
+
+
+def init(args: list[str] | None) -> None:
+    """Start ROS; from here on a signal raises KeyboardInterrupt, once.
+
+    Raises:
+        ConfigError: the ROS arguments are not acceptable.
+    """
+    _on_signals(_interrupt)
+    try:
+        # rclpy's own handlers would end its context before the last answers are out.
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # the base of all that rclpy raises here
+        raise ConfigError(f"ROS arguments are not acceptable: {error}") from error
+
+
+def spin(node: Node, scheduler: Scheduler, loader: ModelLoader, make_worker: Callable[[Any], Worker]) -> int:
+    """Run executor, loader and worker until a signal comes; then answer what is open, and end all in order.
+
+    Args:
+        node: turned by the executor.
+        scheduler: of the node's queries.
+        loader: where models come from.
+        make_worker: takes the first model; later ones replace it.
+
+    Returns:
+        0 after a signal, 1 if the executor ended by itself.
+
+    Raises:
+        Exception: what the loader ended with before there was a model.
+    """
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    signals: list[int] = []
+    # From here on a signal is only noted: an exception between any two lines would leave a thread behind.
+    _on_signals(lambda number, _: signals.append(number))
+    thread = threading.Thread(target=executor.spin, name="nvila_executor")
+    worker: Worker | None = None
+    loader.start()
+    thread.start()
+    while thread.is_alive() and not signals and loader.error is None:
+        thread.join(POLL_S)
+        worker = _hand_over(worker, scheduler, loader, make_worker)
+    _on_signals(signal.SIG_DFL)  # a second one ends the process at once
+    node.get_logger().info("shutting down")
+    scheduler.close(time.monotonic_ns())
+    loader.close()
+    if worker is not None:
+        worker.join()
+    if thread.is_alive():
+        _flush(executor)
+    executor.shutdown(timeout_sec=FLUSH_S)
+    thread.join()
+    if loader.error is not None:
+        raise loader.error
+    return 0 if signals else 1
+
+
+def leave(code: int) -> int:
+    """Return the exit code; where a runtime is amid loading, end with it here, since it would crash in the exit.
+
+    A schema that is being tried would hold it up, and ends here as well.
+    """
+    if any(thread.daemon for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _hand_over(
+    worker: Worker | None, scheduler: Scheduler, loader: ModelLoader, make_worker: Callable[[Any], Worker]
+) -> Worker | None:
+    """Hand a new model to the worker; without a worker, settle the queries that would wait in vain."""
+    model = loader.take_model()
+    if model is not None and worker is None:
+        worker = make_worker(model)
+        worker.start()
+    elif model is not None and worker is not None:
+        worker.use(model)
+    elif worker is None:
+        _settle_waiting(scheduler, loader.status.refusal)
+    return worker
+
+
+def _settle_waiting(scheduler: Scheduler, refusal: str) -> None:
+    now_ns = time.monotonic_ns()
+    scheduler.expire(now_ns)
+    while refusal and (tickets := scheduler.pop(now_ns)):
+        for ticket in tickets:
+            scheduler.finish(unanswered(ticket.query, FinishReason.REJECTED, refusal, now_ns), now_ns)
+
+
+def _flush(executor: SingleThreadedExecutor) -> None:
+    """Let the executor turn until the last answers are sent: the coroutine, its result, the result's response."""
+    for _ in range(3):
+        turned = threading.Event()
+        executor.create_task(turned.set)
+        turned.wait(FLUSH_S)
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _on_signals(signal.SIG_DFL)
+    raise KeyboardInterrupt

@@ -1,0 +1,231 @@
+"""The door of standing queries: services that change the book, a timer that asks what is due, and the event topic.
+
+Service and timer callbacks run on the executor's thread, answers come on the worker's. One lock is held around each
+call of the book together with the publication of what it tells, so that events leave in the order in which they were
+made. The clock is read under it too, so that for the book time goes back only when it does. Nothing is submitted or
+canceled under it, since the scheduler may answer on the same thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, QoSReliabilityPolicy
+from rclpy.task import Future
+
+from nvila_ros.config import NodeConfig
+from nvila_ros.errors import ConfigError, NvilaError, QueryError
+from nvila_ros.msg import Answer as AnswerMessage
+from nvila_ros.msg import Event as EventMessage
+from nvila_ros.ros.messages import REQUESTS, answer_message
+from nvila_ros.ros.standing_messages import event_message, query_from_message, query_message, state_message
+from nvila_ros.serving.scheduler import Ticket
+from nvila_ros.serving.throttle import Throttle
+from nvila_ros.srv import AddQuery, EnableQuery, ListQueries, RemoveQuery
+from nvila_ros.standing.event import Event
+from nvila_ros.standing.listing import read_queries
+from nvila_ros.standing.query import TICK_NS, StandingQuery, check_schema, complete, to_query
+from nvila_ros.standing.registry import Counts, Evaluation, QueryRegistry
+from nvila_ros.types import NS_PER_S, Answer, FinishReason
+
+EVENT_QOS = QoSProfile(depth=64, reliability=QoSReliabilityPolicy.RELIABLE)
+WARN_EVERY_S = 5.0
+FLUSH_S = 2.0
+QUIET = (FinishReason.CANCELED, FinishReason.REPLACED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desk:
+    """What the door needs of the node.
+
+    Attributes:
+        config: returns the parameters as they are now.
+        admit: submits queries together, or refuses them; may answer them at once.
+        cancel: ends what a standing query asks, given its name.
+        publish: tells an answer's message to all.
+        new_id: returns a query id that was never used.
+    """
+
+    config: Callable[[], NodeConfig]
+    admit: Callable[[Sequence[Ticket]], None]
+    cancel: Callable[[str], object]
+    publish: Callable[[AnswerMessage], None]
+    new_id: Callable[[], str]
+
+
+class StandingQueryServer:
+    """Keeps the node's standing queries asked and their events told.
+
+    Raises:
+        ConfigError: the file of the parameter `standing_queries` is not acceptable.
+    """
+
+    def __init__(self, node: Node, desk: Desk) -> None:
+        self._node, self._desk = node, desk
+        config = desk.config()
+        self._book = QueryRegistry(config.max_standing)
+        self._lock = threading.Lock()
+        self._trials: deque[Callable[[], None]] = deque()
+        self._is_trying = False
+        # Of each name whose schema is being tried, what stands for the last request.
+        self._tried: dict[str, object] = {}
+        self._warnings = Throttle(WARN_EVERY_S)
+        self._events = node.create_publisher(EventMessage, "~/event", EVENT_QOS)
+        if config.standing_queries:
+            self._load(Path(config.standing_queries).expanduser())
+        waiting = ReentrantCallbackGroup()
+        node.create_service(AddQuery, "~/add_query", self._on_add, qos_profile=REQUESTS, callback_group=waiting)
+        node.create_service(RemoveQuery, "~/remove_query", self._on_remove, qos_profile=REQUESTS)
+        node.create_service(EnableQuery, "~/enable_query", self._on_enable, qos_profile=REQUESTS)
+        node.create_service(ListQueries, "~/list_queries", self._on_list, qos_profile=REQUESTS)
+        node.create_timer(TICK_NS / NS_PER_S, self._on_tick)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many queries stand, and the sum of what is counted of them."""
+        with self._lock:
+            states = self._book.states()
+        sums = {field.name: sum(getattr(s.counts, field.name) for s in states) for field in fields(Counts)}
+        return {"standing_queries": len(states)} | {f"standing_{name}": count for name, count in sums.items()}
+
+    def close(self) -> None:
+        """End every open event, since nobody will ask any more, and wait until all who listen have heard."""
+        with self._lock:
+            for state in self._book.states():
+                self._tell(self._book.remove(state.query.name))
+        self._events.wait_for_all_acked(Duration(seconds=FLUSH_S))
+
+    def _load(self, path: Path) -> None:
+        for query in read_queries(path):
+            try:
+                query = complete(query, self._desk.config())
+                check_schema(query)
+                self._book.add(query)
+            except NvilaError as error:
+                raise ConfigError(f"{path}: {query.name}: {error}") from error
+
+    async def _on_add(self, request: AddQuery.Request, response: AddQuery.Response) -> AddQuery.Response:
+        try:
+            query = complete(query_from_message(request.query), self._desk.config())
+            self._tried.pop(query.name, None)
+            if query.answer_type == "json":
+                await self._try_schema(query)
+        except NvilaError as error:
+            response.error = str(error)
+            return response
+        except Exception as error:  # raised from a callback it would end the node for everybody
+            self._node.get_logger().error(f"standing={request.query.name} cannot be checked: {error!r}")
+            response.error = f"it cannot be checked: {error!r}"
+            return response
+        response.error = self._change(lambda: self._book.add(query, is_replacing=request.replace))
+        response.success = not response.error
+        if response.success:
+            self._desk.cancel(query.name)  # what the query that it replaces still asks
+            response.query = query_message(query)
+        return response
+
+    async def _try_schema(self, query: StandingQuery) -> None:
+        """Check a schema on a thread of its own, one at a time: it takes seconds, and frames have to be taken.
+
+        Raises:
+            QueryError: no grammar can be made of it, or a later request was about the same name.
+        """
+        executor = self._node.executor
+        done = Future(executor=executor)
+
+        def work() -> None:
+            try:
+                check_schema(query)
+                done.set_result(None)
+            except Exception as error:
+                done.set_exception(error)
+            executor.wake()
+
+        mine = self._tried[query.name] = object()
+        with self._lock:
+            self._trials.append(work)
+            if not self._is_trying:
+                self._is_trying = True
+                threading.Thread(target=self._try_on, name="nvila_schema", daemon=True).start()
+        try:
+            await done
+        finally:
+            is_last = self._tried.get(query.name) is mine
+            if is_last:
+                del self._tried[query.name]
+        if not is_last:
+            raise QueryError(f"{query.name!r} was added anew or removed while its schema was tried; add it again")
+
+    def _try_on(self) -> None:
+        while True:
+            with self._lock:
+                if not self._trials:
+                    self._is_trying = False
+                    return
+                work = self._trials.popleft()
+            work()
+
+    def _on_remove(self, request: RemoveQuery.Request, response: RemoveQuery.Response) -> RemoveQuery.Response:
+        self._tried.pop(request.name, None)
+        response.error = self._change(lambda: self._book.remove(request.name))
+        response.success = not response.error
+        if response.success:
+            self._desk.cancel(request.name)
+        return response
+
+    def _on_enable(self, request: EnableQuery.Request, response: EnableQuery.Response) -> EnableQuery.Response:
+        response.error = self._change(lambda: self._book.enable(request.name, request.enabled))
+        response.success = not response.error
+        if response.success and not request.enabled:
+            self._desk.cancel(request.name)
+        return response
+
+    def _on_list(self, _: ListQueries.Request, response: ListQueries.Response) -> ListQueries.Response:
+        with self._lock:
+            response.queries = [state_message(state) for state in self._book.states()]
+        return response
+
+    def _change(self, act: Callable[[], list[Event]]) -> str:
+        """Change the book; returns why it cannot be, or an empty text."""
+        try:
+            with self._lock:
+                self._tell(act())
+        except NvilaError as error:
+            return str(error)
+        return ""
+
+    def _on_tick(self) -> None:
+        with self._lock:
+            now_ns = self._now_ns()
+            self._tell(self._book.expire(now_ns))
+            groups = self._book.due(now_ns)
+        # All at once: a worker that waits would take the first by itself.
+        self._desk.admit([self._ticket(asking) for group in groups for asking in group])
+
+    def _ticket(self, asking: Evaluation) -> Ticket:
+        query = to_query(asking.query, self._desk.new_id(), time.monotonic_ns())
+        return Ticket(query=query, on_answer=lambda answer: self._on_answer(asking, answer))
+
+    def _on_answer(self, asking: Evaluation, answer: Answer) -> None:
+        self._desk.publish(answer_message(answer, self._now_ns()))
+        reason = answer.finish_reason
+        is_odd = not reason.is_answered and reason not in QUIET
+        if is_odd and self._warnings.is_due((asking.query.name, reason), time.monotonic_ns()):
+            self._node.get_logger().warning(f"standing={asking.query.name} finish_reason={reason.name}: {answer.error}")
+        with self._lock:
+            self._tell(self._book.observe(asking, answer, self._now_ns()))
+
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            self._events.publish(event_message(event))
+
+    def _now_ns(self) -> int:
+        now_ns: int = self._node.get_clock().now().nanoseconds
+        return now_ns

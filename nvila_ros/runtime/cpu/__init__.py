@@ -1,0 +1,1 @@
+"""The backend `cpu`: our own decoder kernels beside OpenVINO's tower."""

@@ -1,0 +1,86 @@
+"""From a name to a loaded engine: where models lie, and which file runs them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+from nvila_ros.errors import BackendError, CheckpointError
+from nvila_ros.models.build import Build, is_build, open_build
+from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
+from nvila_ros.paths import build_folder, share_path
+from nvila_ros.runtime.contract import Engine
+
+MODULES = {
+    "onnxruntime": "nvila_ros.runtime.onnxruntime.engine",
+    "cpu": "nvila_ros.runtime.cpu.engine",
+    "tensorrt": "nvila_ros.runtime.tensorrt.engine",
+    "torch": "nvila_ros.runtime.torch_engine",
+}
+"""Where the engine of each backend lives; imported only when it is asked for."""
+BACKENDS = tuple(MODULES)
+AUTO = "auto"
+"""In place of a backend: the one that the model is meant for, see `choose_backend`."""
+SIMULATOR = "nvila_ros.quantization.simulate"  # torch with quantized weights
+
+
+def open_model(path: Path) -> Checkpoint | Build:
+    """Open a checkpoint, or what was built of one.
+
+    Raises:
+        CheckpointError: it is neither, or not whole.
+    """
+    return open_build(path) if is_build(path) else open_checkpoint(path)
+
+
+def choose_backend(source: Checkpoint | Build, backend: str = AUTO) -> str:
+    """Return a backend, in place of `AUTO` what the model is meant for: of a build its device's, else ONNX Runtime."""
+    if backend != AUTO:
+        return backend
+    return backend_for(source.recipe["device"]) if isinstance(source, Build) else "onnxruntime"
+
+
+def backend_for(device: str) -> str:
+    """Return the backend of a recipe's device; on a CPU the fast one where OpenVINO is installed."""
+    if device != "cpu":
+        return "tensorrt"
+    return "cpu" if importlib.util.find_spec("openvino") else "onnxruntime"
+
+
+def load_engine(source: Checkpoint | Build, backend: str, threads: int = 0) -> Engine:
+    """Load an opened checkpoint or build for a backend.
+
+    Raises:
+        CheckpointError: it is not whole.
+        BackendError: the backend is unknown or not installed.
+    """
+    if backend not in BACKENDS:
+        raise BackendError(f"unknown backend {backend!r}; known are {list(BACKENDS)}")
+    try:
+        is_simulated = backend == "torch" and isinstance(source, Build)
+        module = importlib.import_module(SIMULATOR if is_simulated else MODULES[backend])
+    except ModuleNotFoundError as error:
+        raise BackendError(f"backend {backend} needs {error.name!r}; install it beside nvila_ros") from error
+    return module.load(source, threads)
+
+
+def find_checkpoint(model: str) -> Path:
+    """Return the folder of a checkpoint or build given as a path, as an embedded one's name or as a recipe's.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    embedded, built = share_path("checkpoints"), build_folder()
+    if (embedded / model / "config.json").is_file():
+        return embedded / model
+    if is_build(built / model):
+        return built / model
+    names = sorted(config.parent.name for config in embedded.glob("*/config.json"))
+    builds = sorted(folder.name for folder in built.glob("*") if is_build(folder))
+    raise CheckpointError(
+        f"no checkpoint at {model!r}; give a folder, one of the embedded {names}, or one of the builds {builds}"
+    )

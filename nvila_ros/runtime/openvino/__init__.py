@@ -1,0 +1,1 @@
+"""The tower and the projector by OpenVINO, part of the backend `cpu`."""

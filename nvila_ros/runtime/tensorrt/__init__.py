@@ -1,0 +1,1 @@
+"""The TensorRT engine: plans are compiled on the device and run there."""

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvila_ros.errors import QueryError
+from nvila_ros.standing.event import EndReason, Event, Phase
+from nvila_ros.standing.observation import Reading
+from nvila_ros.standing.query import TICK_NS, StandingQuery
+from nvila_ros.standing.registry import Counts, Evaluation, QueryRegistry
+from nvila_ros.types import FinishReason
+from tests.standing.obvious import S, answer_of, yes_no_answer
+
+
+def standing(name: str = "door", **changes: Any) -> StandingQuery:
+    return StandingQuery(**{"name": name, "question": "Is it?", "trigger": "rising"} | changes)
+
+
+def new_book(*queries: StandingQuery, capacity: int = 8) -> QueryRegistry:
+    book = QueryRegistry(capacity)
+    for query in queries:
+        book.add(query)
+    return book
+
+
+def tick(book: QueryRegistry, seconds: float) -> list[list[Evaluation]]:
+    now_ns = round(seconds * S)
+    assert book.expire(now_ns) == []
+    return book.due(now_ns)
+
+
+def names(groups: list[list[Evaluation]]) -> list[list[str]]:
+    return [[asking.query.name for asking in group] for group in groups]
+
+
+def ask_and_answer(book: QueryRegistry, seconds: float, yes: float = 1.0, stamp_s: float | None = None) -> list[Event]:
+    now_ns = round(seconds * S)
+    events = book.expire(now_ns)
+    ((asking,),) = book.due(now_ns)
+    stamp_ns = round((seconds if stamp_s is None else stamp_s) * S)
+    return events + book.observe(asking, yes_no_answer(asking.query, yes, stamp_ns), now_ns)
+
+
+def counts(book: QueryRegistry) -> Counts:
+    (state,) = book.states()
+    return state.counts
+
+
+def test_queries_of_one_clip_are_handed_out_together() -> None:
+    book = new_book(
+        standing("a"), standing("b", num_frames=2), standing("c"), standing("d", cameras=("rear",)), standing("e")
+    )
+
+    assert names(tick(book, 1)) == [["a", "c", "e"], ["b"], ["d"]]
+
+
+def test_higher_priority_is_handed_out_first() -> None:
+    book = new_book(standing("a"), standing("b", window_s=1.0, priority=2), standing("c", priority=1))
+
+    assert names(tick(book, 1)) == [["b"], ["c", "a"]]
+
+
+def test_rates_meet_on_common_ticks_whenever_queries_were_added() -> None:
+    book = new_book(standing("slow", rate_hz=0.5))
+    tick(book, 0.7)
+    book.add(standing("fast", rate_hz=1.0))
+
+    due = {second: names(tick(book, second)) for second in (0.9, 1.0, 1.5, 2.03, 2.9, 3.0, 4.4)}
+
+    assert due == {
+        0.9: [["fast"]],
+        1.0: [["fast"]],
+        1.5: [],
+        2.03: [["slow", "fast"]],
+        2.9: [],
+        3.0: [["fast"]],
+        4.4: [["slow", "fast"]],
+    }
+
+
+def test_like_rates_have_one_period() -> None:
+    assert standing(rate_hz=1.05).period_ns == standing(rate_hz=1.0).period_ns == S
+    assert standing(rate_hz=10.0).period_ns == TICK_NS
+
+
+@given(st.floats(0.001, 10.0))
+def test_no_period_is_shorter_than_the_rate_allows(rate_hz: float) -> None:
+    period_ns = standing(rate_hz=rate_hz, stale_s=86400).period_ns
+
+    assert period_ns % TICK_NS == 0
+    assert S / rate_hz - 1 <= period_ns < S / rate_hz + TICK_NS + 1
+
+
+def test_late_ticks_lose_askings_and_pile_none_up() -> None:
+    book = new_book(standing())
+    tick(book, 1)
+
+    assert names(tick(book, 100.5)) == [["door"]]
+    assert tick(book, 100.9) == []
+
+
+def test_asking_again_before_the_answer_is_counted_as_skipped() -> None:
+    book = new_book(standing())
+    ((first,),) = tick(book, 1)
+    ((second,),) = tick(book, 2)
+    book.observe(first, answer_of(first.query, "", None, reason=FinishReason.REPLACED), 2 * S)
+    book.observe(second, yes_no_answer(second.query, 0, 2 * S), 2 * S)
+    tick(book, 3)
+
+    assert counts(book) == Counts(asked=3, answered=1, missed=1, skipped=1)
+
+
+def test_answer_that_is_overtaken_does_not_count() -> None:
+    book = new_book(standing())
+    ((first,),) = tick(book, 1)
+    ((second,),) = tick(book, 2)
+
+    (begin,) = book.observe(second, yes_no_answer(second.query, 1, 2 * S), 2 * S)
+    assert book.observe(first, yes_no_answer(first.query, 0, S), 3 * S) == []
+
+    assert counts(book).missed == 1
+    assert book.states()[0].open_event is begin
+
+
+def test_answers_about_the_same_frame_count_once() -> None:
+    book = new_book(standing(debounce_n=2, debounce_m=2))
+
+    assert ask_and_answer(book, 1, stamp_s=1) == ask_and_answer(book, 2, stamp_s=1) == []
+    assert [e.phase for e in ask_and_answer(book, 3, stamp_s=3)] == [Phase.BEGIN]
+    assert counts(book).repeated == 1
+
+
+@pytest.mark.parametrize("stamp_s", [None, 1.0], ids=["no answers", "answers about one frame"])
+def test_open_event_ends_stale_without_new_answers(stamp_s: float | None) -> None:
+    book = new_book(standing(stale_s=5))
+    (begin,) = ask_and_answer(book, 1)
+    for second in (2, 3, 4, 5) if stamp_s else ():
+        assert ask_and_answer(book, second, stamp_s=stamp_s) == []
+    assert book.expire(round(5.9 * S)) == []
+
+    (end,) = book.expire(6 * S)
+
+    assert (end.event_id, end.end_reason, end.end_stamp_ns) == (begin.event_id, EndReason.STALE, S)
+    assert book.states()[0].answer is None
+
+
+def test_votes_from_before_a_silence_do_not_count() -> None:
+    book = new_book(standing(stale_s=5, debounce_n=2, debounce_m=2))
+    ask_and_answer(book, 1)
+
+    assert ask_and_answer(book, 20) == []
+
+
+@pytest.mark.parametrize("trigger", ["rising", "on_change", "every"])
+def test_frame_of_a_camera_that_stalls_proves_nothing_twice(trigger: str) -> None:
+    book = new_book(standing(stale_s=2, trigger=trigger))
+    first = ask_and_answer(book, 1)
+
+    later = [event for second in range(2, 40) for event in ask_and_answer(book, second, stamp_s=1)]
+
+    assert len(first) == 1
+    assert [event.end_reason for event in later] == [EndReason.STALE] * (trigger == "rising")
+    assert counts(book).repeated == 38
+
+
+def test_stamps_that_restarted_while_nothing_was_known_begin_anew() -> None:
+    book = new_book(standing(stale_s=2, cooldown_s=100))
+    ask_and_answer(book, 500)
+    book.expire(600 * S)
+
+    (begin,) = ask_and_answer(book, 601, stamp_s=1)
+
+    assert (begin.phase, begin.begin_stamp_ns) == (Phase.BEGIN, S)
+
+
+def test_last_outcome_is_known() -> None:
+    book = new_book(standing())
+    ((asking,),) = tick(book, 1)
+
+    book.observe(asking, answer_of(asking.query, "", None, reason=FinishReason.DEADLINE), S)
+
+    (state,) = book.states()
+    assert state.last_reason is FinishReason.DEADLINE
+
+
+def test_clock_that_jumps_back_ends_events_and_asks_at_once() -> None:
+    book = new_book(standing())
+    (begin,) = ask_and_answer(book, 100)
+    ((open_asking,),) = tick(book, 101)
+
+    (end,) = book.expire(3 * S)
+
+    assert (end.event_id, end.end_reason) == (begin.event_id, EndReason.TIME_JUMP)
+    assert names(tick(book, 3)) == [["door"]]
+    assert book.observe(open_asking, yes_no_answer(open_asking.query, 1, 101 * S), 4 * S) == []
+    assert counts(book).missed == 1
+
+
+def test_clock_that_is_set_back_a_little_forgets_nothing() -> None:
+    book = new_book(standing())
+    ask_and_answer(book, 100)
+
+    assert book.expire(round(99.5 * S)) == []
+    assert book.due(round(99.5 * S)) == []
+
+
+def test_stamps_that_jump_back_begin_anew() -> None:
+    book = new_book(standing())
+    (begin,) = ask_and_answer(book, 100)
+
+    end, again = ask_and_answer(book, 101, stamp_s=2)
+
+    assert (end.event_id, end.end_reason, end.end_stamp_ns) == (begin.event_id, EndReason.TIME_JUMP, 100 * S)
+    assert (again.phase, again.begin_stamp_ns) == (Phase.BEGIN, 2 * S)
+    assert again.event_id != begin.event_id
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (lambda book: book.remove("door"), EndReason.REMOVED),
+        (lambda book: book.add(standing(), is_replacing=True), EndReason.REMOVED),
+        (lambda book: book.enable("door", False), EndReason.DISABLED),
+    ],
+    ids=["remove", "replace", "disable"],
+)
+def test_open_event_ends_with_what_ends_its_query(act: Any, reason: EndReason) -> None:
+    book = new_book(standing())
+    (begin,) = ask_and_answer(book, 1)
+
+    (end,) = act(book)
+
+    assert (end.event_id, end.end_reason) == (begin.event_id, reason)
+
+
+def test_answer_to_a_removed_query_says_nothing_about_the_next_of_that_name() -> None:
+    book = new_book(standing())
+    ((asking,),) = tick(book, 1)
+    book.add(standing(question="Is it now?"), is_replacing=True)
+    tick(book, 1)
+
+    assert book.observe(asking, yes_no_answer(asking.query, 1, S), 2 * S) == []
+    assert counts(book) == Counts(asked=1)
+
+
+def test_disabled_query_is_not_asked_and_enabled_again_at_once() -> None:
+    book = new_book(standing(enabled=False))
+    assert tick(book, 1) == []
+
+    book.enable("door", True)
+
+    assert names(tick(book, 1.05)) == [["door"]]
+    assert book.states()[0].query.enabled
+
+
+def test_book_refuses_what_it_cannot_hold_or_find() -> None:
+    book = new_book(standing("door"), standing("window"), capacity=2)
+
+    with pytest.raises(QueryError, match="'door' stands already"):
+        book.add(standing("door"))
+    with pytest.raises(QueryError, match="max_standing = 2"):
+        book.add(standing("gate"))
+    with pytest.raises(QueryError, match=r"'windows'; did you mean one of \['window'\]"):
+        book.remove("windows")
+    with pytest.raises(QueryError, match="no standing query"):
+        book.enable("gate", True)
+    book.add(standing("door", question="Is it now?"), is_replacing=True)
+
+
+def test_due_refuses_a_clock_that_expire_was_not_told_of() -> None:
+    book = new_book()
+    book.expire(100 * S)
+
+    with pytest.raises(AssertionError, match="expire comes before due"):
+        book.due(1)
+
+
+def test_memory_does_not_grow_with_answers() -> None:
+    query = standing(answer_type="text", trigger="on_change", debounce_n=60, debounce_m=64)
+    book = new_book(query)
+    gc.collect()
+    others = num_readings()  # of other tests
+    for second in range(1, 1001):
+        now_ns = second * S
+        book.expire(now_ns)
+        ((asking,),) = book.due(now_ns)
+        book.observe(asking, answer_of(query, str(second), now_ns), now_ns)
+
+    assert num_readings() - others <= 64 + 2
+
+
+def num_readings() -> int:
+    return sum(type(held) is Reading for held in gc.get_objects())  # others may warn when asked what they are
