@@ -1,6 +1,6 @@
 """What can be set, declared once: each field carries its text, unit and range.
 
-The node declares its ROS parameters from these fields, the README's table is generated from them, and every value is
+The node declares its ROS parameters from these fields, docs/reference.md is generated from them, and every value is
 checked here, whatever door it came through.
 """
 

@@ -1,4 +1,4 @@
-"""What the documents say is what the code does; `python -m tests.test_docs` rewrites the README's generated tables."""
+"""What the documents say is what the code does; `python -m tests.test_docs` rewrites the generated tables."""
 
 import re
 from pathlib import Path
@@ -38,19 +38,85 @@ def family_table() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-TABLES = {"parameters": parameter_table, "verbs": verb_table, "family": family_table}
+TABLES = {
+    "parameters": ("docs/reference.md", parameter_table),
+    "verbs": ("docs/reference.md", verb_table),
+    "family": ("docs/models.md", family_table),
+}
+"""File and content of each generated table."""
+MAX_LINES = {"README.md": 220, "ARCHITECTURE.md": 110, "CONTRIBUTING.md": 40}
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "checkpoints/*/*.md", "engines/*.md", "examples/*.md", "tests/golden/*.md")
+    for path in ROOT.glob(pattern)
+)
 
 
 def between(name: str) -> re.Pattern[str]:
     return re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_generated_tables_of_the_readme_are_current(name: str) -> None:
-    found = between(name).search((ROOT / "README.md").read_text())
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
-    assert found, f"README lost its {name} markers"
-    assert found[0] == f"{found[1]}{TABLES[name]()}\n{found[2]}", "run: python -m tests.test_docs"
+
+def prose(path: Path) -> str:
+    """A document without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """What a link may name in a document, as GitHub derives it from headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(path: Path) -> list[str]:
+    """Links to files that are not there, or to headings that they lack."""
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        if re.match(r"https://[\w.-]+(/|$)", link):
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_generated_tables_are_current(name: str) -> None:
+    document, table = TABLES[name]
+    found = between(name).search((ROOT / document).read_text())
+
+    assert found, f"{document} lost its {name} markers"
+    assert found[0] == f"{found[1]}{table()}\n{found[2]}", "run: python -m tests.test_docs"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    assert broken_links(path) == []
+
+
+def test_broken_links_are_noticed(tmp_path: Path) -> None:
+    (tmp_path / "other.md").write_text("# A heading, and more\n```\n# no heading\n```\n")
+    page = tmp_path / "page.md"
+    page.write_text(
+        "[a](other.md) [b](other.md#a-heading-and-more) [c](https://x.org/y)\n[d](gone.md) [e](other.md#no-heading)"
+    )
+
+    assert broken_links(page) == ["gone.md", "other.md#no-heading"]
+
+
+@pytest.mark.parametrize("name", MAX_LINES)
+def test_pages_that_all_read_stay_short(name: str) -> None:
+    assert len((ROOT / name).read_text().splitlines()) <= MAX_LINES[name]
+
+
+def test_index_lists_every_page() -> None:
+    linked = set(re.findall(r"\]\(([^)]+)\)", (ROOT / "docs" / "index.md").read_text()))
+
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked
 
 
 def test_every_path_of_the_architectures_tree_exists() -> None:
@@ -72,11 +138,10 @@ def test_every_room_is_in_the_architectures_tree() -> None:
 
 def main() -> None:
     """Rewrite the generated tables."""
-    path = ROOT / "README.md"
-    text = path.read_text()
-    for name, table in TABLES.items():
-        text = between(name).sub(lambda found, table=table: f"{found[1]}{table()}\n{found[2]}", text)
-    path.write_text(text)
+    for name, (document, table) in TABLES.items():
+        path = ROOT / document
+        text = between(name).sub(lambda found, table=table: f"{found[1]}{table()}\n{found[2]}", path.read_text())
+        path.write_text(text)
 
 
 if __name__ == "__main__":
