@@ -18,7 +18,8 @@ from nvila_ros.prompt.chat import PLACEHOLDER
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
-from nvila_ros.training.conversations.samples import IMAGE, Sample, Turn
+from nvila_ros.training.conversations.record_media import IMAGE
+from nvila_ros.training.conversations.samples import Sample, SampleTurn
 from nvila_ros.training.moments import draw_moment
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.visual.encode import arrange
@@ -81,9 +82,9 @@ def film(seed: int, num_turns: int) -> EncodedSample:
     scene, t_s = draw_moment(rng)
     while not (turns := conversation(rng, scene, num_turns, KINDS, t_s=t_s)):
         scene, t_s = draw_moment(rng)
-    parts = [(LitFrame(scene, t_s, str(seed)), turns[0].text), *((turn.text,) for turn in turns[1:])]
-    told = tuple(Turn(part, turn.answer) for part, turn in zip(parts, turns, strict=True))
-    return encode_sample(spec, tokenizer, Sample(str(seed), told, "lamp"))
+    frame = LitFrame(scene, t_s, str(seed))
+    shown = tuple(SampleTurn(() if k else (frame,), turn.text, turn.answer) for k, turn in enumerate(turns))
+    return encode_sample(spec, tokenizer, Sample(str(seed), shown, "lamp"))
 
 
 @lru_cache(maxsize=1)

@@ -27,7 +27,8 @@ from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.suites import DEFAULT_SUITE, HEIGHT, SUITES, WIDTH
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
 from nvila_ros.training.conversations.planted import PLANTS, PlantedWorld
-from nvila_ros.training.conversations.samples import IMAGE, Sample, Turn
+from nvila_ros.training.conversations.record_media import IMAGE
+from nvila_ros.training.conversations.samples import Sample, SampleTurn
 from nvila_ros.training.pruning import content_key
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.visual.tiles import normalize_tiles
@@ -69,7 +70,7 @@ class Cases:
     def read(self, index: int) -> Sample:
         """Return it with its true answer, which is compared with and never shown."""
         case = self.case(index)
-        turn = Turn((CaseMedium(case, f"case {index}"), case.question.text), case.question.answer)
+        turn = SampleTurn((CaseMedium(case, f"case {index}"),), case.question.text, case.question.answer)
         return Sample(f"case {index}", (turn,), self.name)
 
     def marks(self, index: int) -> tuple[int, int, int]:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from nvila_ros.errors import QueryError
-from nvila_ros.training.conversations.samples import VIDEO, Medium, Sample, SampleError, Turn, read_medium
+from nvila_ros.training.conversations.bad_samples import SampleError
+from nvila_ros.training.conversations.record_media import Medium, read_medium
+from nvila_ros.training.conversations.samples import Sample, SampleTurn
 from nvila_ros.types import Answer, Frame, Query
 
 
@@ -40,10 +42,12 @@ def ask_sample(
     """
     answers = []
     for number, turn in enumerate(sample.turns):
+        if not turn.text.strip():
+            raise SampleError("empty_question", sample.name, "a turn must ask something beside its media, got no text")
         frames = show_turn(turn, num_frames, sample.name)
         query = Query(
             query_id=f"{sample.name}, turn {number + 1}",
-            question=_question(turn, sample.name),
+            question=turn.text,
             num_frames=len(frames),
             max_tokens=max_tokens,
             choices=tuple(choices),
@@ -57,28 +61,16 @@ def ask_sample(
     return answers
 
 
-def show_turn(turn: Turn, num_frames: int, name: str) -> list[Frame]:
+def show_turn(turn: SampleTurn, num_frames: int, name: str) -> list[Frame]:
     """Return the frames of a turn's media.
 
     Raises:
-        SampleError: a medium cannot be read, stands behind text, or a video is not alone.
+        SampleError: a medium cannot be read.
     """
-    media = [part for part in turn.parts if not isinstance(part, str)]
-    if any(isinstance(part, str) for part in turn.parts[: len(media)]):
-        raise SampleError("media_order", name, "media must stand before the text of their turn, as queries show them")
-    if len(media) > 1 and any(medium.kind == VIDEO for medium in media):
-        raise SampleError("media_order", name, f"a video must be alone in its turn, got {len(media)} media")
-    return [frame for number, medium in enumerate(media) for frame in _frames(medium, number, num_frames, name)]
+    return [frame for k, medium in enumerate(turn.media) for frame in _frames(medium, k, num_frames, name)]
 
 
 def _frames(medium: Medium, number: int, num_frames: int, name: str) -> list[Frame]:
     """Return a medium's frames; each image is of a camera of its own, since only one camera's make a clip."""
     images = read_medium(medium, num_frames, name)
     return [Frame(image=image, stamp_ns=k, camera=f"{medium.name}, {number}") for k, image in enumerate(images)]
-
-
-def _question(turn: Turn, name: str) -> str:
-    text = "".join(part for part in turn.parts if isinstance(part, str))
-    if not text.strip():
-        raise SampleError("empty_question", name, "a turn must ask something beside its media, got no text")
-    return text

@@ -32,12 +32,12 @@ from nvila_ros.tools.answer_log import AnswerLog
 from nvila_ros.tools.asking import Answerer
 from nvila_ros.tools.evaluate_data import as_dict as data_as_dict
 from nvila_ros.tools.evaluate_data import as_table as as_data_table
-from nvila_ros.tools.evaluate_data import ask_all, check_metrics, describe_run, open_sources, score_all
+from nvila_ros.tools.evaluate_data import ask_all, check_metrics, describe_run, score_all
 from nvila_ros.tools.metrics import METRICS
 from nvila_ros.tools.options import add_model_options, positive, print_json, whole, wide_console, words
+from nvila_ros.tools.records import add_media_options, open_sources
 from nvila_ros.tools.suites import DEFAULT_SUITE, HEIGHT, SUITES, WIDTH, Render, Suite
-from nvila_ros.training.conversations.samples import DataError
-from nvila_ros.training.conversations.stream import Tally
+from nvila_ros.training.conversations.bad_samples import BadSamples, DataError
 from nvila_ros.types import Answer, Frame, Query
 from nvila_ros.world.questions import EvalCase, is_correct
 from nvila_ros.world.scenes import render
@@ -48,7 +48,7 @@ NUM_QUESTIONS = 500
 MAX_TOKENS = 64
 """Of an answer to a data set, likewise."""
 SUITE_OPTIONS = ("suite", "questions", "kinds")
-DATA_OPTIONS = ("metric", "by", "media", "frames", "max_tokens", "limit", "skip_bad")
+DATA_OPTIONS = ("metric", "by", "media", "allow_outside", "frames", "max_tokens", "limit", "skip_bad")
 
 
 @dataclass(slots=True)
@@ -106,11 +106,10 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--by", default="", metavar="FIELD", help="field that names a sub-dataset; else each file is one"
     )
-    group.add_argument("--media", type=Path, metavar="DIR", help="folder of the media; else that of each file")
+    add_media_options(group)
     group.add_argument("--frames", type=positive, metavar="N", help="most of a video (default: the checkpoint's)")
     group.add_argument("--max-tokens", type=positive, metavar="N", help=f"of an answer (default: {MAX_TOKENS})")
     group.add_argument("--limit", type=whole, default=0, metavar="N", help="records of each file; 0 is all (default)")
-    group.add_argument("--skip-bad", action="store_true", help="leave out and count records that cannot be asked about")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -134,9 +133,9 @@ def run_data(args: argparse.Namespace) -> int:
     """
     metrics, max_tokens = args.metric or ("exact",), args.max_tokens or MAX_TOKENS
     check_metrics(metrics)
-    sources = open_sources(args.data, args.media, args.by)
+    sources = open_sources(args.data, args.media, args.by, allow_outside=args.allow_outside, reads_bags=True)
     told = describe_run(args, sources, max_tokens)
-    tally = Tally(is_strict=not args.skip_bad)
+    tally = BadSamples(is_strict=not args.skip_bad)
     model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
     total = sum(min(args.limit or len(source), len(source)) for source in sources)
     with AnswerLog(args.out, told) as log, _Progress(total) as report:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -23,12 +21,10 @@ from nvila_ros.runtime.loading import choose_backend, find_checkpoint, open_mode
 from nvila_ros.tools.answer_log import AnswerLog, Key
 from nvila_ros.tools.asking import Answerer, ask_sample
 from nvila_ros.tools.metrics import METRICS, best_match
-from nvila_ros.training.conversations.files import RecordFile, Source
-from nvila_ros.training.conversations.recorded import RecordedAnswers
-from nvila_ros.training.conversations.samples import DataError, Sample, SampleError, right_answers
-from nvila_ros.training.conversations.stream import Tally
+from nvila_ros.training.conversations.bad_samples import BadSamples, SampleError
+from nvila_ros.training.conversations.files import SampleSource
+from nvila_ros.training.conversations.samples import Sample, right_answers
 from nvila_ros.types import Answer
-from nvila_ros.video.bags import is_bag
 
 NUM_SHOWN_WRONG = 3
 OnRecord = Callable[[], None]
@@ -50,27 +46,7 @@ class Score:
     wrong: tuple[tuple[str, str], ...]
 
 
-def open_sources(paths: Sequence[Path], media: Path | None, field: str) -> tuple[Source, ...]:
-    """Return the files of conversations, and of bags the answers recorded in them.
-
-    Raises:
-        DataError: one is missing or empty, or two have one name.
-    """
-    sources = tuple(_open(path, media or path.parent, field) for path in paths)
-    for path, source in zip(paths, sources, strict=True):
-        if not len(source):
-            raise DataError(f"{path} holds no record; leave it out")
-    twice = sorted(name for name, count in Counter(source.name for source in sources).items() if count > 1)
-    if twice:
-        raise DataError(f"files must have names of their own, since answers are kept by them; got {twice} twice")
-    return sources
-
-
-def _open(path: Path, media: Path, field: str) -> Source:
-    return RecordedAnswers(path, field) if is_bag(path) else RecordFile(path, media, field)
-
-
-def describe_run(args: argparse.Namespace, sources: Sequence[Source], max_tokens: int) -> dict[str, Any]:
+def describe_run(args: argparse.Namespace, sources: Sequence[SampleSource], max_tokens: int) -> dict[str, Any]:
     """Return what decides the answers of a run."""
     model = open_model(find_checkpoint(args.checkpoint))
     weights = model.weights_sha256 if isinstance(model, Build) else fingerprint(model)
@@ -86,9 +62,9 @@ def describe_run(args: argparse.Namespace, sources: Sequence[Source], max_tokens
 
 def ask_all(
     model: Answerer,
-    sources: Sequence[Source],
+    sources: Sequence[SampleSource],
     log: AnswerLog,
-    tally: Tally,
+    tally: BadSamples,
     *,
     num_frames: int,
     max_tokens: int,
@@ -124,7 +100,9 @@ def ask_all(
         on_record()
 
 
-def score_all(sources: Sequence[Source], log: AnswerLog, metrics: Sequence[str], limit: int = 0) -> dict[str, Score]:
+def score_all(
+    sources: Sequence[SampleSource], log: AnswerLog, metrics: Sequence[str], limit: int = 0
+) -> dict[str, Score]:
     """Return the scores of each sub-dataset that has an answer, in order of appearance."""
     turns: dict[str, list[dict[str, Any]]] = {}
     for key, _ in _records(sources, limit):
@@ -145,7 +123,7 @@ def as_table(scores: dict[str, Score], metrics: Sequence[str]) -> Table:
     return table
 
 
-def as_dict(scores: dict[str, Score], metrics: Sequence[str], tally: Tally) -> dict[str, Any]:
+def as_dict(scores: dict[str, Score], metrics: Sequence[str], tally: BadSamples) -> dict[str, Any]:
     """Return the mean of each metric over all turns and by sub-dataset, and what was left out."""
     asked = sum(score.num_asked for score in scores.values())
     overall = {
@@ -167,7 +145,7 @@ def check_metrics(names: Sequence[str]) -> None:
         raise ConfigError(f"--metric must be some of {','.join(METRICS)}, got {','.join(unknown) or 'none'}")
 
 
-def _records(sources: Sequence[Source], limit: int) -> Iterator[tuple[Key, Source]]:
+def _records(sources: Sequence[SampleSource], limit: int) -> Iterator[tuple[Key, SampleSource]]:
     for source in sources:
         for index in range(min(limit or len(source), len(source))):
             yield (source.name, index), source

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from nvila_ros.tools.loss_picture import draw_losses
 from nvila_ros.tools.options import print_json, wide_console
 from nvila_ros.tools.picture import save_picture
 from nvila_ros.tools.records import open_sources
-from nvila_ros.training.conversations.files import RecordFile
 from nvila_ros.training.finetuning.results import RUN_FOLDER, write_results
 from nvila_ros.training.finetuning.run import Data, Run, open_run
 from nvila_ros.training.finetuning.settings import FROZEN, Settings
@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NvilaError: a sample, a checkpoint or the folder is not acceptable, or a loss is no number.
     """
-    data = Data(open_sources(args.data, args.media), open_sources(args.held_out, args.media))
+    open_data = partial(open_sources, media=args.media, allow_outside=args.allow_outside)
+    data = Data(open_data(args.data), open_data(args.held_out))
     settings = read_settings(args)
     checkpoint = open_checkpoint(find_checkpoint(args.checkpoint))
     if checkpoint.path.resolve() in (args.out.resolve(), *args.out.resolve().parents):
@@ -100,9 +101,8 @@ def _train(
 
 def _note(checkpoint: Checkpoint, data: Data, settings: Settings) -> dict[str, Any]:
     """Return what decides the steps of a run, for its folder."""
-    files = [source for source in data.sources if isinstance(source, RecordFile)]
     return {
-        "data": [[source.name, source.identity()] for source in files],  # steps are by position
+        "data": [[source.name, source.identity()] for source in data.sources],  # steps are by position
         "checkpoint": fingerprint(checkpoint),
         **settings.identity(),
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from nvila_ros.tools.options import positive, whole, words
+from nvila_ros.tools.records import add_media_options
 from nvila_ros.training.finetuning.settings import BF16, FP32, LLM_MODES, PRECISIONS, TOWER_MODES, Settings
 
 _DEFAULTS = Settings()
@@ -22,8 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--checkpoint", required=True, metavar="CKPT", help="what learns")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="run again to go on")
-    parser.add_argument("--media", type=Path, metavar="DIR", help="folder of the media; else that of each file")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out and count samples that cannot be read")
+    add_media_options(parser)
     parser.add_argument(
         "--held-out", nargs="+", type=Path, default=[], metavar="DATA", help="conversations to judge by"
     )

@@ -22,8 +22,8 @@ from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import positive, print_json, share, wide_console
 from nvila_ros.tools.picture import save_picture
 from nvila_ros.tools.prune_report import as_dict, draw_histograms, example_table, group_table
-from nvila_ros.tools.records import open_sources
-from nvila_ros.training.conversations.files import RecordFile
+from nvila_ros.tools.records import add_media_options, open_sources
+from nvila_ros.training.conversations.files import SampleSource
 from nvila_ros.training.pruning import SCORES, Scorer, check_tokenizers
 from nvila_ros.training.ranks import Ranks, joined, local_device
 from nvila_ros.training.score_files import ScoreFolder
@@ -49,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score", choices=SCORES, default=SCORES[0], help="over an answer's tokens (default: %(default)s)"
     )
-    parser.add_argument("--media", type=Path, metavar="DIR", help="folder of the media; else that of each file")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out and count samples that cannot be read")
+    add_media_options(parser)
     parser.add_argument(
         "--block", type=positive, default=256, metavar="N", help="samples of a score file (default: 256)"
     )
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NvilaError: a sample, a checkpoint or the folder is not acceptable.
     """
-    sources = open_sources(args.data, args.media, args.by)
+    sources = open_sources(args.data, args.media, args.by, allow_outside=args.allow_outside)
     with joined() as ranks:
         job = _prepare(args, sources)
         folder = ScoreFolder(args.out)
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(args: argparse.Namespace, sources: tuple[RecordFile, ...]) -> Job:
+def _prepare(args: argparse.Namespace, sources: tuple[SampleSource, ...]) -> Job:
     large, small = (
         Scorer(open_checkpoint(find_checkpoint(name)), dtype=DTYPES[args.dtype], device=local_device(args.device))
         for name in (args.large, args.small)
@@ -99,7 +98,7 @@ def _prepare(args: argparse.Namespace, sources: tuple[RecordFile, ...]) -> Job:
     )
 
 
-def _note(args: argparse.Namespace, sources: tuple[RecordFile, ...]) -> dict[str, Any]:
+def _note(args: argparse.Namespace, sources: tuple[SampleSource, ...]) -> dict[str, Any]:
     """Return what decides the scores of a run, for its folder."""
     return {
         "data": [[source.name, source.identity()] for source in sources],  # blocks are by position

@@ -78,9 +78,7 @@ def find_examples(scores: Scores, delta: np.ndarray, group: int, num_each: int =
 
 
 def _texts(sample: Sample) -> tuple[str, str]:
-    said = [
-        " ".join(part if isinstance(part, str) else f"<{part.kind}>" for part in turn.parts) for turn in sample.turns
-    ]
+    said = [" ".join([*(f"<{medium.kind}>" for medium in turn.media), turn.text]) for turn in sample.turns]
     return _short(" / ".join(said)), _short(" / ".join(turn.answer for turn in sample.turns))
 
 

@@ -1,39 +1,59 @@
-"""The files of conversations that a verb is given, folders opened up."""
+"""The data sets that a verb reads: its options, and the files of conversations and bags that they name."""
 
 from __future__ import annotations
 
+import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from nvila_ros.training.conversations.files import RecordFile
-from nvila_ros.training.conversations.samples import DataError
+from nvila_ros.training.conversations.bad_samples import DataError
+from nvila_ros.training.conversations.files import RecordFile, SampleSource
+from nvila_ros.training.conversations.recorded import RecordedAnswers
+from nvila_ros.video.bags import is_bag
 
 SUFFIXES = (".json", ".jsonl")
 
 
-def open_sources(paths: Sequence[Path], media: Path | None, field: str = "") -> tuple[RecordFile, ...]:
-    """Return the files of conversations, folders opened up.
+def add_media_options(parser: argparse._ActionsContainer) -> None:
+    """Declare where media lie, and what happens to bad samples."""
+    parser.add_argument("--media", type=Path, metavar="DIR", help="folder of the media; else that of each file")
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="also read media outside of that folder: trust the data set"
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out and count samples that cannot be read")
+
+
+def open_sources(
+    paths: Sequence[Path], media: Path | None, field: str = "", *, allow_outside: bool = False, reads_bags: bool = False
+) -> tuple[SampleSource, ...]:
+    """Open files of conversations, and those in folders.
 
     Args:
         paths: of files or folders.
         media: the folder of the media; None takes that of each file.
         field: that names a sub-dataset; none makes each file one.
+        allow_outside: whether media may lie outside of their folder.
+        reads_bags: whether a bag is read as the answers that were recorded in it.
 
     Raises:
         DataError: one is missing or empty, or two have one name.
+        FrameError: a bag cannot be read.
     """
-    files = [file for path in paths for file in ([path] if not path.is_dir() else _conversations_in(path))]
-    sources = tuple(RecordFile(file, media or file.parent, field) for file in files)
-    for source in sources:
-        if not len(source):
-            raise DataError(f"{source.path} holds no sample, and a sub-dataset must not be empty; leave it out")
-    names = [source.name for source in sources]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(
-            f"files must have names of their own, since what is kept of them does; got {twice} more than once"
-        )
-    return sources
+    sources: list[SampleSource] = []
+    for path in paths:
+        if reads_bags and is_bag(path):
+            sources.append(RecordedAnswers(path, field))
+            continue
+        for file in _conversations_in(path) if path.is_dir() else [path]:
+            sources.append(RecordFile(file, media or file.parent, field, allow_outside=allow_outside))
+            if not len(sources[-1]):
+                raise DataError(f"{file} holds no sample, and a sub-dataset must not be empty; leave it out")
+    counts = Counter(source.name for source in sources)
+    repeated = sorted(name for name, count in counts.items() if count > 1)
+    if repeated:
+        raise DataError(f"files must have distinct names, by which results are kept; got {repeated} more than once")
+    return tuple(sources)
 
 
 def _conversations_in(folder: Path) -> list[Path]:

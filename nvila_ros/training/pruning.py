@@ -26,10 +26,11 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.training.conversations.bad_samples import DataError
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
 from nvila_ros.training.conversations.forward import told_log_probs
 from nvila_ros.training.conversations.packing import join, pack
-from nvila_ros.training.conversations.samples import DataError, Sample
+from nvila_ros.training.conversations.samples import Sample
 
 SCORES = ("mean", "sum")
 """How the log ratios of an answer's tokens become one number."""

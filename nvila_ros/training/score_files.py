@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.files import PART, RUN_FILE, atomic_file, record_run
-from nvila_ros.training.conversations.samples import DataError
+from nvila_ros.training.conversations.bad_samples import DataError
 
 _SCHEMA = pa.schema(
     [

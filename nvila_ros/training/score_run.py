@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from nvila_ros.files import atomic_file
+from nvila_ros.training.conversations.bad_samples import DataError, SampleError
 from nvila_ros.training.conversations.encoding import EncodedSample
-from nvila_ros.training.conversations.files import Source
-from nvila_ros.training.conversations.samples import DataError, SampleError
+from nvila_ros.training.conversations.files import SampleSource
 from nvila_ros.training.conversations.stream import Conversations
 from nvila_ros.training.pruning import Scorer, content_key, delta_loss, score_samples, select_top
 from nvila_ros.training.score_files import Entry, ScoreFolder
@@ -29,7 +29,7 @@ class Job:
         is_strict: a sample that cannot be read ends the run, else it is left out and counted.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[SampleSource, ...]
     large: Scorer
     small: Scorer
     block_size: int = 256

@@ -73,8 +73,10 @@ class Index:
             NoFramesError: the window is empty.
         """
         ages_ns = self.stamps_ns - self.stamps_ns[0]
-        low = int(np.searchsorted(ages_ns, round(start_s * NS_PER_S)))
-        high = len(ages_ns) if end_s is None else int(np.searchsorted(ages_ns, round(end_s * NS_PER_S), side="right"))
+        past_ns = int(ages_ns[-1]) + 1  # stands for any later time, which may exceed 64 bits
+        low = int(np.searchsorted(ages_ns, round(min(start_s * NS_PER_S, past_ns))))
+        high_ns = past_ns if end_s is None else round(min(end_s * NS_PER_S, past_ns))
+        high = int(np.searchsorted(ages_ns, high_ns, side="right"))
         if low >= high:
             until = "the end" if end_s is None else f"{end_s:g} s"
             raise NoFramesError(f"no frame from {start_s:g} s to {until}; the topic ends at {self.last_s:.3f} s")

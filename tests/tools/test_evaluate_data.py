@@ -16,9 +16,10 @@ from nvila_ros.tools.answer_log import AnswerLog
 from nvila_ros.tools.asking import ask_sample
 from nvila_ros.tools.cli import main
 from nvila_ros.tools.evaluate import ask_case
-from nvila_ros.tools.evaluate_data import ask_all, open_sources, score_all
-from nvila_ros.training.conversations.samples import SampleError, parse_record
-from nvila_ros.training.conversations.stream import Tally
+from nvila_ros.tools.evaluate_data import ask_all, score_all
+from nvila_ros.tools.records import open_sources
+from nvila_ros.training.conversations.bad_samples import BadSamples, SampleError
+from nvila_ros.training.conversations.samples import parse_record
 from nvila_ros.types import Answer, FinishReason, Frame, Query
 from nvila_ros.world.questions import EvalCase, eval_case
 from nvila_ros.world.scenes import render
@@ -87,7 +88,6 @@ def test_turns_are_one_conversation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"image": "a.png", "conversations": said("Is <image> red?", "a")}, "media_order"),
         ({"image": "a.png", "video": "b.mp4", "conversations": said("<image><video>\nWhat?", "a")}, "media_order"),
         ({"image": "a.png", "conversations": said("<image>\n", "a")}, "empty_question"),
         ({"image": "none.png", "question": "What?", "answer": "a"}, "missing_media"),
@@ -112,7 +112,7 @@ def test_scores_are_means_by_group(tmp_path: Path) -> None:
     )
     sources, log = open_sources([path], None, "kind"), AnswerLog(None, {})
 
-    ask_all(Parrot(), sources, log, Tally(is_strict=True), num_frames=8, max_tokens=9)
+    ask_all(Parrot(), sources, log, BadSamples(is_strict=True), num_frames=8, max_tokens=9)
     scores = score_all(sources, log, ["exact", "relaxed"])
 
     assert {group: (score.num_asked, score.means) for group, score in scores.items()} == {
@@ -127,7 +127,7 @@ def test_answers_that_are_known_are_not_asked_for_again(tmp_path: Path) -> None:
     sources, parrot = open_sources([path], None, ""), Parrot()
     for limit in (2, 4, 0):
         with AnswerLog(tmp_path / "log", {}) as log:
-            ask_all(parrot, sources, log, Tally(is_strict=True), num_frames=8, max_tokens=9, limit=limit)
+            ask_all(parrot, sources, log, BadSamples(is_strict=True), num_frames=8, max_tokens=9, limit=limit)
 
     assert [query.question for query, _ in parrot.asked] == [f"Say {k}" for k in range(5)]
 
@@ -139,14 +139,14 @@ def test_bad_records_are_counted_or_end_the_run(tmp_path: Path) -> None:
         {"image": "none.png", "question": "b", "answer": "b"},
         {},
     )
-    sources, tally = open_sources([path], None, ""), Tally(is_strict=False)
+    sources, tally = open_sources([path], None, ""), BadSamples(is_strict=False)
     with AnswerLog(tmp_path / "log", {}) as log:
         ask_all(Parrot(), sources, log, tally, num_frames=8, max_tokens=9)
 
         assert dict(tally.counts) == {"missing_media": 1, "malformed": 1}
         assert list(log.lines) == [("set", 0)]
         with pytest.raises(SampleError, match="record 2: no image at"):
-            ask_all(Parrot(), sources, log, Tally(is_strict=True), num_frames=8, max_tokens=9)
+            ask_all(Parrot(), sources, log, BadSamples(is_strict=True), num_frames=8, max_tokens=9)
 
 
 def world_cases() -> list[EvalCase]:
@@ -208,7 +208,7 @@ def test_choices_are_scored_and_not_told(tmp_path: Path, capsys: pytest.CaptureF
             ["--metric", "bleu"],
             "--metric must be some of exact,contains,relaxed,anls",
         ),
-        ([], [], "holds no record"),
+        ([], [], "holds no sample"),
         ([{"question": "a"}], [], "record 1: a record must be an object"),
         ([{"question": "a"}], ["--skip-bad"], "no record could be asked about"),
         ([{"question": "a", "answer": "b", "choices": "a"}], [], "choices must be a list of texts"),

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from nvila_ros.errors import NoFramesError
+from nvila_ros.training.conversations.bad_samples import SampleError
 from nvila_ros.training.conversations.bags import BagMedium
-from nvila_ros.training.conversations.samples import IMAGE, VIDEO, Sample, SampleError, parse_record, read_medium
+from nvila_ros.training.conversations.record_media import IMAGE, VIDEO, read_medium
+from nvila_ros.training.conversations.samples import Sample, parse_record
+from nvila_ros.video.bags import Index
 
+SECONDS = st.floats(0, allow_infinity=False)
 QUESTION = {"question": "What?", "answer": "a"}
 
 
@@ -40,11 +49,11 @@ def test_fields_say_which_frames(fields: dict[str, Any], kind: str, medium: BagM
 
 
 def test_tag_of_a_bag_is_that_of_what_it_shows() -> None:
-    said = [{"from": "human", "value": "Before <video> after"}, {"from": "gpt", "value": "a"}]
+    said = [{"from": "human", "value": "What?\n<video>"}, {"from": "gpt", "value": "a"}]
 
     sample = parse_record({"bag": "a.mcap", "conversations": said}, "r", Path("/media"), "set")
 
-    assert sample.turns[0].parts == ("Before ", BagMedium(Path("/media/a.mcap")), " after")
+    assert sample.turns[0].parts == (BagMedium(Path("/media/a.mcap")), "What?")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +68,8 @@ def test_tag_of_a_bag_is_that_of_what_it_shows() -> None:
         ({"bag": "a.mcap", "start_s": 2, "time_s": 1}, "one way must say which frames .* time_s, start_s and end_s"),
         ({"bag": "a.mcap", "stamps_ns": []}, "stamps_ns must list whole nanoseconds"),
         ({"bag": "a.mcap", "stamps_ns": [1.5]}, "stamps_ns must list whole nanoseconds"),
+        ({"bag": "a.mcap", "stamps_ns": [2**63]}, "stamps_ns must list whole nanoseconds of 64 bits"),
+        ({"bag": "a.mcap", "start_s": 10**400}, "start_s must be seconds >= 0, got 1000"),
         ({"bag": "a.mcap", "stamps_ns": [2, 2]}, "stamps_ns must ascend"),
         ({"bag": "a.mcap", "num_frames": 0}, "num_frames must be a whole number >= 1, got 0"),
         ({"video": "a.mp4", "start_s": 1}, "start_s goes with a bag"),
@@ -107,6 +118,18 @@ def test_frames_are_read_as_the_node_samples_them(tmp_path: Path) -> None:
     assert shown(start_s=1, end_s=2) == [20, 30, 40]
     assert shown(time_s=2.1) == [40]
     assert shown(stamps_ns=(T0_NS, T0_NS + 1_500_000_000)) == [0, 30]
+
+
+@given(start_s=SECONDS, end_s=SECONDS, time_s=SECONDS)
+def test_window_of_any_length_is_read_or_has_no_frame(start_s: float, end_s: float, time_s: float) -> None:
+    index = Index(np.array([10, 20, 30], np.int64), np.array([10, 20, 30], np.int64))
+
+    for end in (end_s, None):
+        with contextlib.suppress(NoFramesError):
+            assert set(index.between(start_s, end, 8)) <= {0, 1, 2}
+    with contextlib.suppress(NoFramesError):
+        assert index.nearest(time_s) in {0, 1, 2}
+    assert index.between(0.0, end_s + 1.0, 8) == [0, 1, 2]
 
 
 def test_bad_bag_makes_a_bad_sample(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvila_ros.errors import ConfigError
+from nvila_ros.training.conversations.bad_samples import BadSamples, SampleError
 from nvila_ros.training.conversations.encoding import EncodedSample
-from nvila_ros.training.conversations.samples import Sample, SampleError
-from nvila_ros.training.conversations.stream import Conversations, Tally
+from nvila_ros.training.conversations.samples import Sample
+from nvila_ros.training.conversations.stream import Conversations
 from nvila_ros.training.finetuning.step_batches import StepBatches
 from nvila_ros.training.ranks import Ranks
 
@@ -108,14 +109,14 @@ def test_bad_samples_are_left_out_and_told() -> None:
 
 
 def test_tally_counts_and_a_strict_one_ends_the_run_with_the_first() -> None:
-    tally = Tally(is_strict=False)
+    tally = BadSamples(is_strict=False)
     for number in (3, 6):
         tally.add(SampleError("malformed", "a", str(number)))
 
     assert tally.counts == {"malformed": 2}
     assert tally.first == {"malformed": "a: 3"}
     with pytest.raises(SampleError, match="a: 3"):
-        Tally(is_strict=True).add(SampleError("malformed", "a", "3"))
+        BadSamples(is_strict=True).add(SampleError("malformed", "a", "3"))
 
 
 def test_no_sample_at_all_is_refused() -> None:

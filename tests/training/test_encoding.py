@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import TorchEngine, load_torch_model
+from nvila_ros.training.conversations.bad_samples import SampleError
 from nvila_ros.training.conversations.encoding import encode_sample
 from nvila_ros.training.conversations.forward import see_views
-from nvila_ros.training.conversations.samples import IMAGE, VIDEO, Medium, Sample, SampleError, Turn
+from nvila_ros.training.conversations.record_media import IMAGE, VIDEO
+from nvila_ros.training.conversations.samples import Sample, SampleTurn
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.types import Frame
 from nvila_ros.visual.encode import VisualPrompt
@@ -79,8 +82,8 @@ def see_as_the_node(checkpoint: Checkpoint, media: Sequence[Shown]) -> VisualPro
     return frame_encoder.see(frames[len(frames) - frame_encoder.num_shown(frames) :], SilentProgress())
 
 
-def sample_of(*turns: tuple[Sequence[str | Medium], str]) -> Sample:
-    return Sample("sample", tuple(Turn(tuple(parts), answer) for parts, answer in turns), "group")
+def sample_of(*turns: tuple[Sequence[Any], str]) -> Sample:
+    return Sample("sample", tuple(SampleTurn(tuple(media), text, answer) for (*media, text), answer in turns), "group")
 
 
 @pytest.mark.parametrize("kind", MEDIA)

@@ -24,7 +24,7 @@ from nvila_ros.training.conversations.files import RecordFile
 from nvila_ros.training.conversations.forward import told_log_probs
 from nvila_ros.training.conversations.packing import Row, join
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld
-from nvila_ros.training.conversations.samples import Sample, Turn
+from nvila_ros.training.conversations.samples import Sample, SampleTurn
 from nvila_ros.training.finetuning.adapters import adapted
 from nvila_ros.training.finetuning.int4_linear import Int4Linear, dequantize
 from nvila_ros.training.finetuning.learner import Learner, whole
@@ -226,7 +226,7 @@ def test_lower_precision_learns_alike(checkpoint: Checkpoint, tmp_path: Path, pr
 
 
 def test_row_without_media_leaves_no_parameter_out(checkpoint: Checkpoint) -> None:
-    text = encode(checkpoint, Sample("text", (Turn(("What?",), "That."),), "text"))
+    text = encode(checkpoint, Sample("text", (SampleTurn((), "What?", "That."),), "text"))
     model = load_torch_model(checkpoint)
     prepare(model, Settings(**FLAT, tower="full", llm="full"))
 

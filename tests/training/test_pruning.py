@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.training.conversations.bad_samples import DataError
 from nvila_ros.training.conversations.forward import told_log_probs
 from nvila_ros.training.conversations.packing import join
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld
-from nvila_ros.training.conversations.samples import DataError
 from nvila_ros.training.pruning import (
     Scorer,
     check_tokenizers,

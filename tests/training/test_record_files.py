@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nvila_ros.training.conversations.bad_samples import DataError, SampleError
 from nvila_ros.training.conversations.files import RecordFile
-from nvila_ros.training.conversations.samples import DataError, SampleError
 
 LAYOUTS = ("lines", "array", "indented array")
 texts = st.text(st.characters(codec="utf-8"), max_size=20) | st.sampled_from(

@@ -10,10 +10,10 @@ import pytest
 pytest.importorskip("rosbags", reason="reads bags; comes with nvila_ros[bags]")
 
 from nvila_ros.tools.cli import main
+from nvila_ros.training.conversations.bad_samples import DataError, SampleError
 from nvila_ros.training.conversations.bags import BagMedium
 from nvila_ros.training.conversations.files import RecordFile
 from nvila_ros.training.conversations.recorded import RecordedAnswers
-from nvila_ros.training.conversations.samples import DataError, SampleError
 from nvila_ros.types import Answer, FinishReason, FrameRef, Query
 from nvila_ros.world.questions import eval_case
 from nvila_ros.world.scenes import render

@@ -1,4 +1,4 @@
-"""Records become samples, or are refused with the reason; media stand where their tags do."""
+"""Records become samples, or are refused with the reason; media lead the turn in which their tags stand."""
 
 from __future__ import annotations
 
@@ -7,17 +7,9 @@ from typing import Any
 
 import pytest
 
-from nvila_ros.training.conversations.samples import (
-    IMAGE,
-    REASONS,
-    VIDEO,
-    FileMedium,
-    Sample,
-    SampleError,
-    parse_record,
-    read_medium,
-    right_answers,
-)
+from nvila_ros.training.conversations.bad_samples import REASONS, SampleError
+from nvila_ros.training.conversations.record_media import IMAGE, VIDEO, FileMedium, read_medium
+from nvila_ros.training.conversations.samples import Sample, parse_record, right_answers
 
 MEDIA = Path("/media")
 PICTURE, OTHER, FILM = (
@@ -41,21 +33,31 @@ def parse(told: Any) -> Sample:
     ("told", "parts"),
     [
         (record("<image>\nWhat?", "a", image="a.png"), [(PICTURE, "What?")]),
-        (record("What?\n<image>", "a", image="a.png"), [("What?\n", PICTURE)]),
+        (record("What?\n<image>", "a", image="a.png"), [(PICTURE, "What?")]),
+        (record("What?\n<image>\n", "a", image="a.png"), [(PICTURE, "What?")]),
+        (record("What? <image>", "a", image="a.png"), [(PICTURE, "What? ")]),
+        (record("Is <image> red?", "a", image="a.png"), [(PICTURE, "Is  red?")]),
+        (record("Which?\n<image>\n<image>", "a", image=["a.png", "b.png"]), [(PICTURE, OTHER, "Which?")]),
+        (record("\n<image>\nWhat?", "a", image="a.png"), [(PICTURE, "What?")]),
+        (record("<image>\nWhat?", "a", images=["a.png"]), [(PICTURE, "What?")]),
+        (record("What?", "a", image="a.png", images=["b.png"]), [(PICTURE, OTHER, "What?")]),
+        (record("<video>\nWhat?", "a", videos="c.mp4"), [(FILM, "What?")]),
         (record("<image>\n\nWhat?", "a", image=["a.png"]), [(PICTURE, "\nWhat?")]),
         (record("<image>\n<image>\nWhat?", "a", image=["a.png", "b.png"]), [(PICTURE, OTHER, "What?")]),
-        (record("See <image> and <image>", "a", image=["a.png", "b.png"]), [("See ", PICTURE, " and ", OTHER)]),
         (record("<video>\nWhat?", "a", video="c.mp4"), [(FILM, "What?")]),
         (record("<vila/video>What?", "a", video="c.mp4"), [(FILM, "What?")]),
         (record("<image>\nWhat?", "a", video="c.mp4"), [(FILM, "What?")]),
-        (record("<video> or <image>", "a", image="a.png", video="c.mp4"), [(FILM, " or ", PICTURE)]),
-        (record("What?", "a", image="a.png", video="c.mp4"), [(PICTURE, FILM, "What?")]),
+        (record("What?", "a", "Why?\n<video>", "b", video="c.mp4"), [("What?",), (FILM, "Why?")]),
+        (
+            record("<video> What?", "a", "<image> Why?", "b", video="c.mp4", image="a.png"),
+            [(FILM, " What?"), (PICTURE, " Why?")],
+        ),
         (record("What?", "a", "Why?", "b"), [("What?",), ("Why?",)]),
         (record("What?", "a", "<image>\nAnd?", "b", image="a.png"), [("What?",), (PICTURE, "And?")]),
         (record("<image>\n", "a", image="a.png"), [(PICTURE,)]),
     ],
 )
-def test_media_stand_where_their_tags_do(told: dict[str, Any], parts: list[tuple[object, ...]]) -> None:
+def test_media_lead_the_turn_of_their_tags(told: dict[str, Any], parts: list[tuple[object, ...]]) -> None:
     sample = parse(told)
 
     assert [turn.parts for turn in sample.turns] == parts
@@ -86,6 +88,12 @@ def test_media_stand_where_their_tags_do(told: dict[str, Any], parts: list[tuple
         (record("<image>\nWhat?", "a", image=["a.png", "b.png"]), "media_count"),
         (record("<video>\nWhat?", "a", image="a.png"), "media_count"),
         (record("What?", "<image>"), "media_count"),
+        (record("See <image> and <image>", "a", image=["a.png", "b.png"]), "media_order"),
+        (record("<image> and <image>: which?", "a", image=["a.png", "b.png"]), "media_order"),
+        (record("<video> or <image>", "a", image="a.png", video="c.mp4"), "media_order"),
+        (record("<video><image>\nWhat?", "a", image="a.png", video="c.mp4"), "media_order"),
+        (record("What?", "a", image="a.png", video="c.mp4"), "media_order"),
+        (record("What?", "a", images=[3]), "malformed"),
     ],
 )
 def test_bad_record_is_refused_with_the_reason(told: Any, reason: str) -> None:
@@ -94,6 +102,24 @@ def test_bad_record_is_refused_with_the_reason(told: Any, reason: str) -> None:
 
     assert refused.value.reason == reason
     assert reason in REASONS
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["image_path", "video_path", "image_paths", "img", "picture", "photo_file", "imageUrl", "video_name", "audio"],
+)
+def test_media_under_a_key_that_is_not_read_are_no_question_without_media(key: str) -> None:
+    with pytest.raises(SampleError, match=f"{key} is not read.* rename it to one of image, images, video, videos, bag"):
+        parse(record("What?", "a", **{key: ["a.png"]}))
+
+    assert parse(record("What?", "a", image="a.png", **{key: ["a.png"]})).turns[0].parts == (PICTURE, "What?")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"image_id": "7"}, {"media_type": "text"}, {"image_path": None}, {"video": []}, {"image_size": [3, 4]}]
+)
+def test_record_without_media_is_text_whatever_else_it_says(fields: dict[str, Any]) -> None:
+    assert parse(record("What?", "a", **fields)).turns[0].parts == ("What?",)
 
 
 def test_blank_texts_among_the_right_answers_are_none() -> None:

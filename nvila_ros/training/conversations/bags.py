@@ -15,7 +15,7 @@ A window is sampled as the node samples one. It is a video, shown where `<video>
 from __future__ import annotations
 
 import itertools
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,8 @@ from nvila_ros.video.sampling import sample_indices
 
 PLACES = ("start_s", "end_s", "time_s", "stamps_ns")
 """Fields of a record that say which frames of a bag are meant."""
+
+_LATEST_NS = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def _seconds(record: Mapping[str, Any], name: str, default: float | None) -> flo
     value = record.get(name, default)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
         raise QueryError(f"{name} must be seconds >= 0, got {value!r:.80}")
     return float(value)
 
@@ -124,9 +126,11 @@ def _seconds(record: Mapping[str, Any], name: str, default: float | None) -> flo
 def _stamps(record: Mapping[str, Any]) -> tuple[int, ...]:
     found = record.get("stamps_ns", ())
     if "stamps_ns" in record and (
-        not isinstance(found, list) or not found or any(type(each) is not int for each in found)
+        not isinstance(found, list)
+        or not found
+        or any(type(each) is not int or abs(each) > _LATEST_NS for each in found)
     ):
-        raise QueryError(f"stamps_ns must list whole nanoseconds, got {found!r:.80}")
+        raise QueryError(f"stamps_ns must list whole nanoseconds of 64 bits, got {found!r:.80}")
     if any(later <= earlier for earlier, later in itertools.pairwise(found)):
         raise QueryError(f"stamps_ns must ascend, got {found!r:.80}")
     return tuple(found)

@@ -16,7 +16,9 @@ import numpy as np
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.prompt.chat import Part, answer_frame, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.training.conversations.samples import Medium, Sample, SampleError, read_medium
+from nvila_ros.training.conversations.bad_samples import SampleError
+from nvila_ros.training.conversations.record_media import read_medium
+from nvila_ros.training.conversations.samples import Sample, SampleTurn
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.visual.encode import arrange
 from nvila_ros.visual.views import View, clip_length, view_clip, view_image, view_images
@@ -52,8 +54,9 @@ def encode_sample(spec: ModelSpec, tokenizer: ChatTokenizer, sample: Sample) -> 
     is_told: list[bool] = []
     views: list[View] = []
     for turn in sample.turns:
-        shown, parts = _show(spec, turn.parts, sample.name)
+        shown = _view_turn(spec, turn, sample.name)
         views += shown
+        parts = [*(part for view in shown for part in layout(spec, view)), turn.text]
         asked = (next_turn if ids else open_chat)(tokenizer, parts) + answer_frame(tokenizer)
         told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
         ids += asked + told
@@ -66,18 +69,12 @@ def encode_sample(spec: ModelSpec, tokenizer: ChatTokenizer, sample: Sample) -> 
     return EncodedSample(ids_L[:-1], labels_L[1:], tuple(views))
 
 
-def _show(spec: ModelSpec, parts: Sequence[str | Medium], name: str) -> tuple[list[View], list[Part]]:
-    """Return the views of a turn's media, and the turn as the prompt shows it."""
-    is_alone = sum(not isinstance(part, str) for part in parts) == 1
-    views: list[View] = []
-    shown: list[Part] = []
-    for part in parts:
-        if isinstance(part, str):
-            shown.append(part)
-            continue
-        views.append(view_medium(spec, read_medium(part, spec.num_video_frames, name), is_alone=is_alone))
-        shown += layout(spec, views[-1])
-    return views, shown
+def _view_turn(spec: ModelSpec, turn: SampleTurn, name: str) -> list[View]:
+    """Return the views of a turn's media."""
+    is_alone = len(turn.media) == 1
+    return [
+        view_medium(spec, read_medium(medium, spec.num_video_frames, name), is_alone=is_alone) for medium in turn.media
+    ]
 
 
 def view_medium(spec: ModelSpec, images: Sequence[np.ndarray], *, is_alone: bool) -> View:

@@ -16,14 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from nvila_ros.training.conversations.samples import DataError, Sample, SampleError, parse_record
+from nvila_ros.training.conversations.bad_samples import DataError, SampleError
+from nvila_ros.training.conversations.samples import Sample, parse_record
 
 _CHUNK = 1 << 22  # bytes
 # A whole string is one token, so that brackets inside it do not count; a lone quote is a string that never ends.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}"]', re.DOTALL)
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """A known number of samples, each of which can be read at any time.
 
     Attributes:
@@ -55,14 +56,15 @@ class RecordFile:
         path: of a JSON array if it begins with `[`, else of JSON lines; blank lines are passed over.
         media_folder: what the paths in it are relative to.
         group_field: the field that names a record's sub-dataset; none makes the whole file one.
+        allow_outside: whether its media may lie outside the folder.
 
     Raises:
         DataError: the file cannot be read, or is an array that is cut off.
     """
 
-    def __init__(self, path: Path, media_folder: Path, group_field: str = "") -> None:
+    def __init__(self, path: Path, media_folder: Path, group_field: str = "", *, allow_outside: bool = False) -> None:
         self.path, self.name = path, path.stem
-        self._media_folder, self._group_field = media_folder, group_field
+        self._media_folder, self._group_field, self._allow_outside = media_folder, group_field, allow_outside
         self._bounds = array("q")  # where each record begins and ends, by turns
         try:
             self._is_array = _first_byte(path) == b"["
@@ -75,7 +77,7 @@ class RecordFile:
         return len(self._bounds) // 2
 
     def read(self, index: int) -> Sample:
-        """Return a sample, as `Source.read`.
+        """Return a sample, as `SampleSource.read`.
 
         Raises:
             SampleError: it breaks a rule of the format.
@@ -91,7 +93,7 @@ class RecordFile:
             raise SampleError("malformed", name, f"a record must be JSON in UTF-8: {error}") from error
         group = self._group(record, name) if self._group_field else self.name
         try:
-            return parse_record(record, name, self._media_folder, group)
+            return parse_record(record, name, self._media_folder, group, allow_outside=self._allow_outside)
         except SampleError as error:
             error.group = group
             raise
@@ -103,7 +105,8 @@ class RecordFile:
 
     def identity(self) -> dict[str, str]:
         """Return what decides its samples: the file's digest, and where its media are."""
-        return {"digest": self.digest(), "media": str(self._media_folder.resolve())}
+        outside = {"outside": "allowed"} if self._allow_outside else {}
+        return {"digest": self.digest(), "media": str(self._media_folder.resolve()), **outside}
 
     def digest(self) -> str:
         """Return the digest of the whole file."""

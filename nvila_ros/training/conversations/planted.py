@@ -19,7 +19,8 @@ import numpy as np
 
 from nvila_ros.errors import FrameError
 from nvila_ros.training.batches import DRAWN_ROWS
-from nvila_ros.training.conversations.samples import IMAGE, Sample, Turn
+from nvila_ros.training.conversations.record_media import IMAGE
+from nvila_ros.training.conversations.samples import Sample, SampleTurn
 from nvila_ros.training.moments import draw_moment
 from nvila_ros.world.questions import ANSWERS, Question, conversation
 from nvila_ros.world.scenes import Scene, render, scene_rng
@@ -73,7 +74,7 @@ class SceneMedium:
 
 
 class PlantedWorld:
-    """A `Source` of planted samples; nothing is drawn before it is asked for."""
+    """A `SampleSource` of planted samples; nothing is drawn before it is asked for."""
 
     def __init__(self, plan: Plan) -> None:
         assert plan.num_samples <= SEED_STEP, plan
@@ -87,11 +88,10 @@ class PlantedWorld:
         return self._draw(index)[0]
 
     def read(self, index: int) -> Sample:
-        """Return a sample, as `Source.read`."""
+        """Return a sample, as `SampleSource.read`."""
         _, kinds, medium, turns = self._draw(index)
-        parts = [(medium, turns[0].text), *((turn.text,) for turn in turns[1:])]
-        told = tuple(Turn(part, turn.answer) for part, turn in zip(parts, turns, strict=True))
-        return Sample(f"{self.name}, sample {index}", told, kinds[0] if self.plan.is_split else self.name)
+        shown = tuple(SampleTurn(() if k else (medium,), turn.text, turn.answer) for k, turn in enumerate(turns))
+        return Sample(f"{self.name}, sample {index}", shown, kinds[0] if self.plan.is_split else self.name)
 
     def line(self, index: int) -> bytes:
         """Return the record that `write_world` writes for a sample."""

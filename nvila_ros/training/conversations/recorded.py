@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nvila_ros.errors import NoFramesError
-from nvila_ros.training.conversations.samples import DataError, Sample, SampleError, parse_record
+from nvila_ros.training.conversations.bad_samples import DataError, SampleError
+from nvila_ros.training.conversations.samples import Sample, parse_record
 from nvila_ros.types import NS_PER_S, FinishReason
 from nvila_ros.video.bags import camera_topics, index_topic, open_bag
 
@@ -24,7 +25,7 @@ ANSWER_TYPE = "nvila_ros/msg/Answer"
 
 
 class RecordedAnswers:
-    """The answers in a bag, as a `Source`.
+    """The answers in a bag, as a `SampleSource`.
 
     Args:
         path: of the bag.
@@ -50,7 +51,7 @@ class RecordedAnswers:
         return len(self._messages)
 
     def read(self, index: int) -> Sample:
-        """Return a sample, as `Source.read`.
+        """Return a sample, as `SampleSource.read`.
 
         Raises:
             SampleError: the frames of an answer are not all in one topic of the bag, or are none.
@@ -60,7 +61,8 @@ class RecordedAnswers:
         group = record.get(self._group_field) if self._group_field else self.name
         if not isinstance(group, str) or not group:
             raise DataError(f"{name}: field {self._group_field!r} must name the sub-dataset, got {group!r:.80}")
-        return parse_record(record, name, self.path.parent, group)
+        # The bag is the one that the user named, wherever a link to it leads.
+        return parse_record(record, name, self.path.parent, group, allow_outside=True)
 
     def line(self, index: int) -> bytes:
         """Return the record of an answer, with its bag relative to the folder that the bag lies in.

@@ -3,13 +3,19 @@ r"""One record of a data set to one sample: turns of text and media, checked bef
     {"id": 7, "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\nWhat is this?"},
                                                   {"from": "gpt", "value": "A cat."}]}
 
-`image` and `video` take a path or a list of paths, relative to the media folder; `bag` takes that of a ROS 2 bag, with
-fields beside it that say which frames, see `bags`. Media stand where `<image>` and `<video>` do; one line break behind
-a tag is how such data is written and says nothing, so the usual record reads as the node's prompts do: media, then the
-question. Where no turn has a tag, all media lead the first. `question` and `answer` are short for one turn; `answers`
-lists several that are right, of which the first is learned. Other keys are kept.
+`record_media` says which keys name media. A medium belongs to the turn in which its tag `<image>` or `<video>` stands
+and is shown before the text of that turn, wherever the tag stands, since that is how the node asks. Where no turn has a
+tag, all media lead the first. The line break behind a tag, and the one before a tag at the end, are not part of the
+text. Refused are media of one turn with text between them, since such a text would lose what it refers to, and a video
+beside other media of its turn, which no query shows. So finetune, prune and eval read the same sample.
 
-Source: NVLabs/VILA `data/dataset_impl/llava.py`.
+`question` and `answer` are short for one turn; `answers` lists several that are right, of which the first is learned.
+Other keys are kept.
+
+LLaVA's `preprocess_multimodal` moves the tag to the front of its turn, as here. VILA's `LLaVADataset` removes all tags
+and puts all media before the first turn; its `LLaVANextDataset` leaves images between the texts.
+
+Source: NVLabs/VILA `data/dataset_impl/llava.py`; haotian-liu/LLaVA `train/train.py`.
 """
 
 from __future__ import annotations
@@ -18,98 +24,33 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
+from nvila_ros.training.conversations.bad_samples import SampleError
+from nvila_ros.training.conversations.record_media import IMAGE, VIDEO, MediaFolder, Medium, media_of
 
-from nvila_ros.errors import FrameError, NoFramesError, NvilaError, QueryError
-from nvila_ros.training.conversations.bags import PLACES, BagMedium, parse_bag
-from nvila_ros.video.media import ImageFiles, open_media, read_clip
-
-IMAGE, VIDEO = "image", "video"
-REASONS = (
-    "malformed",
-    "unknown_role",
-    "turn_order",
-    "empty_question",
-    "empty_answer",
-    "media_count",
-    "media_order",
-    "missing_media",
-    "unreadable_media",
-    "too_long",
-)
-"""Why a sample cannot be learned from."""
 _TAG = re.compile(r"(<image>|<video>|<vila/video>)\n?")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
-class DataError(NvilaError):
-    """A data set cannot be learned from."""
-
-
-class SampleError(DataError):
-    """A sample cannot be learned from; `reason` is one of `REASONS`, `group` its sub-dataset where that is known."""
-
-    group = ""
-
-    def __init__(self, reason: str, name: str, text: str) -> None:
-        super().__init__(f"{name}: {text}")
-        assert reason in REASONS, reason
-        self.reason = reason
-
-
-class Medium(Protocol):
-    """An image or a video that a turn shows."""
-
-    @property
-    def kind(self) -> str:
-        """`IMAGE` or `VIDEO`."""
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-
-    def read(self, num_frames: int) -> list[np.ndarray]:
-        """Return an image, or up to `num_frames` frames spread evenly over a video, (H, W, 3) uint8 RGB each.
-
-        Raises:
-            FileNotFoundError: it is not there.
-            FrameError: it cannot be decoded.
-        """
-
-
 @dataclass(frozen=True, slots=True)
-class FileMedium:
-    """A file, or of a video also a folder of its frames."""
+class SampleTurn:
+    """What the user shows and asks, and the answer to it.
 
-    kind: str
-    path: Path
+    Attributes:
+        media: shown before the text.
+        text: may be empty where media are shown.
+        answer: without outer blanks.
+    """
 
-    @property
-    def name(self) -> str:
-        """Its path."""
-        return str(self.path)
-
-    def read(self, num_frames: int) -> list[np.ndarray]:
-        """Return the image, or frames spread evenly over the video, as `Medium.read`."""
-        if not self.path.exists():
-            raise FileNotFoundError(self.name)
-        if self.kind == IMAGE:
-            return [ImageFiles(self.name, [self.path], 1.0).read(0)]
-        video = open_media(self.path)
-        try:
-            return [frame.image for frame in read_clip(video, num_frames)]
-        finally:
-            video.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What the user said and showed, in order, and the answer to it."""
-
-    parts: tuple[str | Medium, ...]
+    media: tuple[Medium, ...]
+    text: str
     answer: str
+
+    @property
+    def parts(self) -> tuple[Medium | str, ...]:
+        """Media and text in the order of the prompt."""
+        return (*self.media, self.text) if self.text else self.media
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,32 +58,24 @@ class Sample:
     """One conversation.
 
     Attributes:
-        name: where it stands, for errors.
+        name: file and record, for errors.
         group: the sub-dataset that it belongs to.
     """
 
     name: str
-    turns: tuple[Turn, ...]
+    turns: tuple[SampleTurn, ...]
     group: str
 
 
-def read_medium(medium: Medium, num_frames: int, name: str) -> list[np.ndarray]:
-    """Return the frames of a sample's medium.
-
-    Raises:
-        SampleError: it is missing or cannot be decoded.
-    """
-    try:
-        return medium.read(num_frames)
-    except FileNotFoundError as error:
-        fix = "check the media folder and the path in the record"
-        raise SampleError("missing_media", name, f"no {medium.kind} at {medium.name}; {fix}") from error
-    except (FrameError, NoFramesError, OSError, ValueError) as error:  # also a name that no file can have
-        raise SampleError("unreadable_media", name, f"{medium.kind} {medium.name:.200}: {error!s:.200}") from error
-
-
-def parse_record(record: Any, name: str, media_folder: Path, group: str) -> Sample:
+def parse_record(record: Any, name: str, media_folder: Path, group: str, *, allow_outside: bool = False) -> Sample:
     """Return the sample that a parsed record holds; its media are not opened yet.
+
+    Args:
+        record: as JSON holds it.
+        name: of the record, for errors.
+        media_folder: what its paths are relative to.
+        group: the sub-dataset.
+        allow_outside: whether media may lie outside the folder.
 
     Raises:
         SampleError: the record breaks a rule of the format.
@@ -155,8 +88,10 @@ def parse_record(record: Any, name: str, media_folder: Path, group: str) -> Samp
             raise SampleError("empty_answer", name, "an answer must hold text, got none")
         if _TAG.search(answer):
             raise SampleError("media_count", name, f"media stand in the user's turns only, got the answer {answer!r}")
-    turns = _place_media(questions, _media(record, name, media_folder), name)
-    return Sample(name, tuple(Turn(*turn) for turn in zip(turns, answers, strict=True)), group)
+    media = media_of(record, name, MediaFolder(media_folder, allow_outside))
+    shown = _place_media(questions, media, name)
+    turns = (SampleTurn(*turn, answer) for turn, answer in zip(shown, answers, strict=True))
+    return Sample(name, tuple(turns), group)
 
 
 def _conversation(record: Any, name: str) -> list[Any]:
@@ -191,34 +126,10 @@ def _check_order(roles: Sequence[str], name: str) -> None:
         raise SampleError("turn_order", name, f"human and gpt must take turns, human first, gpt last, got {roles}")
 
 
-def _media(record: Mapping[str, Any], name: str, folder: Path) -> dict[str, list[Medium]]:
-    media: dict[str, list[Medium]] = {IMAGE: [], VIDEO: []}
-    for kind, found in media.items():
-        paths = record.get(kind) or []
-        paths = [paths] if isinstance(paths, str) else paths
-        if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-            raise SampleError("malformed", name, f"{kind} must be a path or a list of paths, got {record[kind]!r:.80}")
-        found.extend(FileMedium(kind, folder / path) for path in paths)
-    bag = _bag(record, name, folder)
-    if bag is not None:
-        media[bag.kind].append(bag)
-    return media
-
-
-def _bag(record: Mapping[str, Any], name: str, folder: Path) -> BagMedium | None:
-    if "bag" not in record:
-        astray = [each for each in PLACES if each in record]
-        if astray:
-            raise SampleError("malformed", name, f"{', '.join(astray)} goes with a bag, and the record names none")
-        return None
-    try:
-        return parse_bag(record, folder)
-    except QueryError as error:
-        raise SampleError("malformed", name, str(error)) from error
-
-
-def _place_media(questions: Sequence[str], media: dict[str, list[Medium]], name: str) -> list[tuple[str | Medium, ...]]:
-    """Return the parts of each of the user's turns, with every medium where its tag stands."""
+def _place_media(
+    questions: Sequence[str], media: dict[str, list[Medium]], name: str
+) -> list[tuple[tuple[Medium, ...], str]]:
+    """Return the media and the text of each of the user's turns."""
     num_tags = sum(len(_TAG.findall(text)) for text in questions)
     num_media = sum(map(len, media.values()))
     if not num_tags:
@@ -227,17 +138,31 @@ def _place_media(questions: Sequence[str], media: dict[str, list[Medium]], name:
         raise SampleError("media_count", name, f"one tag per medium, got {num_tags} tags and {num_media} media")
     # Data made of videos alone often says <image> for one.
     waiting = {"<image>": media[IMAGE] or media[VIDEO], "<video>": media[VIDEO], "<vila/video>": media[VIDEO]}
-    turns = []
-    for text in questions:
-        parts: list[str | Medium] = []
-        for piece in _TAG.split(text):
-            if piece in waiting:
-                if not waiting[piece]:
-                    raise SampleError("media_count", name, f"no medium is left for a tag {piece}")
-                parts.append(waiting[piece].pop(0))
-            elif piece.strip() or (piece and parts):
-                parts.append(piece)
-        if not parts:
-            raise SampleError("empty_question", name, "a user's turn must hold text or a medium, got neither")
-        turns.append(tuple(parts))
-    return turns
+    return [_place_turn(text, waiting, name) for text in questions]
+
+
+def _place_turn(question: str, waiting: dict[str, list[Medium]], name: str) -> tuple[tuple[Medium, ...], str]:
+    """Return the media and the text of a turn; its media are taken from those that wait for a tag."""
+    before, *rest = _TAG.split(question)
+    tags, texts = rest[::2], rest[1::2]  # the pattern's one group parts a text into text, tag, text, ..
+    if any(text.strip() for text in texts[:-1]):
+        rule = "media must stand together in their turn, before its text, got text between them"
+        raise SampleError("media_order", name, f"{rule} in {question!r:.80}; write the tags first")
+    shown: list[Medium] = []
+    for tag in tags:
+        if not waiting[tag]:
+            raise SampleError("media_count", name, f"no medium is left for a tag {tag}")
+        shown.append(waiting[tag].pop(0))
+    if len(shown) > 1 and any(medium.kind == VIDEO for medium in shown):
+        raise SampleError("media_order", name, f"a video must be alone in its turn, got {len(shown)} media")
+    text = _join(before, texts[-1]) if tags else question
+    if not shown and not text.strip():
+        raise SampleError("empty_question", name, "a user's turn must hold text or a medium, got neither")
+    return tuple(shown), text
+
+
+def _join(before: str, behind: str) -> str:
+    """Return the text of a turn without its tags."""
+    if not before.strip():
+        return behind if behind.strip() else ""
+    return before.removesuffix("\n") + behind if not behind.strip() else before + behind

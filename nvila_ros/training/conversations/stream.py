@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.training.conversations.encoding import EncodedSample
-from nvila_ros.training.conversations.files import Source
-from nvila_ros.training.conversations.samples import Sample, SampleError
+from nvila_ros.training.conversations.files import SampleSource
+from nvila_ros.training.conversations.samples import Sample
 
 Encode = Callable[[Sample], EncodedSample]
 """Returns the ids of a sample, or raises `SampleError`."""
-
-
-class Tally:
-    """Counts samples that cannot be learned from, by reason; where it is strict the first one ends the run.
-
-    Attributes:
-        counts: of each reason.
-        first: what was wrong with the first of each.
-    """
-
-    def __init__(self, *, is_strict: bool) -> None:
-        self._is_strict = is_strict
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
-
-    def add(self, error: SampleError) -> None:
-        """Count one.
-
-        Raises:
-            SampleError: it is strict.
-        """
-        if self._is_strict:
-            raise error
-        self.counts[error.reason] += 1
-        self.first.setdefault(error.reason, str(error))
 
 
 class Conversations:
@@ -50,7 +24,7 @@ class Conversations:
         epoch: each has a shuffle of its own.
     """
 
-    def __init__(self, sources: Sequence[Source], *, seed: int | None = None, epoch: int = 0) -> None:
+    def __init__(self, sources: Sequence[SampleSource], *, seed: int | None = None, epoch: int = 0) -> None:
         self._sources = tuple(sources)
         self._ends = np.cumsum([len(source) for source in sources], dtype=np.int64)
         if not len(self):

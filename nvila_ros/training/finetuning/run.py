@@ -25,10 +25,10 @@ from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import load_torch_model
+from nvila_ros.training.conversations.bad_samples import REASONS, BadSamples, SampleError
 from nvila_ros.training.conversations.encoding import encode_sample
-from nvila_ros.training.conversations.files import Source
-from nvila_ros.training.conversations.samples import REASONS, SampleError
-from nvila_ros.training.conversations.stream import Encode, Tally
+from nvila_ros.training.conversations.files import SampleSource
+from nvila_ros.training.conversations.stream import Encode
 from nvila_ros.training.finetuning.learner import exchanged, in_precision, share_out
 from nvila_ros.training.finetuning.settings import Settings
 from nvila_ros.training.finetuning.state import LOSS_FILE, STATE_FILE, LossLog, load_state, save_state
@@ -50,8 +50,8 @@ class Data:
         held_out: none where nothing is judged.
     """
 
-    sources: Sequence[Source]
-    held_out: Sequence[Source] = ()
+    sources: Sequence[SampleSource]
+    held_out: Sequence[SampleSource] = ()
 
 
 class Run:
@@ -95,7 +95,7 @@ class Run:
         self.learner = share_out(model, settings, self.ranks, self.device)
         groups = parameter_groups(model.named_parameters(), settings.lr_by_part, settings.weight_decay)
         self.optimizer = new_optimizer(groups, settings, self.device)
-        self.tally = Tally(is_strict=settings.is_strict)
+        self.tally = BadSamples(is_strict=settings.is_strict)
         self.done, left_out, rates = load_state(self.state_path, model, self.optimizer)
         if self.done >= self.num_steps and rates and rates != settings.rates:
             raise ConfigError(
@@ -158,7 +158,7 @@ class Run:
         """
         batches = self._deal(self._data.held_out, None)
         self.model.eval()
-        total, count, tally = 0.0, 0.0, Tally(is_strict=self.settings.is_strict)
+        total, count, tally = 0.0, 0.0, BadSamples(is_strict=self.settings.is_strict)
         for batch in self._read(batches, range(batches.steps_per_epoch)):
             _count(tally, batch)
             with torch.no_grad():
@@ -231,7 +231,7 @@ class Run:
         """Find before a tuning begins that it can be judged: one step with something told will do."""
         if not self._data.held_out:
             return
-        batches, tally = self._deal(self._data.held_out, None), Tally(is_strict=self.settings.is_strict)
+        batches, tally = self._deal(self._data.held_out, None), BadSamples(is_strict=self.settings.is_strict)
         for step in range(batches.steps_per_epoch):
             batch = batches[step]
             _count(tally, batch)
@@ -239,7 +239,7 @@ class Run:
                 return
         raise ConfigError(f"{NO_HELD_OUT}: {'; '.join(tally.first.values()) or 'see the other ranks'}")
 
-    def _deal(self, sources: Sequence[Source], seed: int | None) -> StepBatches:
+    def _deal(self, sources: Sequence[SampleSource], seed: int | None) -> StepBatches:
         return StepBatches(
             sources,
             self._encode,
@@ -266,6 +266,6 @@ def open_run(
     return Run(load_torch_model(checkpoint), encode, data, settings, folder, ranks=ranks, device=device)
 
 
-def _count(tally: Tally, batch: StepBatch) -> None:
+def _count(tally: BadSamples, batch: StepBatch) -> None:
     for reason, text in batch.faults:
         tally.add(SampleError(reason, *text.split(": ", 1)))

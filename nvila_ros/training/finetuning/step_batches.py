@@ -13,10 +13,10 @@ from functools import lru_cache
 import numpy as np
 from torch.utils.data import Dataset
 
+from nvila_ros.training.conversations.bad_samples import SampleError
 from nvila_ros.training.conversations.encoding import EncodedSample
-from nvila_ros.training.conversations.files import Source
+from nvila_ros.training.conversations.files import SampleSource
 from nvila_ros.training.conversations.packing import Row, join, pack
-from nvila_ros.training.conversations.samples import SampleError
 from nvila_ros.training.conversations.stream import Conversations, Encode
 from nvila_ros.training.ranks import Ranks
 from nvila_ros.training.token_labels import IGNORE
@@ -55,7 +55,7 @@ class StepBatches(Dataset):
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[SampleSource],
         encode: Encode,
         *,
         batch: int,
