@@ -1,41 +1,60 @@
-"""Start the node that answers questions about a camera's live video."""
+"""Start the node that answers questions about live video of one or several cameras."""
 
 from pathlib import Path
 
-from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-SHARE = Path(get_package_share_directory("nvila_ros"))
+PARAMS_FILE = Path(__file__).parent / "params" / "default.yaml"
 
 ARGUMENTS = (
     ("model", "", "checkpoint: a folder or the name of an embedded one; empty: as params_file says"),
     ("backend", "", "runtime of the model, such as onnxruntime; empty: as params_file says"),
     ("recipe", "", "recipe whose build is loaded in place of the model; empty: as params_file says"),
     ("build_missing_engines", "", "true: build the recipe where it has no build; empty: as params_file says"),
-    ("image", "image", "topic of sensor_msgs/Image to look at, where there is one camera"),
+    ("cameras", "", "names of the cameras, such as [front, rear]; empty: as params_file says"),
+    (
+        "camera_topics",
+        "",
+        "topic of each camera, such as [/front/image_raw, /rear/image_raw]; empty: as params_file says",
+    ),
+    ("image", "", "topic of the only camera; empty: image"),
     ("namespace", "", "namespace of the node"),
-    ("params_file", str(SHARE / "launch/params/default.yaml"), "YAML file of the node's parameters"),
+    ("params_file", str(PARAMS_FILE), "YAML file of the node's parameters"),
     ("use_sim_time", "", "true: take time from /clock, with a simulator or a played bag; empty: as params_file says"),
     ("log_level", "info", "least severe message logged: debug, info, warn, error or fatal"),
 )
+OVERRIDES = {
+    "model": str,
+    "backend": str,
+    "recipe": str,
+    "build_missing_engines": bool,
+    "cameras": list[str],
+    "camera_topics": list[str],
+    "use_sim_time": bool,
+}
 
 
 def start_node(context: LaunchContext) -> list[Node]:
     """Build the node once the arguments are known: an empty one leaves the parameter file's value alone."""
     values = {name: LaunchConfiguration(name).perform(context) for name, _, _ in ARGUMENTS}
-    kinds = {"model": str, "backend": str, "recipe": str, "build_missing_engines": bool, "use_sim_time": bool}
-    overrides = {name: ParameterValue(values[name], value_type=kind) for name, kind in kinds.items() if values[name]}
+    if values["image"] and (values["cameras"] or values["camera_topics"]):
+        raise ValueError("image is the topic of an only, unnamed camera; name the topics of cameras by camera_topics")
+    overrides = {
+        name: ParameterValue(LaunchConfiguration(name), value_type=kind)
+        for name, kind in OVERRIDES.items()
+        if values[name]
+    }
     node = Node(
         package="nvila_ros",
         executable="nvila_node",
         name="nvila",
         namespace=values["namespace"],
         parameters=[values["params_file"], overrides],
-        remappings=[("image", values["image"])],
+        remappings=[("image", values["image"])] if values["image"] else [],
         ros_arguments=["--log-level", values["log_level"]],
         output="screen",
     )

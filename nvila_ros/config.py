@@ -66,6 +66,9 @@ class NodeConfig:
     cameras: tuple[str, ...] = setting(
         ("camera",), "names of the cameras; a single one is read from `image`, several from `<name>/image`"
     )
+    camera_topics: tuple[str, ...] = setting(
+        ("",), "topic of each camera, in the order of `cameras`; an empty one is that which `cameras` says"
+    )
     image_transport: str = setting(
         "raw",
         "how images come: as sensor_msgs/Image, or as sensor_msgs/CompressedImage on `<topic>/compressed`",
@@ -138,11 +141,27 @@ class NodeConfig:
         for camera in self.cameras:
             if not re.fullmatch(r"[A-Za-z]\w*(/[A-Za-z]\w*)*", camera, re.ASCII):
                 raise ConfigError(f"a camera's name must be letters, digits and _, parted by /, got {camera!r}")
+        self._check_topics()
         for name in ("build_missing_engines", "checkpoint", "media"):
             if getattr(self, name) and not self.recipe:
                 raise ConfigError(f"{name} is set without a recipe; name one by the parameter recipe")
         if self.answer_while_building and not self.build_missing_engines:
             raise ConfigError("answer_while_building is set, but nothing may be built; set build_missing_engines too")
+
+    def camera_topic(self, camera: str) -> str:
+        """Return the topic of a camera's raw images, relative to the node's namespace unless it begins with /."""
+        by_rule = "image" if len(self.cameras) == 1 else f"{camera}/image"
+        return dict(zip(self.cameras, self.camera_topics, strict=False)).get(camera) or by_rule
+
+    def _check_topics(self) -> None:
+        named = [topic for topic in self.camera_topics if topic]
+        if len(set(named)) != len(named):
+            raise ConfigError(f"camera_topics must differ, got {list(self.camera_topics)}")
+        if self.camera_topics != ("",) and len(self.camera_topics) != len(self.cameras):
+            raise ConfigError(
+                f"camera_topics must have a topic for each of the {len(self.cameras)} cameras "
+                f"{list(self.cameras)}, got {list(self.camera_topics)}; an empty one takes the default"
+            )
 
     def num_frames_of(self, cameras: Sequence[str]) -> int:
         """Return how many frames a query about these cameras is shown that does not say so: of each one at least."""

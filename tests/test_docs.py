@@ -1,6 +1,8 @@
 """What the documents say is what the code does; `python -m tests.test_docs` rewrites the generated tables."""
 
+import ast
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,20 @@ def family_table() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def launch_table(name: str) -> str:
+    """The arguments of a launch file as a Markdown table."""
+    tree = ast.parse((ROOT / "launch" / name).read_text())
+    (rows,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "ARGUMENTS")
+    lines = ["| argument | default | |", "|---|---|---|"]
+    for row in rows.elts:
+        default = row.elts[1].value if isinstance(row.elts[1], ast.Constant) else "launch/params/default.yaml"
+        lines.append(f"| `{row.elts[0].value}` | {default} | {row.elts[-1].value} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "launch": ("docs/reference.md", partial(launch_table, "nvila.launch.py")),
+    "demo": ("docs/reference.md", partial(launch_table, "demo.launch.py")),
     "parameters": ("docs/reference.md", parameter_table),
     "verbs": ("docs/reference.md", verb_table),
     "family": ("docs/models.md", family_table),

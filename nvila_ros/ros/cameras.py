@@ -53,7 +53,7 @@ class Camera:
         self._refused, self._num_checked = "", (0, 0)
         self._has_warned_of_stamp = self._is_ahead = False
         self._errors, self._losses = Throttle(WARN_EVERY_S), Throttle(REPEAT_S)
-        topic = "image" if len(config.cameras) == 1 else f"{name}/image"
+        topic = config.camera_topic(name)
         kind: type[Image] | type[CompressedImage] = Image
         self._take: Callable[[Any, str, int], RawFrame] = messages.raw_frame
         if config.image_transport == "compressed":
