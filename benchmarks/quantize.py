@@ -36,7 +36,7 @@ from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json, whole
 from nvila_ros.types import Frame, Query
 from nvila_ros.world.questions import EVAL_CLIP_FRAMES, EVAL_KINDS, eval_case, is_correct
-from nvila_ros.world.scenes import render
+from nvila_ros.world.rendering import render
 
 FP32, FP16 = TowerOptions(precision="fp32"), TowerOptions(precision="fp16")
 TOKEN, TENSOR = TowerOptions(), TowerOptions(activations="per_tensor")

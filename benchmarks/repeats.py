@@ -23,7 +23,9 @@ from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json
 from nvila_ros.types import Frame, Query
 from nvila_ros.world.questions import Question, ask, is_correct
-from nvila_ros.world.scenes import Scene, render, sample_scene, scene_rng
+from nvila_ros.world.rendering import render
+from nvila_ros.world.scene import Scene, scene_rng
+from nvila_ros.world.scene_sampler import sample_scene
 
 SEED = 1 << 27  # of scenes that neither training, evaluation nor calibration draws
 KINDS = ("where", "color", "count", "exist")

@@ -12,7 +12,7 @@ from nvila_ros.serving.pipeline import load_model
 from nvila_ros.training.tiny import SPEC
 from nvila_ros.types import Frame, Query
 from nvila_ros.world.questions import EVAL_KINDS, EvalCase, eval_case, is_correct
-from nvila_ros.world.scenes import render
+from nvila_ros.world.rendering import render
 
 NUM_CASES = 209  # 19 of each kind
 LEAST_RIGHT = 0.94  # a smoke alarm on few cases; the model card has the figures

@@ -15,7 +15,9 @@ from nvila_ros.models.variants import check_prompt_room
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import Calibration, Sample, calibrate, read_samples
 from nvila_ros.world.questions import EVAL_KINDS, ask
-from nvila_ros.world.scenes import render, sample_scene, scene_rng
+from nvila_ros.world.rendering import render
+from nvila_ros.world.scene import scene_rng
+from nvila_ros.world.scene_sampler import sample_scene
 
 CALIBRATION_SEED = 1 << 28  # of scenes that neither training nor evaluation draws
 WIDTH, HEIGHT = 640, 480

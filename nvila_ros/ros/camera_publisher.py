@@ -30,7 +30,7 @@ from nvila_ros.config import check_fields, setting
 from nvila_ros.errors import ConfigError, NvilaError
 from nvila_ros.paths import images_profile
 from nvila_ros.ros.messages import declare_parameters
-from nvila_ros.world.frame_source import Source, VideoSource, WorldSource
+from nvila_ros.world.frame_source import FrameSource, VideoSource, WorldSource
 
 IMAGE_DEPTH = 5
 
@@ -89,7 +89,7 @@ class CameraNode(Node):
         self.num_published += 1
 
 
-def open_source(config: CameraConfig) -> tuple[Source, float]:
+def open_source(config: CameraConfig) -> tuple[FrameSource, float]:
     """Return what the camera sees, and its frames a second."""
     if config.video:
         video = VideoSource(Path(config.video).expanduser(), epoch_ns=config.epoch_ns)

@@ -40,7 +40,7 @@ from nvila_ros.tools.suites import DEFAULT_SUITE, HEIGHT, SUITES, WIDTH, Render,
 from nvila_ros.training.conversations.bad_samples import BadSamples, DataError
 from nvila_ros.types import Answer, Frame, Query
 from nvila_ros.world.questions import EvalCase, is_correct
-from nvila_ros.world.scenes import render
+from nvila_ros.world.rendering import render
 
 NUM_SHOWN_WRONG = 3
 NUM_QUESTIONS = 500

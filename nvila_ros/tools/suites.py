@@ -12,9 +12,9 @@ import numpy as np
 
 from nvila_ros.world import photography
 from nvila_ros.world.questions import EVAL_KINDS, EvalCase, eval_case
+from nvila_ros.world.rendering import render
 from nvila_ros.world.scale_questions import SCALE_KINDS, eval_scale_case
-from nvila_ros.world.scenes import render
-from nvila_ros.world.world import Scene
+from nvila_ros.world.scene import Scene
 
 CaseOf = Callable[[str, int], EvalCase]
 """Returns case number index of a kind."""

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.tools.options import positive, share, whole
+from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.tools.options import positive, share, whole, words
 from nvila_ros.training.ranks import local_device
 from nvila_ros.training.recipes import RECIPES
 from nvila_ros.training.train_tiny import train
@@ -25,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the checkpoint is written")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="keeps the state: run again to go on")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="checkpoint that the first of --stages starts with")
+    parser.add_argument("--stages", type=words, metavar="S,S", help="some of the recipe's, with --start")
     parser.add_argument("--seed", type=whole, default=0, help="of what starts at random (default: %(default)s)")
     parser.add_argument(
         "--workers", type=positive, default=2, metavar="N", help="processes that draw scenes (default: 2)"
@@ -32,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device, help="default here: %(default)s")
     parser.add_argument(
-        "--steps-share", type=share, default=1.0, metavar="S", help="share of the steps, to try the road (default: 1)"
+        "--steps-share",
+        type=share,
+        default=1.0,
+        metavar="S",
+        help="share of the steps, to try the whole recipe quickly (default: 1)",
     )
 
 
@@ -49,6 +56,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--out {args.out} holds something that is no checkpoint; it would be replaced, choose another"
         )
-    recipe = RECIPES[args.model].shortened(args.steps_share)
+    if (args.start is None) != (args.stages is None):
+        raise ConfigError(
+            "--start and --stages go together: the stages that are left, and the checkpoint they start with"
+        )
+    recipe = RECIPES[args.model]
+    if args.start is not None:
+        recipe = recipe.continued(find_checkpoint(str(args.start)), args.stages)
+    recipe = recipe.shortened(args.steps_share)
     train(recipe, args.out, args.work, seed=args.seed, num_workers=args.workers, device=args.device)
     return 0

@@ -9,18 +9,21 @@ Shapes: B samples, F frames or tiles of each, N tiles in all, P patches, G visua
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from nvila_ros.errors import ConfigError
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.prompt.chat import Media
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.chats import Array, Rows, encode_branches, encode_chat, pad_chats
+from nvila_ros.training.mix import Mix
 from nvila_ros.training.moments import (
-    PALETTE_SHARE,
+    DESCRIBE_SHARE,
     draw_aspect,
     draw_clip,
     draw_event_turns,
@@ -28,24 +31,40 @@ from nvila_ros.training.moments import (
     draw_moment,
     draw_quick_events,
     draw_turns,
+    draw_wide,
+    draw_wide_event_turns,
 )
 from nvila_ros.training.token_labels import token_labels
 from nvila_ros.visual.tiles import frame_tile
 from nvila_ros.visual.tiling import Grid, cut_tiles, scale_grids
+from nvila_ros.world import photography
 from nvila_ros.world.events import sample_small_scene
 from nvila_ros.world.named_places import Place, name_places
 from nvila_ros.world.questions import Question
 from nvila_ros.world.relight import relight
+from nvila_ros.world.rendering import LEAST_COVER, patch_labels, render
 from nvila_ros.world.scale_questions import event_turns
-from nvila_ros.world.scenes import EVAL_SEED_BASE, Scene, patch_labels, render, scene_rng
+from nvila_ros.world.scene import EVAL_SEED_BASE, Scene, scene_rng
+from nvila_ros.world.wide_questions import draw_wide_turns
+from nvila_ros.world.wide_scenes import Look, redress
 
 DRAWN_ROWS = 168
 """Height of a frame drawn for training, before the resize to a tile."""
 _FEW_ROWS, _FEW_SHARE = 112, 0.6  # most are drawn smaller, which takes a quarter of the time
 MERGE_SCALES = (0, 1, -1, -1)
 """Scale to whose map the features of all are resized, drawn from for each batch of scaled images."""
+SINGLE_FRAME_KINDS = ("dense", "images", "wide", "wide-dense")
+"""Kinds of batches of single frames of one tile."""
+WIDE_ROWS = (112, 112, 168, 168, 240)
+"""Heights of frames of wide scenes, drawn from evenly: small things need more."""
+WIDE_RELIT_SHARE = 0.4
+WIDE_LEAST_COVER = 0.12
+"""A small thing covers less of a patch than others do."""
 CHAT_SHARE = 0.15
 """Share of the batches whose questions are asked one after the other."""
+
+Render = Callable[[Scene, float, int, int], np.ndarray]
+"""Returns a scene at a time (s) in width and height (px), (H, W, 3) uint8 RGB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +78,7 @@ class Batch(Generic[Array]):
         motion_NG: how what lies under each visual token has moved, as in `TokenLabels`.
         event_NG: what happens under each visual token, as there.
         rank_NG: which of two events was first, as there.
-        told: the conversations.
+        chats: the questions and answers.
         grids: (rows, columns) of tiles at each scale of an image, or none.
         merge_scale: index of the scale to whose map the features of all scales are resized.
         pool: frames of a clip that are averaged into one.
@@ -71,50 +90,10 @@ class Batch(Generic[Array]):
     motion_NG: Array | None = None
     event_NG: Array | None = None
     rank_NG: Array | None = None
-    told: Rows[Array] | None = None
+    chats: Rows[Array] | None = None
     grids: tuple[Grid, ...] = ()
     merge_scale: int = -1
     pool: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mix:
-    """What a stage's steps hold.
-
-    Attributes:
-        kinds: of batches, by turns: `dense` labels of frames, `images`, images `scaled`, `clips`, `events` that few
-            frames tell, `quick` events.
-        seed_base: of the first scene.
-        num_samples: of a batch of single frames of one tile.
-        num_clips: of any other batch.
-        num_turns: questions of a sample.
-        clip_grids: frames of a clip and how many of them are averaged, drawn from for each batch.
-        small_share: share of the images that show small things.
-        relations: asked about more often than others.
-        more_kinds: of question that frames are asked more often than others, where no relations are.
-        num_more: questions of a frame, of its num_turns, about those.
-        palette_share: share of the images that show things of two colours alone.
-        least_of_palette: things in such an image.
-        least_objects: things in a clip of events.
-        has_patches: whether patches are labelled where questions are asked, as is of use while the tower learns.
-        has_events: whether what happens under visual tokens is labelled, as is of use while clips are new.
-    """
-
-    kinds: tuple[str, ...]
-    seed_base: int
-    num_samples: int
-    num_clips: int = 0
-    num_turns: int = 8
-    clip_grids: tuple[tuple[int, int], ...] = ((2, 1), (4, 1), (6, 1), (8, 1), (8, 1), (8, 1))
-    small_share: float = 0.0
-    relations: tuple[str, ...] = ()
-    more_kinds: tuple[str, ...] = ()
-    num_more: int = 0
-    palette_share: float = PALETTE_SHARE
-    least_of_palette: int = 1
-    least_objects: int = 2
-    has_patches: bool = True
-    has_events: bool = True
 
 
 class Batches(Dataset):
@@ -127,7 +106,7 @@ class Batches(Dataset):
         """Return the batch of one step."""
         mix = self.mix
         kind = mix.kinds[step % len(mix.kinds)]
-        num = mix.num_samples if kind in ("dense", "images") else mix.num_clips
+        num = mix.num_samples if kind in SINGLE_FRAME_KINDS else mix.num_clips
         first = mix.seed_base + step * max(mix.num_samples, mix.num_clips)
         rngs = [scene_rng((first + i) % EVAL_SEED_BASE) for i in range(num)]
         draw = {
@@ -137,6 +116,10 @@ class Batches(Dataset):
             "clips": self._clips,
             "events": self._events,
             "quick": self._quick,
+            "wide": self._wide,
+            "wide-dense": self._wide_dense,
+            "wide-clips": self._wide_clips,
+            "wide-events": self._wide_events,
         }
         return draw[kind](rngs)
 
@@ -196,6 +179,43 @@ class Batches(Dataset):
         turns = [event_turns(rng, scene) for rng, scene in zip(rngs, scenes, strict=True)]
         return self._film_clips(rngs, scenes, turns, num_frames, pool)
 
+    def _wide_dense(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
+        scenes = [draw_wide(rng, self._look(), self.mix.palette_share) for rng in rngs]
+        return self._film_wide(rngs, [(scene, [0.0]) for scene in scenes])
+
+    def _wide(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
+        mix, look = self.mix, self._look()
+        scenes = [draw_wide(rng, look, mix.palette_share) for rng in rngs]
+        turns = [
+            draw_wide_turns(rng, scene, 0.0, mix.num_turns, DESCRIBE_SHARE)
+            for rng, scene in zip(rngs, scenes, strict=True)
+        ]
+        film = self._film_wide(rngs, [(scene, [0.0]) for scene in scenes])
+        moments = [(scene, 0.0) for scene in scenes]
+        return self._with_chats(film, rngs, turns, (self.spec.tokens_per_tile, "\n"), moments)
+
+    def _wide_clips(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
+        num_frames, pool = self._draw_grid(rngs[0])
+        scenes = [redress(rng, self._look(), draw_clip(rng)) for rng in rngs]
+        turns = [
+            draw_wide_turns(rng, scene, None, self.mix.num_turns, DESCRIBE_SHARE)
+            for rng, scene in zip(rngs, scenes, strict=True)
+        ]
+        return self._film_clips(rngs, scenes, turns, num_frames, pool)
+
+    def _wide_events(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
+        num_frames, pool = max(self.mix.clip_grids)
+        scenes = [
+            redress(rng, self._look(), draw_events(rng, num_frames // pool, self.mix.least_objects)) for rng in rngs
+        ]
+        turns = [draw_wide_event_turns(rng, scene) for rng, scene in zip(rngs, scenes, strict=True)]
+        return self._film_clips(rngs, scenes, turns, num_frames, pool)
+
+    def _look(self) -> Look:
+        if self.mix.look is None:
+            raise ConfigError("a mix with wide kinds needs a look")
+        return self.mix.look
+
     def _draw_grid(self, rng: np.random.Generator) -> tuple[int, int]:
         grids = self.mix.clip_grids
         return grids[int(rng.integers(len(grids)))]
@@ -209,7 +229,9 @@ class Batches(Dataset):
         pool: int,
     ) -> Batch[np.ndarray]:
         clips = [(scene, np.linspace(0, scene.duration_s, num_frames).tolist()) for scene in scenes]
-        film = replace(self._film(rngs, clips, self.mix.has_patches), pool=pool)
+        is_wide = scenes[0].background.is_shared
+        film = self._film_wide(rngs, clips) if is_wide else self._film(rngs, clips, self.mix.has_patches)
+        film = replace(film, pool=pool)
         if self.mix.has_events:
             grid, side = self.spec.vision.grid, self.spec.token_grid
             labels = [token_labels(scene, times_s, pool, grid, side) for scene, times_s in clips]
@@ -230,10 +252,30 @@ class Batches(Dataset):
             relight(rng, film_tiles(scene, times, tile_px, draw_rows(rng)))
             for rng, (scene, times) in zip(rngs, clips, strict=True)
         ]
-        batch = Batch(tile_BFHWC=np.stack(tiles))
+        return self._with_patches(np.stack(tiles), clips, has_patches)
+
+    def _film_wide(self, rngs: list[np.random.Generator], clips: list[tuple[Scene, list[float]]]) -> Batch[np.ndarray]:
+        """As `_film`, by either camera."""
+        mix, tile_px = self.mix, self.spec.vision.image_px
+        tiles = []
+        for rng, (scene, times_s) in zip(rngs, clips, strict=True):
+            camera = photography.render if rng.random() < mix.second_camera_share else render
+            rows = int(rng.choice(WIDE_ROWS))
+            tiles.append(relight(rng, film_tiles(scene, times_s, tile_px, rows, camera), WIDE_RELIT_SHARE))
+        return self._with_patches(np.stack(tiles), clips, mix.has_patches, WIDE_LEAST_COVER)
+
+    def _with_patches(
+        self,
+        tile_BFHWC: np.ndarray,
+        clips: list[tuple[Scene, list[float]]],
+        has_patches: bool,
+        least_cover: float = LEAST_COVER,
+    ) -> Batch[np.ndarray]:
+        batch = Batch(tile_BFHWC=tile_BFHWC)
         if not has_patches:
             return batch
-        labels = [patch_labels(scene, t_s, self.spec.vision.grid) for scene, times_s in clips for t_s in times_s]
+        grid = self.spec.vision.grid
+        labels = [patch_labels(scene, t_s, grid, least_cover) for scene, times_s in clips for t_s in times_s]
         color, shape = (np.stack(maps).reshape(len(labels), -1) for maps in zip(*labels, strict=True))
         return replace(batch, color_NP=color, shape_NP=shape)
 
@@ -247,7 +289,7 @@ class Batches(Dataset):
     ) -> Batch[np.ndarray]:
         media = Media(layout)
         if rngs[0].random() < CHAT_SHARE:
-            return replace(film, told=pad_chats([encode_chat(self.tokenizer, media, each) for each in turns]))
+            return replace(film, chats=pad_chats([encode_chat(self.tokenizer, media, each) for each in turns]))
         places: list[list[tuple[Place, ...]]] = [[] for _ in turns]
         if moments is not None:
             places = [
@@ -255,7 +297,7 @@ class Batches(Dataset):
                 for (scene, t_s), each in zip(moments, turns, strict=True)
             ]
         pairs = zip(turns, places, strict=True)
-        return replace(film, told=pad_chats([encode_branches(self.tokenizer, media, *pair) for pair in pairs]))
+        return replace(film, chats=pad_chats([encode_branches(self.tokenizer, media, *pair) for pair in pairs]))
 
 
 def draw_rows(rng: np.random.Generator) -> int:
@@ -263,7 +305,7 @@ def draw_rows(rng: np.random.Generator) -> int:
     return _FEW_ROWS if rng.random() < _FEW_SHARE else DRAWN_ROWS
 
 
-def film_tiles(scene: Scene, times_s: list[float], tile_px: int, rows: int) -> np.ndarray:
+def film_tiles(scene: Scene, times_s: list[float], tile_px: int, rows: int, camera: Render = render) -> np.ndarray:
     """Return frames of a camera of so many rows as tiles, (F, tile_px, tile_px, 3) uint8."""
     width = round(rows * scene.aspect)
-    return np.stack([frame_tile(render(scene, t_s, width, rows), tile_px) for t_s in times_s])
+    return np.stack([frame_tile(camera(scene, t_s, width, rows), tile_px) for t_s in times_s])

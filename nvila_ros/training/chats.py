@@ -1,10 +1,10 @@
 """Questions about one medium as token ids: all behind the same visual tokens, or one after the other.
 
-Asked one after the other, a question is told what was answered before it, and learns to copy that rather than to look.
+Asked one after the other, a question sees the answers before it, and the model learns to copy them rather than to look.
 So as a rule each question is a branch: it sees the medium and itself, at the positions that it would have alone, which
 is what a prompt with one question is.
 
-Shapes: B samples, L tokens, T of them that tell something, V visual tokens of a sample.
+Shapes: B samples, L tokens, T of them that predict an answer, V visual tokens of a sample.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from nvila_ros.world.questions import Question
 Array = TypeVar("Array")
 PREFIX, PADDING = 0, -1
 """Owners of tokens that all branches see, and of tokens that nothing sees."""
-LENGTH_STEP, TOLD_STEP = 32, 16
-"""Rows, and what they tell, come in few lengths, so that a GPU meets the same shapes again."""
+LENGTH_STEP, ANSWER_STEP = 32, 16
+"""Rows, and their answers, come in few lengths, so that a GPU meets the same shapes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Chat:
     """What the decoder reads of one sample.
 
     Attributes:
-        ids: with `PLACEHOLDER` for visual tokens; a branch's last token is not read, only told.
+        ids: with `PLACEHOLDER` for visual tokens; a branch's last token is not read, only predicted.
         labels: the id that should follow each token, `IGNORE` outside answers.
         positions: of each token.
         owners: `PREFIX`, else from 1 the branch that the token is of.
@@ -69,10 +69,10 @@ def encode_branches(
     chat = Chat(list(shared), [*silent], list(range(len(shared))), [PREFIX] * len(shared), [*silent], [*silent])
     for owner, turn in enumerate(turns, start=1):
         asked = tokenizer.encode(turn.text) + frame
-        told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
-        branch = [*asked, *told][:-1]
+        answer = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        branch = [*asked, *answer][:-1]
         chat.ids.extend(branch)
-        chat.labels.extend([IGNORE] * (len(asked) - 1) + told)
+        chat.labels.extend([IGNORE] * (len(asked) - 1) + answer)
         chat.positions.extend(range(len(shared), len(shared) + len(branch)))
         chat.owners.extend([owner] * len(branch))
         start = len(chat.columns)
@@ -98,9 +98,9 @@ def _encode_turns(tokenizer: ChatTokenizer, media: Media, turns: Sequence[Questi
     for i, turn in enumerate(turns):
         asked = next_turn(tokenizer, [turn.text]) if i else open_chat(tokenizer, [media, turn.text])
         asked = asked + answer_frame(tokenizer)
-        told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
-        ids += asked + told
-        is_answer += [False] * len(asked) + [True] * len(told)
+        answer = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        ids += asked + answer
+        is_answer += [False] * len(asked) + [True] * len(answer)
     labels = [token if counts else IGNORE for token, counts in zip(ids, is_answer, strict=True)]
     return ids[:-1], labels[1:]
 
@@ -115,7 +115,7 @@ class Rows(Generic[Array]):
         owner_BL: likewise with `PADDING`, which nothing but padding sees.
         column_BL: likewise with `IGNORE`.
         row_BL: likewise.
-        told_BT: where a chat has labels, right-padded with 0, int64.
+        answer_BT: where a chat has labels, right-padded with 0, int64.
         labels_BT: the id that should follow each of those, right-padded with `IGNORE`, int64.
         visual_V: where the visual tokens are, the same in all chats, int64.
     """
@@ -125,7 +125,7 @@ class Rows(Generic[Array]):
     owner_BL: Array
     column_BL: Array
     row_BL: Array
-    told_BT: Array
+    answer_BT: Array
     labels_BT: Array
     visual_V: Array
 
@@ -141,15 +141,15 @@ def pad_chats(chats: Sequence[Chat]) -> Rows[np.ndarray]:
         return array_BL
 
     ids_BL = padded([chat.ids for chat in chats], 0)
-    told = [[place for place, label in enumerate(chat.labels) if label != IGNORE] for chat in chats]
-    labels = [[chat.labels[place] for place in places] for chat, places in zip(chats, told, strict=True)]
+    answers = [[place for place, label in enumerate(chat.labels) if label != IGNORE] for chat in chats]
+    labels = [[chat.labels[place] for place in places] for chat, places in zip(chats, answers, strict=True)]
     return Rows(
         ids_BL=ids_BL,
         positions_BL=padded([chat.positions for chat in chats], 0),
         owner_BL=padded([chat.owners for chat in chats], PADDING),
         column_BL=padded([chat.columns for chat in chats], IGNORE),
         row_BL=padded([chat.rows for chat in chats], IGNORE),
-        told_BT=padded(told, 0, TOLD_STEP),
-        labels_BT=padded(labels, IGNORE, TOLD_STEP),
+        answer_BT=padded(answers, 0, ANSWER_STEP),
+        labels_BT=padded(labels, IGNORE, ANSWER_STEP),
         visual_V=np.flatnonzero(ids_BL[0] == PLACEHOLDER),
     )

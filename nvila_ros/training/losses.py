@@ -1,10 +1,10 @@
-"""What a training step minimises: cross entropies of dense labels and of told answers.
+"""What a training step minimises: cross entropies of dense labels and of answers.
 
 The way from tiles to visual tokens is written here once more, in torch, since training needs its gradients; a test
-holds it against the node's own.
+compares it with the node's own.
 
 Shapes: B samples, F frames or tiles of each, N tiles in all, P patches, E vision width, S scales, G visual tokens of a
-tile, L tokens, D decoder width, T of them that tell something, V vocabulary.
+tile, L tokens, D decoder width, T of them that predict an answer, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nvila_ros.training.chats import PREFIX, Rows
 from nvila_ros.training.token_labels import IGNORE, NUM_EVENTS, THERE
 from nvila_ros.visual.tiling import Grid
 from nvila_ros.world.named_places import NUM_BINS
-from nvila_ros.world.scenes import COLORS, DIRECTIONS, SHAPES
+from nvila_ros.world.scene import COLORS, DIRECTIONS, SHAPES
 
 Tower = Callable[[Tensor], Tensor]
 """`tile_NCHW` in [-1, 1] to `feat_NPE`, float32."""
@@ -58,10 +58,10 @@ def batch_loss(model: Nvila, heads: Heads, tower: Tower, batch: Batch[Tensor]) -
     if batch.color_NP is not None and batch.shape_NP is not None:
         # The dense labels go on teaching beside the questions: shapes are learned slowly.
         loss, right = _patch_loss(heads, feat_NPE, batch.color_NP, batch.shape_NP)
-    if batch.told is None:
+    if batch.chats is None:
         return loss, right
-    told_loss, right = _chat_loss(model, heads, see(model, feat_NPE, batch), batch, batch.told)
-    return loss + told_loss, right
+    chat_loss, right = _chat_loss(model, heads, see(model, feat_NPE, batch), batch, batch.chats)
+    return loss + chat_loss, right
 
 
 def see(model: Nvila, feat_NPE: Tensor, batch: Batch[Tensor]) -> Tensor:
@@ -105,8 +105,8 @@ def _chat_loss(
         loss = loss + _token_loss(heads, before_last_BLD.index_select(1, rows.visual_V).flatten(0, 1), batch)
     for head, bins_BL in ((heads.column, rows.column_BL), (heads.row, rows.row_BL)):
         loss = loss + PLACE_WEIGHT * _mean_loss(head(before_last_BLD), bins_BL)
-    is_told_BT = rows.labels_BT != IGNORE
-    return loss, ((logits_BTV.argmax(-1) == rows.labels_BT) & is_told_BT).sum() / is_told_BT.sum()
+    is_answer_BT = rows.labels_BT != IGNORE
+    return loss, ((logits_BTV.argmax(-1) == rows.labels_BT) & is_answer_BT).sum() / is_answer_BT.sum()
 
 
 def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -119,19 +119,19 @@ def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _token_loss(heads: Heads, hidden_GD: Tensor, batch: Batch[Tensor]) -> Tensor:
     """Return the loss of what the decoder makes of the visual tokens of clips."""
-    told = [(heads.motion, batch.motion_NG), (heads.event, batch.event_NG), (heads.rank, batch.rank_NG)]
+    labelled = [(heads.motion, batch.motion_NG), (heads.event, batch.event_NG), (heads.rank, batch.rank_NG)]
     if batch.event_NG is not None:
         # Changes are rare, a few of a hundred tokens, and all that matters: they count once more on their own.
-        told.append((heads.event, batch.event_NG.where(batch.event_NG > THERE, IGNORE)))
-    losses = [_mean_loss(head(hidden_GD), labels) for head, labels in told if labels is not None]
+        labelled.append((heads.event, batch.event_NG.where(batch.event_NG > THERE, IGNORE)))
+    losses = [_mean_loss(head(hidden_GD), labels) for head, labels in labelled if labels is not None]
     return torch.stack(losses).sum() if losses else hidden_GD.new_zeros(())
 
 
 def decode_branches(model: Nvila, embeds_BLD: Tensor, rows: Rows[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the normed hidden states of what tells, (B, T, D), and those before the last layer of all, (B, L, D).
+    """Return the normed hidden states that predict answers, (B, T, D), and those before the last layer, (B, L, D).
 
-    Each token sees what is shared and its own branch, up to itself. The last layer is for the few that tell: of
-    others nothing but their keys and values is of use there.
+    Each token sees what is shared and its own branch, up to itself. The last layer computes the few that predict
+    answers: of others nothing but their keys and values is of use there.
     """
     owner_BL = rows.owner_BL
     is_shown_BLM = (owner_BL[:, None] == owner_BL[:, :, None]) | (owner_BL == PREFIX)[:, None]
@@ -141,8 +141,8 @@ def decode_branches(model: Nvila, embeds_BLD: Tensor, rows: Rows[Tensor]) -> tup
     hidden_BLD = embeds_BLD
     for layer in layers:
         hidden_BLD = layer(hidden_BLD, *rotary, None, sees_B1LM)
-    told_BTD = last(hidden_BLD, *rotary, None, sees_B1LM, rows.told_BT)
-    return model.llm.model["norm"](told_BTD), hidden_BLD
+    answer_BTD = last(hidden_BLD, *rotary, None, sees_B1LM, rows.answer_BT)
+    return model.llm.model["norm"](answer_BTD), hidden_BLD
 
 
 def _patch_loss(heads: Heads, feat_NPE: Tensor, color_NP: Tensor, shape_NP: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,10 @@ import numpy as np
 
 from nvila_ros.world.events import QUICK_GAPS, QUICK_JUMPS, sample_appearing_scene, sample_event_scene
 from nvila_ros.world.questions import STILL_KINDS, Question, ask, conversation
-from nvila_ros.world.scenes import BACKGROUNDS, MAX_OBJECTS, Scene, sample_scene
+from nvila_ros.world.scene import BACKGROUNDS, MAX_OBJECTS, Scene
+from nvila_ros.world.scene_sampler import sample_scene
+from nvila_ros.world.wide_questions import ask_wide
+from nvila_ros.world.wide_scenes import Look, sample_wide_scene
 
 ASPECTS = (1.0, 4 / 3, 16 / 9)
 EVENT_CLIP_S = 4.0
@@ -81,7 +84,7 @@ def _draw_scene(
 
 
 def draw_events(rng: np.random.Generator, num_frames: int, least: int = 2) -> Scene:
-    """Draw a clip of at least so many things of which some appear or vanish, as slowly as num_frames frames tell."""
+    """Draw a clip of at least so many things of which some appear or vanish, as slowly as num_frames frames show."""
     aspect = draw_aspect(rng)
     return sample_appearing_scene(rng, aspect=aspect, duration_s=EVENT_CLIP_S, num_frames=num_frames, least=least)
 
@@ -118,8 +121,8 @@ def draw_turns(
         elif more_kinds:
             turns = conversation(rng, scene, num_more, more_kinds, t_s=t_s)
         turns += conversation(rng, scene, num_turns - len(turns), STILL_KINDS, t_s=t_s)
-    told = ask(rng, scene, "describe", t_s=t_s)
-    return [*turns, told] if told is not None and rng.random() < DESCRIBE_SHARE else turns
+    described = ask(rng, scene, "describe", t_s=t_s)
+    return [*turns, described] if described is not None and rng.random() < DESCRIBE_SHARE else turns
 
 
 def _ask_relations(rng: np.random.Generator, scene: Scene, t_s: float, relations: Sequence[str]) -> list[Question]:
@@ -131,5 +134,18 @@ def _ask_relations(rng: np.random.Generator, scene: Scene, t_s: float, relations
 
 def draw_event_turns(rng: np.random.Generator, scene: Scene) -> list[Question]:
     """Ask what appeared first and what vanished, twice each: little else is to be learned of so many frames."""
-    told = [ask(rng, scene, kind) for kind in ("order", "vanish", "order", "vanish")]
-    return [question for question in told if question is not None]
+    asked = [ask(rng, scene, kind) for kind in ("order", "vanish", "order", "vanish")]
+    return [question for question in asked if question is not None]
+
+
+def draw_wide(rng: np.random.Generator, look: Look, palette_share: float) -> Scene:
+    """Draw a wide scene, of any of `ASPECTS`; a share has things of two colours alone."""
+    num_colors = 2 if rng.random() < palette_share else None
+    return sample_wide_scene(rng, look, aspect=draw_aspect(rng), num_colors=num_colors)
+
+
+def draw_wide_event_turns(rng: np.random.Generator, scene: Scene) -> list[Question]:
+    """Ask what appeared first and what vanished, in many words, and now and then for what is not of the world."""
+    kinds = ("order", "vanish", "order", "vanish", "unknown-open")
+    asked = [ask_wide(rng, scene, kind, t_s=None) for kind in kinds]
+    return [question for question in asked if question is not None]

@@ -51,6 +51,13 @@ def _replace(model: Nvila, tokenizer: Path, folder: Path) -> None:
     staged.rename(folder)
 
 
+def copy_tokenizer(checkpoint: Path, folder: Path) -> None:
+    """Copy the tokenizer's files of a checkpoint to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("vocab.json", "merges.txt", "added_tokens.json"):
+        shutil.copy(checkpoint / "llm" / name, folder)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.files import atomic_file
 
 
-def save_tensors(path: Path, told: dict[str, Any]) -> None:
+def save_tensors(path: Path, state: dict[str, Any]) -> None:
     """Save a dictionary of tensors and plain values as a file that is whole, or leave the one before it.
 
     Raises:
@@ -20,7 +20,7 @@ def save_tensors(path: Path, told: dict[str, Any]) -> None:
     """
     with atomic_file(path) as part, part.open("wb") as file:
         try:
-            torch.save(told, file)
+            torch.save(state, file)
         except RuntimeError as error:  # what torch's writer makes of a full disk
             raise OSError(str(error).splitlines()[0]) from error
 
@@ -34,5 +34,5 @@ def load_tensors(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except (RuntimeError, EOFError, OSError, UnpicklingError) as error:
-        told = next(iter(str(error).splitlines()), "it ends too early")
-        raise CheckpointError(f"{path} is damaged ({told}); remove it to begin anew") from error
+        reason = next(iter(str(error).splitlines()), "it ends too early")
+        raise CheckpointError(f"{path} is damaged ({reason}); remove it to begin anew") from error

@@ -117,7 +117,7 @@ def arrays_of(batch: object) -> Iterator:
 
 def shape_key(batch: Batch[np.ndarray]) -> tuple[object, ...]:
     """Return what two batches have in common that one graph serves; visual tokens stand at the same places in both."""
-    places = batch.told.visual_V.tobytes() if batch.told is not None else b""
+    places = batch.chats.visual_V.tobytes() if batch.chats is not None else b""
     has = tuple(getattr(batch, field.name) is not None for field in fields(batch))
     shapes = tuple(array.shape for array in arrays_of(batch))
     return has, shapes, places, batch.grids, batch.merge_scale, batch.pool

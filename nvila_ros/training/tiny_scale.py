@@ -6,7 +6,6 @@ tile's features for all scales, and there the widened projector gives at first w
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from nvila_ros.models.spec import ModelSpec
 from nvila_ros.paths import share_path
 from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.training import tiny
+from nvila_ros.training.save import copy_tokenizer
 
 SPEC = replace(
     tiny.SPEC,
@@ -41,9 +41,7 @@ def new_model(seed: int) -> Nvila:
 
 def write_tokenizer(folder: Path) -> None:
     """Copy nvila-tiny's tokenizer: its bytes spell the new words."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("vocab.json", "merges.txt", "added_tokens.json"):
-        shutil.copy(_start_path() / "llm" / name, folder)
+    copy_tokenizer(_start_path(), folder)
 
 
 def widen(model: Nvila, spec: ModelSpec) -> Nvila:

@@ -1,7 +1,7 @@
 """Dense labels of a clip: what happened so far under each of its visual tokens.
 
-Asked about alone, motion and order stay at chance for thousands of clips; told under each token, they are learned in
-hundreds.
+Asked about alone, motion and order stay at chance for thousands of clips; labelled under each token, they are learned
+in hundreds.
 
 Shapes: F frames, K objects, G visual tokens of a tile.
 """
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nvila_ros.world.scenes import DIRECTIONS, Scene, patch_owners
+from nvila_ros.world.rendering import patch_owners
+from nvila_ros.world.scene import DIRECTIONS, Scene
 
 IGNORE = -100
 """Label of a token without loss."""
@@ -28,7 +29,7 @@ GONE = NUM_EVENTS - 1
 
 @dataclass(frozen=True, slots=True)
 class TokenLabels:
-    """What happened so far under each visual token of a pooled clip, as far as its frames tell; (groups, G) int64 each.
+    """What happened so far under each visual token of a pooled clip, as far as its frames show; (groups, G) int64 each.
 
     Attributes:
         motion: 0 where nothing is and in the first group, else 1 + the index in `DIRECTIONS` of how the object has

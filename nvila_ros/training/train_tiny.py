@@ -32,7 +32,7 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.batches import Batch, Batches
 from nvila_ros.training.losses import Heads, Tower, batch_loss
-from nvila_ros.training.recipes import Recipe, Stage
+from nvila_ros.training.recipes import TrainingRecipe, TrainingStage
 from nvila_ros.training.save import save_checkpoint
 from nvila_ros.training.states import load_tensors, save_tensors
 from nvila_ros.training.steps import LossOf, Stepper
@@ -45,7 +45,7 @@ READ_EVERY = 10
 
 
 def train(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     out: Path,
     work: Path,
     *,
@@ -81,14 +81,20 @@ def train(
                 save_checkpoint(model, work / "tokenizer", out)
 
 
-def _new_model(recipe: Recipe, work: Path, seed: int) -> Nvila:
+def _new_model(recipe: TrainingRecipe, work: Path, seed: int) -> Nvila:
     if not (work / "tokenizer" / "added_tokens.json").is_file():
         recipe.write_tokenizer(work / "tokenizer")
     return recipe.new_model(seed)
 
 
 def _run_stage(
-    recipe: Recipe, stage: Stage, model: Nvila, heads: Heads, work: Path, num_workers: int, has_graphs: bool
+    recipe: TrainingRecipe,
+    stage: TrainingStage,
+    model: Nvila,
+    heads: Heads,
+    work: Path,
+    num_workers: int,
+    has_graphs: bool,
 ) -> bool:
     """Train a stage to its end; returns whether anything was left to do."""
     optimizer = _optimizer(stage, model, heads, has_graphs)
@@ -117,7 +123,7 @@ def _run_stage(
     return True
 
 
-def _loss_of(stage: Stage, model: Nvila, heads: Heads) -> LossOf:
+def _loss_of(stage: TrainingStage, model: Nvila, heads: Heads) -> LossOf:
     tower, device = _tower(stage, model), next(model.parameters()).device
 
     def loss_of(batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
@@ -133,7 +139,7 @@ def _use_one_thread(worker: int) -> None:
     cv2.setNumThreads(1)
 
 
-def _tower(stage: Stage, model: Nvila) -> Tower:
+def _tower(stage: TrainingStage, model: Nvila) -> Tower:
     """The model's tower, or where the stage does not train it a copy in bf16, the precision that it is saved in."""
     if stage.tower_lr:
         return model.vision
@@ -146,7 +152,7 @@ def _tower(stage: Stage, model: Nvila) -> Tower:
     return see
 
 
-def _optimizer(stage: Stage, model: Nvila, heads: Heads, has_graphs: bool) -> torch.optim.AdamW:
+def _optimizer(stage: TrainingStage, model: Nvila, heads: Heads, has_graphs: bool) -> torch.optim.AdamW:
     tower = list(model.vision_tower.parameters())
     others = [*model.mm_projector.parameters(), *model.llm.parameters(), *heads.parameters()]
     groups = [{"params": tower, "peak_lr": stage.tower_lr}, {"params": others, "peak_lr": stage.lr}]
@@ -171,7 +177,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, step: int, num_steps: int) -> No
             group["lr"] = rate
 
 
-def _resume(path: Path, stage: Stage, model: Nvila, heads: Heads, optimizer: torch.optim.Optimizer) -> int:
+def _resume(path: Path, stage: TrainingStage, model: Nvila, heads: Heads, optimizer: torch.optim.Optimizer) -> int:
     if not path.is_file():
         return 0
     state = load_tensors(path)
@@ -199,7 +205,7 @@ class _Report:
     Losses are looked at every `READ_EVERY` steps, so that a GPU is not waited for at each.
     """
 
-    def __init__(self, stage: Stage, start: int) -> None:
+    def __init__(self, stage: TrainingStage, start: int) -> None:
         self.stage = stage
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
         self.bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))

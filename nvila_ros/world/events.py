@@ -1,4 +1,4 @@
-"""Scenes that few tokens cannot tell: objects too small for one tile, events too quick for few frames.
+"""Scenes that few tokens cannot show: objects too small for one tile, events too quick for few frames.
 
 In: a `numpy.random.Generator`. Out: a `Scene`. A small scene holds 1 to `MAX_SMALL` objects a fraction as large as the
 world's usual ones. In an event scene two objects appear a short time apart, and others jump, which is to go
@@ -13,18 +13,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nvila_ros.world.world import (
+from nvila_ros.world.scene import (
     COLORS,
     DIRECTIONS,
-    GAP,
-    MAX_ANGLE,
     SHAPES,
     Jump,
     Object,
     Scene,
+    reach,
+)
+from nvila_ros.world.scene_sampler import (
+    GAP,
+    MAX_ANGLE,
     dress_scene,
     jitter_color,
-    reach,
 )
 
 MAX_SMALL = 5
@@ -43,7 +45,7 @@ _SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)  # points of a way where objects are he
 _EDGE = 0.05  # of the clip, at either end, without events
 
 
-class _Wanted(NamedTuple):
+class _JumpSpec(NamedTuple):
     """What an object shall be, before it is known where it fits; dx, dy is how far it will jump."""
 
     color: str
@@ -54,8 +56,8 @@ class _Wanted(NamedTuple):
 
 def sample_small_scene(rng: np.random.Generator, *, aspect: float) -> Scene:
     """Draw a still scene of 1 to `MAX_SMALL` small objects."""
-    wanted = _draw_wanted(rng, int(rng.integers(1, MAX_SMALL + 1)))
-    return dress_scene(rng, _place_all(rng, wanted, _SMALL_SIZES, aspect), aspect=aspect, duration_s=0.0)
+    specs = _draw_specs(rng, int(rng.integers(1, MAX_SMALL + 1)))
+    return dress_scene(rng, _place_all(rng, specs, _SMALL_SIZES, aspect), aspect=aspect, duration_s=0.0)
 
 
 def sample_event_scene(
@@ -81,13 +83,13 @@ def sample_event_scene(
     has_pair = bool(rng.random() < PAIR_SHARE) if has_pair is None else has_pair
     num_others = int(rng.integers(0, 3)) if has_pair else int(rng.integers(1, 4))
     num_pair = 2 if has_pair else 0
-    wanted = _draw_wanted(rng, num_pair + num_others)
-    wanted[num_pair:] = [_with_way(rng, each) for each in wanted[num_pair:]]
-    placed = _place_all(rng, wanted, _EVENT_SIZES, aspect)
+    specs = _draw_specs(rng, num_pair + num_others)
+    specs[num_pair:] = [_with_way(rng, each) for each in specs[num_pair:]]
+    placed = _place_all(rng, specs, _EVENT_SIZES, aspect)
     pair = _draw_pair(rng, placed[:num_pair], duration_s, gaps) if has_pair else []
     others = [
-        _draw_jump(rng, obj, want, duration_s, jumps)
-        for obj, want in zip(placed[num_pair:], wanted[num_pair:], strict=True)
+        _draw_jump(rng, obj, spec, duration_s, jumps)
+        for obj, spec in zip(placed[num_pair:], specs[num_pair:], strict=True)
     ]
     objects = [*pair, *others]
     order = rng.permutation(len(objects)).tolist()
@@ -97,7 +99,7 @@ def sample_event_scene(
 def sample_appearing_scene(
     rng: np.random.Generator, *, aspect: float, duration_s: float, num_frames: int, least: int = 2
 ) -> Scene:
-    """Draw a scene of least to 4 standing objects: two appear, one vanishes, or both, as num_frames frames tell.
+    """Draw a scene of least to 4 standing objects: two appear, one vanishes, or both, visibly in num_frames frames.
 
     Frames lie evenly from 0 to duration_s. One at least lies between the two appearances, two before anything vanishes
     and two after; what vanishes was there from the beginning.
@@ -106,7 +108,7 @@ def sample_appearing_scene(
     num_events = 2 * has_pair + has_gone
     count = int(rng.integers(max(num_events, least), 5))
     step = 1 / (num_frames - 1)
-    placed = list(_place_all(rng, _draw_wanted(rng, count), _EVENT_SIZES, aspect))
+    placed = list(_place_all(rng, _draw_specs(rng, count), _EVENT_SIZES, aspect))
     if has_pair:
         placed[:2] = _draw_pair(rng, tuple(placed[:2]), duration_s, (1.1 * step, 0.5))
     if has_gone:
@@ -116,16 +118,16 @@ def sample_appearing_scene(
     return dress_scene(rng, tuple(placed[k] for k in order), aspect=aspect, duration_s=duration_s)
 
 
-def _draw_wanted(rng: np.random.Generator, count: int) -> list[_Wanted]:
+def _draw_specs(rng: np.random.Generator, count: int) -> list[_JumpSpec]:
     colors = list(COLORS)
     pairs = rng.choice(len(COLORS) * len(SHAPES), count, replace=False).tolist()
-    return [_Wanted(colors[pair // len(SHAPES)], SHAPES[pair % len(SHAPES)]) for pair in pairs]
+    return [_JumpSpec(colors[pair // len(SHAPES)], SHAPES[pair % len(SHAPES)]) for pair in pairs]
 
 
-def _with_way(rng: np.random.Generator, want: _Wanted) -> _Wanted:
+def _with_way(rng: np.random.Generator, spec: _JumpSpec) -> _JumpSpec:
     sign_x, sign_y = list(DIRECTIONS.values())[int(rng.integers(len(DIRECTIONS)))]
     way = float(rng.uniform(*_JUMP_WAYS))
-    return want._replace(dx=way * sign_x, dy=way * sign_y)
+    return spec._replace(dx=way * sign_x, dy=way * sign_y)
 
 
 def _draw_pair(
@@ -139,36 +141,36 @@ def _draw_pair(
 
 
 def _draw_jump(
-    rng: np.random.Generator, obj: Object, want: _Wanted, duration_s: float, jumps: tuple[float, float]
+    rng: np.random.Generator, obj: Object, spec: _JumpSpec, duration_s: float, jumps: tuple[float, float]
 ) -> Object:
     length = float(rng.uniform(*jumps))
     start = float(rng.uniform(_EDGE, 1 - _EDGE - length))
-    if not (want.dx or want.dy):
+    if not (spec.dx or spec.dy):
         return obj
-    return replace(obj, jump=Jump(start * duration_s, length * duration_s, want.dx, want.dy))
+    return replace(obj, jump=Jump(start * duration_s, length * duration_s, spec.dx, spec.dy))
 
 
 def _place_all(
-    rng: np.random.Generator, wanted: list[_Wanted], sizes: tuple[float, float], aspect: float
+    rng: np.random.Generator, specs: list[_JumpSpec], sizes: tuple[float, float], aspect: float
 ) -> tuple[Object, ...]:
     for attempt in range(200):
         largest = sizes[0] + (sizes[1] - sizes[0]) * 0.96**attempt  # crowded scenes get smaller objects
-        placed = _place(rng, wanted, (sizes[0], largest), aspect)
+        placed = _place(rng, specs, (sizes[0], largest), aspect)
         if placed is not None:
             return placed
-    raise RuntimeError(f"found no place for {wanted}")
+    raise RuntimeError(f"found no place for {specs}")
 
 
 def _place(
-    rng: np.random.Generator, wanted: list[_Wanted], sizes: tuple[float, float], aspect: float
+    rng: np.random.Generator, specs: list[_JumpSpec], sizes: tuple[float, float], aspect: float
 ) -> tuple[Object, ...] | None:
-    """Find every wanted object a place apart from those before it, in a few tries each, or give up."""
+    """Find every object a place apart from those before it, in a few tries each, or give up."""
     placed: list[Object] = []
-    for want in wanted:
+    for spec in specs:
         for numbers in rng.random((8, 7)).tolist():
-            obj = _draw_object(numbers, want, sizes, aspect)
-            others = zip(placed, wanted, strict=False)  # as many as are placed
-            if all(_are_apart(obj, want, other, other_want, aspect) for other, other_want in others):
+            obj = _draw_object(numbers, spec, sizes, aspect)
+            others = zip(placed, specs, strict=False)  # as many as are placed
+            if all(_are_apart(obj, spec, other, other_spec, aspect) for other, other_spec in others):
                 placed.append(obj)
                 break
         else:
@@ -176,14 +178,14 @@ def _place(
     return tuple(placed)
 
 
-def _draw_object(numbers: list[float], want: _Wanted, sizes: tuple[float, float], aspect: float) -> Object:
+def _draw_object(numbers: list[float], spec: _JumpSpec, sizes: tuple[float, float], aspect: float) -> Object:
     """One standing candidate from seven numbers in 0..1, inside the frame at both ends of its way."""
     size01, x01, y01, angle01, *jitter = numbers
     size = sizes[0] + (sizes[1] - sizes[0]) * size01
     angle = MAX_ANGLE * (2 * angle01 - 1)
-    rgb = jitter_color(want.color, jitter)
-    obj = Object(want.shape, want.color, rgb, size, 0.0, 0.0, 0.0, 0.0, angle)
-    return replace(obj, x=_fit(x01, want.dx, reach(obj) / aspect), y=_fit(y01, want.dy, reach(obj)))
+    rgb = jitter_color(spec.color, jitter)
+    obj = Object(spec.shape, spec.color, rgb, size, 0.0, 0.0, 0.0, 0.0, angle)
+    return replace(obj, x=_fit(x01, spec.dx, reach(obj) / aspect), y=_fit(y01, spec.dy, reach(obj)))
 
 
 def _fit(start01: float, way: float, margin: float) -> float:
@@ -192,10 +194,10 @@ def _fit(start01: float, way: float, margin: float) -> float:
     return low + (high - low) * start01
 
 
-def _are_apart(a: Object, a_want: _Wanted, b: Object, b_want: _Wanted, aspect: float) -> bool:
+def _are_apart(a: Object, a_spec: _JumpSpec, b: Object, b_spec: _JumpSpec, aspect: float) -> bool:
     """Whether two objects keep the gap wherever on their ways each of them is."""
     distances = [
-        math.hypot((a.x + s * a_want.dx - b.x - t * b_want.dx) * aspect, a.y + s * a_want.dy - b.y - t * b_want.dy)
+        math.hypot((a.x + s * a_spec.dx - b.x - t * b_spec.dx) * aspect, a.y + s * a_spec.dy - b.y - t * b_spec.dy)
         for s in _SHARES
         for t in _SHARES
     ]

@@ -18,18 +18,18 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from nvila_ros.world.scene import Scene
 from nvila_ros.world.surfaces import GAMMA
-from nvila_ros.world.world import Scene
 
 LOOK_SEED = 0x1E45
 """Goes before a scene's seed, so that nothing here repeats what the first renderer draws of it."""
 
 _GRAIN = (720, 1024)  # rows and columns of the window of noise; larger frames repeat it
 _GRAIN_SLACK = 256
-_SENSOR_ROWS = 480  # the frame whose noise `Camera` states
+_SENSOR_ROWS = 480  # the frame whose noise `PhotoCamera` states
 
 
-class Camera(NamedTuple):
+class PhotoCamera(NamedTuple):
     """What the seed settles for a whole clip; lengths are fractions of the height.
 
     light_x, light_y: the direction that light comes from. shot, read: variance of light 1 and deviation in the dark,
@@ -57,12 +57,12 @@ class Camera(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def draw_camera(seed: int) -> Camera:
+def draw_camera(seed: int) -> PhotoCamera:
     """Draw light, lens and sensor; squares keep the worst ones rare."""
     rng = np.random.default_rng((LOOK_SEED, seed))
     turn, falloff, vignette, shadow, length, softness, shading, roughness = rng.random(8).tolist()
     distortion, defocus, fringe, haze, noise, read, red, blue, contrast, quality = rng.random(10).tolist()
-    return Camera(
+    return PhotoCamera(
         light_x=math.cos(2 * math.pi * turn),
         light_y=math.sin(2 * math.pi * turn),
         falloff=0.04 + 0.18 * falloff,
@@ -84,7 +84,7 @@ def draw_camera(seed: int) -> Camera:
     )
 
 
-def expose(frame_CHW: np.ndarray, scene: Scene, t_s: float, camera: Camera) -> list[np.ndarray]:
+def expose(frame_CHW: np.ndarray, scene: Scene, t_s: float, camera: PhotoCamera) -> list[np.ndarray]:
     """Count the light with the noise of light and of read-out; planes (H, W) uint8, 255 times its square root."""
     height, width = frame_CHW.shape[1:]
     area = width * height / (_SENSOR_ROWS**2 * scene.aspect)  # a smaller pixel has less light to count
@@ -130,7 +130,7 @@ def _grain_field() -> np.ndarray:
     return field
 
 
-def develop(roots: list[np.ndarray], camera: Camera) -> np.ndarray:
+def develop(roots: list[np.ndarray], camera: PhotoCamera) -> np.ndarray:
     """(H, W, 3) uint8 RGB of roots of light: tone curve, then what a JPEG file keeps of it."""
     bgr = cv2.LUT(cv2.merge(roots[::-1]), _tone_table(camera.contrast))
     sampling = cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420

@@ -17,7 +17,9 @@ import numpy as np
 from nvila_ros.errors import ConfigError, FrameError
 from nvila_ros.types import NS_PER_S
 from nvila_ros.video.media import VideoFile
-from nvila_ros.world.scenes import LiveWorld, Scene, render
+from nvila_ros.world.live_world import LiveWorld
+from nvila_ros.world.rendering import render
+from nvila_ros.world.scene import Scene
 
 FILM_S = 8.0
 """Length of a film of the world: one standing and one moving scene."""
@@ -32,7 +34,7 @@ class Moment:
     t_s: float
 
 
-class Source(Protocol):
+class FrameSource(Protocol):
     """What a camera can publish."""
 
     def frame_at(self, stamp_ns: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Where the things are that a question names: dense labels for the decoder.
 
 What lies above what is learned from answers alone; what lies beside what stays at chance for half a million questions,
-since rows follow from the order of visual tokens and columns do not. Told where each thing is at the very word that
-names it, the decoder has what it must compare.
+since rows follow from the order of visual tokens and columns do not. Labelled with the place of each thing at the word
+that names it, the decoder learns what it must compare.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 from nvila_ros.world.question_kinds import name_of
-from nvila_ros.world.world import SHAPES, Object, Scene
+from nvila_ros.world.scene import SHAPES, Object, Scene
 
 NUM_BINS = 14
 """Classes of a coordinate: the width or height of a frame in as many parts."""

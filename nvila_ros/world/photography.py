@@ -1,10 +1,10 @@
 """The synthetic world as a photograph shows it: a second renderer, to ask whether a model learned more than the first.
 
-In: a `Scene` and a time. Out: the frame ``(height, width, 3)`` uint8 RGB at any size, as of `scenes.render`, with the
-objects in the same places. Nothing else is alike, and no code is shared: objects lie on the surfaces of `surfaces.py`,
-light comes from one side and throws shadows, and all of it passes a lens here, a sensor and a JPEG encoder in
-`exposure.py`, in the order and in the linear light in which a camera has them. Of the scene, its objects and the
-change of its light are used; its background, noise and blur are those of the first camera.
+In: a `Scene` and a time. Out: the frame ``(height, width, 3)`` uint8 RGB at any size, as of `rendering.render`, with
+the objects in the same places. Little else is alike: objects lie on the surfaces of `surfaces.py`, or on the shared
+ground of a wide scene; light comes from one side and throws shadows, and all of it passes a lens here, a sensor and a
+JPEG encoder in `exposure.py`, in the order and in the linear light in which a camera has them. Of the scene, its
+objects and the change of its light are used; its noise, blur and shadows are those of the first camera.
 
 Lens blur, shadows and textures are relative to the height. ``_CHW`` arrays are float32 linear light in planes R, G, B,
 1 being the white of the screen.
@@ -19,9 +19,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from nvila_ros.world.exposure import LOOK_SEED, Camera, develop, draw_camera, expose
+from nvila_ros.world.exposure import LOOK_SEED, PhotoCamera, develop, draw_camera, expose
+from nvila_ros.world.rendering import render_background
+from nvila_ros.world.scene import CONTOURS, Background, Object, Scene
 from nvila_ros.world.surfaces import draw_surface, layer_noise, to_light
-from nvila_ros.world.world import CONTOURS, Object, Scene
 
 __all__ = ["render"]
 
@@ -63,7 +64,9 @@ def render(scene: Scene, t_s: float, width: int, height: int) -> np.ndarray:
         (height, width, 3) uint8 RGB, the same for the same arguments.
     """
     camera = draw_camera(scene.seed)
-    ground_CHW, light_HW = light_ground(scene.seed, scene.aspect, width, height)
+    ground_CHW, light_HW = light_ground(
+        scene.seed, scene.aspect, width, height, scene.background if scene.background.is_shared else None
+    )
     frame_CHW = ground_CHW.copy()
     outlines = [(o, _outline(o, t_s, scene.aspect, camera, width, height)) for o in scene.objects if o.is_visible(t_s)]
     scale = (width / scene.aspect, height)
@@ -75,8 +78,13 @@ def render(scene: Scene, t_s: float, width: int, height: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def light_ground(seed: int, aspect: float, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """The empty scene (3, H, W) and the light on it (H, W), both float32; shared, so not writeable."""
+def light_ground(
+    seed: int, aspect: float, width: int, height: int, background: Background | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The empty scene (3, H, W) and the light on it (H, W), both float32; shared, so not writeable.
+
+    Without a background the ground is a surface that the seed settles.
+    """
     camera = draw_camera(seed)
     u = np.linspace(-1, 1, width, dtype=np.float32)
     v = np.linspace(-1, 1, height, dtype=np.float32)
@@ -86,14 +94,18 @@ def light_ground(seed: int, aspect: float, width: int, height: int) -> tuple[np.
     edge = np.add.outer(v * v, u * u * np.float32(aspect**2)) * (-camera.vignette / (1 + aspect**2))
     edge += 1
     light_HW = slope * edge
-    ground_CHW = draw_surface(np.random.default_rng((LOOK_SEED, seed, 1)), aspect, width, height)
+    if background is None:
+        ground_CHW = draw_surface(np.random.default_rng((LOOK_SEED, seed, 1)), aspect, width, height)
+    else:
+        levels = render_background(background, aspect, width, height)
+        ground_CHW = np.stack([to_light(levels[..., channel]) for channel in range(3)])
     ground_CHW *= light_HW
     for array in (ground_CHW, light_HW):
         array.flags.writeable = False
     return ground_CHW, light_HW
 
 
-def _outline(obj: Object, t_s: float, aspect: float, camera: Camera, width: int, height: int) -> list[np.ndarray]:
+def _outline(obj: Object, t_s: float, aspect: float, camera: PhotoCamera, width: int, height: int) -> list[np.ndarray]:
     """Contours (n, 2) float in pixels as the lens shows them: pulled to the middle by barrel distortion."""
     x, y = obj.position(t_s)
     cos, sin = math.cos(obj.angle), math.sin(obj.angle)
@@ -133,7 +145,9 @@ def _cover(outline: list[np.ndarray], box: _Box) -> np.ndarray:
     return cv2.resize(fine, (columns, rows), interpolation=cv2.INTER_AREA)
 
 
-def _cast_shadow(frame_CHW: np.ndarray, outline: list[np.ndarray], camera: Camera, scale: tuple[float, float]) -> None:
+def _cast_shadow(
+    frame_CHW: np.ndarray, outline: list[np.ndarray], camera: PhotoCamera, scale: tuple[float, float]
+) -> None:
     """Darken the ground on the far side of an object; softly, and never to black."""
     height, width = frame_CHW.shape[1:]
     way = -camera.shadow_length * np.array([camera.light_x, camera.light_y]) * scale
@@ -159,7 +173,7 @@ def _paint(
     light_HW: np.ndarray,
     obj: Object,
     outline: list[np.ndarray],
-    camera: Camera,
+    camera: PhotoCamera,
     seed: int,
     scale: tuple[float, float],
 ) -> None:
@@ -201,11 +215,11 @@ def _defocus(cover: np.ndarray, radius_x_px: float, radius_y_px: float) -> np.nd
 
 
 def _shade(
-    obj: Object, centre_px: np.ndarray, box: _Box, camera: Camera, seed: int, scale: tuple[float, float]
+    obj: Object, centre_px: np.ndarray, box: _Box, camera: PhotoCamera, seed: int, scale: tuple[float, float]
 ) -> np.ndarray:
     """(rows, columns) float32 about 1: brighter towards the light, and a little rough.
 
-    The roughness moves with the object, and is told by its colour, so that it stays when others come or go.
+    The roughness moves with the object, and is chosen by its colour, so that it stays when others come or go.
     """
     u = ((np.arange(box.left, box.right) + 0.5 - centre_px[0]) / (obj.size * scale[0])).astype(np.float32)
     v = ((np.arange(box.top, box.bottom) + 0.5 - centre_px[1]) / (obj.size * scale[1])).astype(np.float32)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nvila_ros.world.world import (
+from nvila_ros.world.scene import (
     COLORS,
     CONTOURS,
     DIRECTIONS,
@@ -208,15 +208,15 @@ def _list_motion(rng: np.random.Generator, scene: Scene, t_s: float | None) -> l
 
 def _list_describe(rng: np.random.Generator, scene: Scene, t_s: float | None) -> list[Option]:
     """The one description: motions if anything moves in the clip, else places if all are beyond doubt."""
-    tells_motion = t_s is None and scene.is_moving
+    shows_motion = t_s is None and scene.is_moving
     centres = [obj.position(t_s or 0.0) for obj in scene.objects]
-    if not tells_motion and not all(is_clear(v) for centre in centres for v in centre):
+    if not shows_motion and not all(is_clear(v) for centre in centres for v in centre):
         return []
-    told = []
+    parts = []
     for (x, y), obj in sorted(zip(centres, scene.objects, strict=True), key=lambda pair: pair[0]):
-        predicate = motion_phrase(obj.direction) if tells_motion else f"at the {place_of(x, y)}"
-        told.append(f"{with_article(name_of(obj))} {predicate}")
-    return [((), ", ".join(told) + ".")]
+        predicate = motion_phrase(obj.direction) if shows_motion else f"at the {place_of(x, y)}"
+        parts.append(f"{with_article(name_of(obj))} {predicate}")
+    return [((), ", ".join(parts) + ".")]
 
 
 def _list_count_color(rng: np.random.Generator, scene: Scene, t_s: float | None) -> list[Option]:

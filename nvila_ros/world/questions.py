@@ -29,16 +29,16 @@ from nvila_ros.world.question_kinds import (
     place_of,
     with_article,
 )
-from nvila_ros.world.world import (
+from nvila_ros.world.scene import (
     COLORS,
     DIRECTIONS,
     EVAL_SEED_BASE,
     MAX_OBJECTS,
     SHAPES,
     Scene,
-    sample_scene,
     scene_rng,
 )
+from nvila_ros.world.scene_sampler import sample_scene
 
 __all__ = [
     "ANSWERS",

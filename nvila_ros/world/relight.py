@@ -18,9 +18,12 @@ _BLUR_PX = (0.4, 1.1)
 _NOISE = 14.0  # grey levels
 
 
-def relight(rng: np.random.Generator, tile_FHWC: np.ndarray) -> np.ndarray:
-    """Return tiles of one sample, (F, H, W, 3) uint8, all under the same new light; noise differs from tile to tile."""
-    if rng.random() >= RELIT_SHARE:
+def relight(rng: np.random.Generator, tile_FHWC: np.ndarray, share: float = RELIT_SHARE) -> np.ndarray:
+    """Return tiles of one sample, (F, H, W, 3) uint8, all under the same new light; noise differs from tile to tile.
+
+    A share of the samples is changed, the others come back as they are.
+    """
+    if rng.random() >= share:
         return tile_FHWC
     does_field, does_blur, does_noise = (rng.random(3) < (0.5, 0.3, 0.4)).tolist()
     table = _draw_table(rng)

@@ -14,7 +14,13 @@ import numpy as np
 
 from nvila_ros.world.events import MAX_SMALL, sample_event_scene, sample_small_scene
 from nvila_ros.world.questions import ANSWERS, EvalCase, Question, ask, name_of
-from nvila_ros.world.world import DIRECTIONS, EVAL_SEED_BASE, Object, Scene, scene_rng
+from nvila_ros.world.scene import (
+    DIRECTIONS,
+    EVAL_SEED_BASE,
+    Object,
+    Scene,
+    scene_rng,
+)
 
 JUMP_PHRASINGS = ("Which way does the {} jump?", "In which direction does the {} jump?")
 SMALL_KINDS: dict[str, str] = {"small-color": "color", "small-shape": "shape", "small-count": "count"}
@@ -40,8 +46,8 @@ def event_turns(rng: np.random.Generator, scene: Scene) -> list[Question]:
 
     Nothing else is asked beside: an easy answer or two more, and the hard ones are hardly learned.
     """
-    told = [ask(rng, scene, kind) for kind in ("order", "vanish")]
-    turns = [question for question in told if question is not None]
+    asked = [ask(rng, scene, kind) for kind in ("order", "vanish")]
+    turns = [question for question in asked if question is not None]
     turns += [ask_jump(rng, obj) for obj in scene.objects if _is_whole(obj)]
     return [turns[i] for i in rng.permutation(len(turns))]
 

@@ -11,7 +11,7 @@ from nvila_ros.runtime.tensorrt.engine import TensorRtEngine
 from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.types import Frame, Query
 from nvila_ros.world.questions import EVAL_KINDS, eval_case
-from nvila_ros.world.scenes import render
+from nvila_ros.world.rendering import render
 from tests.export.test_forms import assert_close
 from tests.runtime.test_engines import assert_tree_matches_runs
 

@@ -8,9 +8,10 @@ import torch
 from nvila_ros.paths import share_path
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training import tiny
-from nvila_ros.training.batches import Batches, Mix
+from nvila_ros.training.batches import Batches
 from nvila_ros.training.losses import Heads
-from nvila_ros.training.recipes import Stage
+from nvila_ros.training.mix import Mix
+from nvila_ros.training.recipes import TrainingStage
 from nvila_ros.training.steps import Stepper
 from nvila_ros.training.train_tiny import _loss_of, _optimizer, _set_rate
 
@@ -28,7 +29,7 @@ def test_replayed_steps_are_those_of_single_kernels(tower_lr: float) -> None:
 
 def _losses(tower_lr: float, has_graphs: bool) -> torch.Tensor:
     mix = Mix(kinds=("images", "clips", "events", "dense"), seed_base=0, num_samples=8, num_clips=4)
-    stage = Stage("all", mix, NUM_STEPS, 1e-3, tower_lr, is_bf16=False)
+    stage = TrainingStage("all", mix, NUM_STEPS, 1e-3, tower_lr, is_bf16=False)
     model = tiny.new_model(0).cuda().train().requires_grad_()
     torch.manual_seed(0)
     heads = Heads(tiny.SPEC).cuda()

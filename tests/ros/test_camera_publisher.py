@@ -22,7 +22,7 @@ from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from nvila_ros.ros.camera_publisher import image_message, ros_args
-from nvila_ros.world.frame_source import Source, VideoSource, WorldSource, film_world
+from nvila_ros.world.frame_source import FrameSource, VideoSource, WorldSource, film_world
 
 pytestmark = pytest.mark.ros
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def take(executor: SingleThreadedExecutor, topic: str, count: int, reliability: 
     return images
 
 
-def assert_seen(images: list[Image], source: Source) -> None:
+def assert_seen(images: list[Image], source: FrameSource) -> None:
     """Hold images against what their stamps say."""
     for image in images:
         stamp_ns = image.header.stamp.sec * 10**9 + image.header.stamp.nanosec

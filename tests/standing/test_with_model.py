@@ -12,8 +12,9 @@ from nvila_ros.standing.event import Event, Phase
 from nvila_ros.standing.query import StandingQuery, complete, to_query
 from nvila_ros.standing.registry import QueryRegistry
 from nvila_ros.types import Answer, Frame
-from nvila_ros.world.scenes import render
-from nvila_ros.world.world import Scene, sample_scene, scene_rng
+from nvila_ros.world.rendering import render
+from nvila_ros.world.scene import Scene, scene_rng
+from nvila_ros.world.scene_sampler import sample_scene
 from tests.standing.obvious import S
 
 COLOR, SHAPE = "red", "circle"

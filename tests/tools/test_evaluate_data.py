@@ -22,7 +22,7 @@ from nvila_ros.training.conversations.bad_samples import BadSamples, SampleError
 from nvila_ros.training.conversations.samples import parse_record
 from nvila_ros.types import Answer, FinishReason, Frame, Query
 from nvila_ros.world.questions import EvalCase, eval_case
-from nvila_ros.world.scenes import render
+from nvila_ros.world.rendering import render
 
 
 class Parrot:

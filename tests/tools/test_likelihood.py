@@ -17,7 +17,7 @@ from nvila_ros.tools.likelihood import LikelihoodScorer
 from nvila_ros.types import Frame, Query
 from nvila_ros.visual.frame_encoder import FrameEncoder, SilentProgress
 from nvila_ros.world.questions import eval_case
-from nvila_ros.world.scenes import render
+from nvila_ros.world.rendering import render
 
 TEXTS = ["blue", "orange", "left", "Orange.", "there is no such thing", "7"]
 

@@ -22,7 +22,7 @@ from nvila_ros.tools.evaluate import ask_case
 from nvila_ros.tools.lmms_eval_model import NvilaRos, frames_of
 from nvila_ros.tools.lmms_eval_plugin import MODEL_NAME, manifest
 from nvila_ros.world.questions import EvalCase, eval_case
-from nvila_ros.world.scenes import render
+from nvila_ros.world.rendering import render
 
 GREEDY = {"max_new_tokens": 16, "temperature": 0, "do_sample": False, "until": ["\n\n"]}
 

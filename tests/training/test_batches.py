@@ -15,16 +15,23 @@ from nvila_ros.prompt.chat import PLACEHOLDER
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training import batches as batches_module
 from nvila_ros.training import tiny
-from nvila_ros.training.batches import Batch, Batches, Mix
+from nvila_ros.training.batches import Batch, Batches
 from nvila_ros.training.chats import PREFIX
 from nvila_ros.training.losses import Heads, batch_loss, merge_scales, see
+from nvila_ros.training.mix import Mix
 from nvila_ros.training.steps import shape_key, to_device
 from nvila_ros.training.tiny_scale import SPEC, narrow, new_model, widen
 from nvila_ros.training.token_labels import GONE, IGNORE, MOTION_LABELS, token_labels
 from nvila_ros.visual.encode import arrange, merge_features
 from nvila_ros.visual.views import View
 from nvila_ros.world.events import sample_event_scene
-from nvila_ros.world.scenes import COLORS, Jump, Object, Scene, scene_rng
+from nvila_ros.world.scene import (
+    COLORS,
+    Jump,
+    Object,
+    Scene,
+    scene_rng,
+)
 
 KINDS = ("images", "scaled", "clips", "events", "quick", "dense")
 CLIP_GRIDS = ((4, 1), (8, 2), (16, 4))
@@ -57,7 +64,7 @@ def model() -> Nvila:
 def assert_same(first: object, second: object) -> None:
     for name in first.__slots__:
         got, want = getattr(first, name), getattr(second, name)
-        if name == "told" and got is not None:
+        if name == "chats" and got is not None:
             assert_same(got, want)
         else:
             assert np.array_equal(got, want), name
@@ -76,8 +83,8 @@ def test_batch_is_a_function_of_its_step_with_a_placeholder_for_each_visual_toke
 
     assert_same(batch, again)
     feat_NPE = torch.zeros(np.prod(batch.tile_BFHWC.shape[:2]), SPEC.vision.num_patches, SPEC.vision.width)
-    if batch.told is not None:
-        assert len(see(model, feat_NPE, batch)) == (batch.told.ids_BL == PLACEHOLDER).sum()
+    if batch.chats is not None:
+        assert len(see(model, feat_NPE, batch)) == (batch.chats.ids_BL == PLACEHOLDER).sum()
 
 
 @pytest.mark.slow
@@ -114,7 +121,7 @@ def test_loss_is_the_mean_over_the_answers_of_prompts_read_one_by_one(
     batches: Batches, model: Nvila, step: int
 ) -> None:
     batch = to_device(replace(batches[step], color_NP=None, shape_NP=None), torch.device("cpu"))
-    rows = batch.told
+    rows = batch.chats
     rows.column_BL.fill_(IGNORE)
     rows.row_BL.fill_(IGNORE)
 
@@ -123,7 +130,7 @@ def test_loss_is_the_mean_over_the_answers_of_prompts_read_one_by_one(
     tiles = batch.tile_BFHWC.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
     visual_BVD = see(model, model.vision(tiles), batch).unflatten(0, (len(rows.ids_BL), -1))
     labels_BL = torch.full_like(rows.ids_BL, IGNORE)
-    for row_L, places, labels in zip(labels_BL, rows.told_BT, rows.labels_BT, strict=True):
+    for row_L, places, labels in zip(labels_BL, rows.answer_BT, rows.labels_BT, strict=True):
         row_L[places[labels != IGNORE]] = labels[labels != IGNORE]
     told = []
     for sample, owners in enumerate(rows.owner_BL):

@@ -69,7 +69,7 @@ def _read_alone(tokenizer: ChatTokenizer, model: Nvila, turn: Question, visual: 
 def _read(model: Nvila, rows: Rows[np.ndarray], visual: torch.Tensor) -> torch.Tensor:
     told = Rows(*(torch.from_numpy(getattr(rows, name)) for name in rows.__slots__))
     ids_BL = told.ids_BL
-    told = replace(told, told_BT=torch.arange(ids_BL.shape[1]).expand_as(ids_BL))
+    told = replace(told, answer_BT=torch.arange(ids_BL.shape[1]).expand_as(ids_BL))
     embeds = model.llm.embed(ids_BL.clamp(min=0))
     embeds = embeds.masked_scatter((ids_BL == PLACEHOLDER)[..., None], visual.repeat(len(ids_BL), 1))
     return decode_branches(model, embeds, told)[0]

@@ -4,7 +4,7 @@ import pytest
 
 from nvila_ros.training.moments import draw_moment, draw_turns
 from nvila_ros.world.questions import STILL_KINDS
-from nvila_ros.world.scenes import scene_rng
+from nvila_ros.world.scene import scene_rng
 
 
 @pytest.mark.parametrize("palette_share", [0.0, 1.0])

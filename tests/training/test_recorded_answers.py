@@ -16,7 +16,7 @@ from nvila_ros.training.conversations.files import RecordFile
 from nvila_ros.training.conversations.recorded import RecordedAnswers
 from nvila_ros.types import Answer, FinishReason, FrameRef, Query
 from nvila_ros.world.questions import eval_case
-from nvila_ros.world.scenes import render
+from nvila_ros.world.rendering import render
 from tests.video.bag_files import ANSWER_TYPE, T0_NS, TYPES, answer, film, image, write_mcap
 
 HALF_S = 500_000_000

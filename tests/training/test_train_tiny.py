@@ -17,10 +17,11 @@ from nvila_ros.prompt.chat import PLACEHOLDER, Media
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.training import tiny_scale, train_tiny
-from nvila_ros.training.batches import Batches, Mix
+from nvila_ros.training.batches import Batches
 from nvila_ros.training.chats import encode_chat
 from nvila_ros.training.losses import batch_loss
-from nvila_ros.training.recipes import RECIPES, Recipe, Stage
+from nvila_ros.training.mix import Mix
+from nvila_ros.training.recipes import RECIPES, TrainingRecipe, TrainingStage
 from nvila_ros.training.save import save_checkpoint
 from nvila_ros.training.tiny import SPEC, new_model, write_tokenizer
 from nvila_ros.training.tiny_scale import widen
@@ -49,7 +50,7 @@ def make_batches(tokenizer: ChatTokenizer) -> Batches:
     return Batches(MIX, tokenizer, SPEC)
 
 
-def recipe_of(*stages: Stage) -> Recipe:
+def recipe_of(*stages: TrainingStage) -> TrainingRecipe:
     return dataclasses.replace(RECIPES["nvila-tiny"], stages=stages)
 
 
@@ -65,7 +66,7 @@ def test_batch_has_one_placeholder_per_visual_token(tokenizer: ChatTokenizer) ->
     for step in (1, 2):
         batch = make_batches(tokenizer)[step]
         num_samples, num_frames = batch.tile_BFHWC.shape[:2]
-        assert (batch.told.ids_BL == PLACEHOLDER).sum() == num_samples * num_frames * SPEC.tokens_per_tile
+        assert (batch.chats.ids_BL == PLACEHOLDER).sum() == num_samples * num_frames * SPEC.tokens_per_tile
 
 
 def test_loss_counts_answers_and_their_ends_alone(tokenizer: ChatTokenizer) -> None:
@@ -117,7 +118,7 @@ def test_recipes_are_of_the_checkpoints_they_are_named_after() -> None:
 
 def test_stage_without_a_tower_rate_leaves_the_tower_as_it_is(tmp_path: Path) -> None:
     mix = Mix(kinds=("quick", "scaled"), seed_base=7, num_samples=2, num_clips=2, num_turns=2)
-    stage = Stage("all", mix, 2, 1e-3, 0.0)
+    stage = TrainingStage("all", mix, 2, 1e-3, 0.0)
     train(dataclasses.replace(RECIPES["nvila-tiny-scale"], stages=(stage,)), tmp_path / "out", tmp_path, num_workers=0)
 
     before, after = _weights(share_path("checkpoints", "nvila-tiny")), _weights(tmp_path / "out")
@@ -131,7 +132,7 @@ def vars_of(spec: object) -> dict[str, object]:
 
 
 def test_run_that_was_stopped_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
-    recipe = recipe_of(Stage("all", MIX, 6, 1e-3, 5e-4, is_bf16=False))
+    recipe = recipe_of(TrainingStage("all", MIX, 6, 1e-3, 5e-4, is_bf16=False))
     train(recipe, tmp_path / "whole", tmp_path / "work-whole", num_workers=0)
 
     stopped = tmp_path / "work-stopped"
@@ -147,7 +148,7 @@ def test_run_that_was_stopped_ends_where_an_unbroken_one_does(tmp_path: Path) ->
 
 
 def test_finished_run_writes_its_last_stage_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = recipe_of(Stage("first", MIX, 1, 1e-3, 1e-3), Stage("second", MIX, 1, 1e-3, 1e-3))
+    recipe = recipe_of(TrainingStage("first", MIX, 1, 1e-3, 1e-3), TrainingStage("second", MIX, 1, 1e-3, 1e-3))
     train(recipe, tmp_path / "out", tmp_path / "work", num_workers=0)
     wanted, written = _weights(tmp_path / "out"), []
     monkeypatch.setattr(train_tiny, "save_checkpoint", lambda *told: written.append(save_checkpoint(*told)))
@@ -179,7 +180,7 @@ def test_state_of_another_model_is_refused(tmp_path: Path, state: dict[str, obje
     torch.save(state, tmp_path / "all.pt")
 
     with pytest.raises(CheckpointError, match="another model"):
-        train(recipe_of(Stage("all", MIX, 2, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
+        train(recipe_of(TrainingStage("all", MIX, 2, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
 
 
 def _write_half(path: Path) -> None:
@@ -200,14 +201,14 @@ def test_spoilt_state_is_refused_by_name(tmp_path: Path, spoil: Callable[[Path],
     spoil(tmp_path / "all.pt")
 
     with pytest.raises(CheckpointError, match=r"all\.pt is damaged \(.+\); remove it"):
-        train(recipe_of(Stage("all", MIX, 2, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
+        train(recipe_of(TrainingStage("all", MIX, 2, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
 
 
 def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    train(recipe_of(Stage("all", MIX, 1, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
+    train(recipe_of(TrainingStage("all", MIX, 1, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
 
     with pytest.raises(ConfigError, match=r"another steps, \{'all': 1\} and not \{'all': 2\}"):
-        train(recipe_of(Stage("all", MIX, 2, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
+        train(recipe_of(TrainingStage("all", MIX, 2, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
 
 
 def test_state_that_the_disk_has_no_room_for_is_told(tmp_path: Path) -> None:
@@ -217,4 +218,4 @@ def test_state_that_the_disk_has_no_room_for_is_told(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.save", fill)
         with pytest.raises(ConfigError, match=r"all\.pt cannot be written: .* make room, then run again"):
-            train(recipe_of(Stage("all", MIX, 1, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
+            train(recipe_of(TrainingStage("all", MIX, 1, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)

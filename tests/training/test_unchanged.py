@@ -8,20 +8,25 @@ import pytest
 
 from nvila_ros.paths import share_path
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.training.batches import Batches, Mix
+from nvila_ros.training.batches import Batches
+from nvila_ros.training.mix import Mix
 from nvila_ros.training.tiny import SPEC
+from nvila_ros.world.live_world import LiveWorld
 from nvila_ros.world.questions import eval_case
-from nvila_ros.world.scenes import LiveWorld, Scene
+from nvila_ros.world.scene import Scene
 
 FIRST_KINDS = ("color", "shape", "count", "exist", "where", "motion", "describe")
 MIX = Mix(kinds=("dense", "images", "clips", "events"), seed_base=1 << 24, num_samples=6, num_clips=4)
 FIELDS = ("shape", "color", "rgb", "size", "x", "y", "vx", "vy", "angle")
+GROUND_FIELDS = ("kind", "low", "high", "period", "angle", "seed")
 
 
-def told(scene: Scene) -> str:
-    """A scene's objects and dress in the digits that tell one float from the next."""
+def as_text(scene: Scene) -> str:
+    """A scene's objects and look in all digits of each float."""
     objects = [tuple(getattr(obj, name) for name in FIELDS) for obj in scene.objects]
-    return repr((objects, scene.background, scene.light, scene.noise, scene.blur, scene.duration_s, scene.seed))
+    ground = ", ".join(f"{name}={getattr(scene.background, name)!r}" for name in GROUND_FIELDS)
+    look = f"Background({ground}), {scene.light!r}, {scene.noise!r}, {scene.blur!r}"
+    return f"({objects!r}, {look}, {scene.duration_s!r}, {scene.seed!r})"
 
 
 def digest(texts: list[str]) -> str:
@@ -31,13 +36,13 @@ def digest(texts: list[str]) -> str:
 def test_cases_of_the_first_suite_are_unchanged() -> None:
     cases = [eval_case(kind, index) for kind in FIRST_KINDS for index in range(40)]
 
-    assert digest([repr((case.question, case.times_s)) + told(case.scene) for case in cases]) == "f8f7b65abe3653fa"
+    assert digest([repr((case.question, case.times_s)) + as_text(case.scene) for case in cases]) == "f8f7b65abe3653fa"
 
 
 def test_live_world_is_unchanged() -> None:
     world = LiveWorld(3)
 
-    assert digest([told(world.scene_at(1.3 * k)[1]) for k in range(20)]) == "a9ff8487280f1800"
+    assert digest([as_text(world.scene_at(1.3 * k)[1]) for k in range(20)]) == "a9ff8487280f1800"
 
 
 @pytest.mark.slow
@@ -47,5 +52,5 @@ def test_batches_of_nvila_tiny_are_unchanged() -> None:
 
     seen = [batches[step] for step in range(8)]
     labels = [getattr(each, name) for each in seen for name in ("color_NP", "motion_NG", "event_NG")]
-    labels += [each.told.ids_BL for each in seen if each.told is not None]
+    labels += [each.chats.ids_BL for each in seen if each.chats is not None]
     assert digest([repr(np.asarray(each).tolist()) for each in labels]) == "160e5c31acf610af"

@@ -15,8 +15,8 @@ from nvila_ros.video import selection
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.selection import MAX_COMPARED, SAMPLINGS, measure_changes, select_frames
 from nvila_ros.world.events import sample_event_scene
-from nvila_ros.world.scenes import render
-from nvila_ros.world.world import Scene
+from nvila_ros.world.rendering import render
+from nvila_ros.world.scene import Scene
 from tests.tiny import raw_frame
 
 ALL_S = 1e6

@@ -17,7 +17,7 @@ from nvila_ros.video.compressed import decode_compressed
 from nvila_ros.video.image_decoding import LAYOUT_BY_ENCODING, decode
 from nvila_ros.video.thumbnails import KEPT_FROM_BYTES, SIDE, thumbnail
 from nvila_ros.world.events import sample_event_scene
-from nvila_ros.world.scenes import render
+from nvila_ros.world.rendering import render
 
 SCENE = sample_event_scene(np.random.default_rng(5), aspect=16 / 9, duration_s=1.0)
 WIDTH, HEIGHT = 320, 180

@@ -15,7 +15,13 @@ from nvila_ros.world.events import (
     sample_event_scene,
     sample_small_scene,
 )
-from nvila_ros.world.scenes import Jump, Scene, patch_owners, reach, render, scene_rng
+from nvila_ros.world.rendering import patch_owners, render
+from nvila_ros.world.scene import (
+    Jump,
+    Scene,
+    reach,
+    scene_rng,
+)
 
 SEEDS = st.integers(0, 2**31 - 1)
 ASPECTS = st.sampled_from([1.0, 4 / 3, 16 / 9])

@@ -9,7 +9,8 @@ import pytest
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.world.frame_source import FILM_S, FilmSource, VideoSource, WorldSource, film_world
-from nvila_ros.world.scenes import LiveWorld, render
+from nvila_ros.world.live_world import LiveWorld
+from nvila_ros.world.rendering import render
 
 NOW_NS = 1_795_375_236_018_625_663
 EPOCH_NS = NOW_NS - 5_500_000_000

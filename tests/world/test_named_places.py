@@ -12,7 +12,13 @@ from nvila_ros.training.chats import encode_branches
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.world.named_places import NUM_BINS, name_places
 from nvila_ros.world.questions import Question, ask, name_of
-from nvila_ros.world.scenes import COLORS, Object, Scene, sample_scene, scene_rng
+from nvila_ros.world.scene import (
+    COLORS,
+    Object,
+    Scene,
+    scene_rng,
+)
+from nvila_ros.world.scene_sampler import sample_scene
 
 
 def obj(color: str, shape: str, x: float, y: float) -> Object:

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvila_ros.world import photography, scenes
+from nvila_ros.world import photography, rendering
 from nvila_ros.world.exposure import draw_camera, expose
-from nvila_ros.world.surfaces import MAKERS, draw_surface, to_light
-from nvila_ros.world.world import (
+from nvila_ros.world.scene import (
     COLORS,
     CONTOURS,
     EVAL_SEED_BASE,
@@ -21,9 +20,10 @@ from nvila_ros.world.world import (
     Light,
     Object,
     Scene,
-    sample_scene,
     scene_rng,
 )
+from nvila_ros.world.scene_sampler import sample_scene
+from nvila_ros.world.surfaces import MAKERS, draw_surface, to_light
 
 SEEDS = st.integers(0, 2**32 - 1)
 ASPECTS = st.sampled_from([1.0, 4 / 3, 16 / 9, 0.75])
@@ -228,20 +228,20 @@ def texture_of(frame: np.ndarray, _: np.ndarray) -> float:
 
 
 def test_frames_have_the_blocks_of_jpeg_and_those_of_the_first_renderer_have_none() -> None:
-    first, second = measure(scenes.render, steps_at_block_edges), measure(photography.render, steps_at_block_edges)
+    first, second = measure(rendering.render, steps_at_block_edges), measure(photography.render, steps_at_block_edges)
 
     assert np.quantile(first, 0.9) < 1.1
     assert np.median(second) > 1.5
 
 
 def test_noise_is_finer_than_that_of_the_first_renderer() -> None:
-    first, second = measure(scenes.render, likeness_of_noise), measure(photography.render, likeness_of_noise)
+    first, second = measure(rendering.render, likeness_of_noise), measure(photography.render, likeness_of_noise)
 
     assert np.median(second) < np.median(first) - 0.1
 
 
 def test_no_ground_is_plain_as_some_of_the_first_renderer_are() -> None:
-    first, second = measure(scenes.render, texture_of), measure(photography.render, texture_of)
+    first, second = measure(rendering.render, texture_of), measure(photography.render, texture_of)
 
     assert first.min() < 0.5
     assert second.min() > 2 * first.min()

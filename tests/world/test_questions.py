@@ -28,8 +28,15 @@ from nvila_ros.world.questions import (
     name_of,
     place_of,
 )
-from nvila_ros.world.scenes import COLORS, SHAPES, Object, Scene, sample_scene, scene_rng
-from nvila_ros.world.world import CONTOURS
+from nvila_ros.world.scene import (
+    COLORS,
+    CONTOURS,
+    SHAPES,
+    Object,
+    Scene,
+    scene_rng,
+)
+from nvila_ros.world.scene_sampler import sample_scene
 
 SEEDS = st.integers(0, 2**31 - 1)
 

@@ -16,7 +16,7 @@ from nvila_ros.world.scale_questions import (
     eval_scale_case,
     event_turns,
 )
-from nvila_ros.world.scenes import DIRECTIONS, Object, scene_rng
+from nvila_ros.world.scene import DIRECTIONS, Object, scene_rng
 
 CASES = {kind: [eval_scale_case(kind, index) for index in range(200)] for kind in SCALE_KINDS}
 

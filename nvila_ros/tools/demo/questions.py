@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from nvila_ros.types import NS_PER_S
 from nvila_ros.world.frame_source import Moment
 from nvila_ros.world.questions import Question, ask
-from nvila_ros.world.scenes import scene_rng
+from nvila_ros.world.scene import scene_rng
 
 SETTLE_S = 0.25
 """A scene is asked about from here on: its frames have arrived."""

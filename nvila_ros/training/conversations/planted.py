@@ -23,7 +23,8 @@ from nvila_ros.training.conversations.record_media import IMAGE
 from nvila_ros.training.conversations.samples import Sample, SampleTurn
 from nvila_ros.training.moments import draw_moment
 from nvila_ros.world.questions import ANSWERS, Question, conversation
-from nvila_ros.world.scenes import Scene, render, scene_rng
+from nvila_ros.world.rendering import render
+from nvila_ros.world.scene import Scene, scene_rng
 
 SEED_BASE = 1 << 29  # of scenes that nothing else draws
 SEED_STEP = 1 << 20  # scenes of one seed

@@ -1,7 +1,7 @@
 """The camera that films the synthetic world, and the dense labels of what it sees.
 
 In: a `Scene` and a time. Out: the frame ``(height, width, 3)`` uint8 RGB at any size, and which object lies
-under each patch of it. The world's own names are offered here too: a user of scenes needs this module alone.
+under each patch of it.
 
 A frame shows the scene as a camera of `Scene.aspect` sees it; asked for another width / height the picture is
 stretched, as the model's square resize does, so at no size do objects leave the frame or touch.
@@ -12,59 +12,27 @@ noise at each pixel of a 720-row frame would average away in that resize, while 
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import cv2
 import numpy as np
 
-from nvila_ros.world.world import (
-    BACKGROUNDS,
+from nvila_ros.world.grounds import WIDE_KINDS, render_ground
+from nvila_ros.world.scene import (
     COLORS,
     CONTOURS,
-    DIRECTIONS,
-    EVAL_SEED_BASE,
-    MAX_OBJECTS,
     SHAPES,
     Background,
-    Direction,
-    Jump,
-    Light,
-    LiveWorld,
     Object,
     Scene,
-    is_clear,
-    reach,
-    sample_scene,
-    scene_rng,
 )
-
-__all__ = [
-    "BACKGROUNDS",
-    "COLORS",
-    "DIRECTIONS",
-    "EVAL_SEED_BASE",
-    "GRAIN_ROWS",
-    "MAX_OBJECTS",
-    "SHAPES",
-    "Background",
-    "Direction",
-    "Jump",
-    "Light",
-    "LiveWorld",
-    "Object",
-    "Scene",
-    "is_clear",
-    "patch_labels",
-    "patch_owners",
-    "reach",
-    "render",
-    "sample_scene",
-    "scene_rng",
-]
 
 GRAIN_ROWS = 168
 """Rows of the noise field; larger frames interpolate it."""
 
+LEAST_COVER = 0.3
+"""Share of a patch that an object covers at least to own it."""
 _SHIFT_BITS = 4
 _AA_GROWTH_PX = 0.58  # measured: how far OpenCV's antialiased fill reaches beyond the outline
 _TILE_SIGMA = 25.0  # grey levels; sigma of the stored noise tile
@@ -86,16 +54,30 @@ def render(scene: Scene, t_s: float, width: int, height: int) -> np.ndarray:
     Returns:
         (height, width, 3) uint8 RGB, the same for the same arguments.
     """
-    frame = _background(scene.background, scene.aspect, width, height).copy()
-    for obj in scene.objects:
-        if not obj.is_visible(t_s):
-            continue
+    frame = render_background(scene.background, scene.aspect, width, height).copy()
+    visible = [obj for obj in scene.objects if obj.is_visible(t_s)]
+    if scene.shadow is not None:
+        frame = _cast_shadows(frame, scene, visible, t_s)
+    for obj in visible:
         contours = _contours_px(obj, t_s, scene.aspect, width, height, inset_px=_AA_GROWTH_PX)
         cv2.fillPoly(frame, contours, obj.rgb, cv2.LINE_AA, _SHIFT_BITS)
     frame = _blur(frame, scene.blur * width / scene.aspect, scene.blur * height)
     ramp = np.arange(256, dtype=np.float32)[:, None] * np.array(scene.light.gains(t_s), np.float32)
     frame = cv2.LUT(frame, np.minimum(ramp + 0.5, 255).astype(np.uint8)[None])
     return _add_noise(frame, scene, t_s)
+
+
+def _cast_shadows(frame: np.ndarray, scene: Scene, visible: list[Object], t_s: float) -> np.ndarray:
+    shadow = scene.shadow
+    assert shadow is not None
+    height, width = frame.shape[:2]
+    mask = np.zeros((height, width), np.uint8)
+    for obj in visible:
+        moved = replace(obj, x=obj.x + shadow.dx / scene.aspect, y=obj.y + shadow.dy)
+        cv2.fillPoly(mask, _contours_px(moved, t_s, scene.aspect, width, height), 255, cv2.LINE_AA, _SHIFT_BITS)
+    soft = _blur(mask, shadow.softness * width / scene.aspect, shadow.softness * height)
+    factor = 1 - (shadow.strength / 255) * soft.astype(np.float32)
+    return (frame * factor[..., None] + 0.5).astype(np.uint8)
 
 
 def _contours_px(
@@ -124,8 +106,10 @@ def _blur(frame: np.ndarray, sigma_x_px: float, sigma_y_px: float) -> np.ndarray
 
 
 @lru_cache(maxsize=8)
-def _background(background: Background, aspect: float, width: int, height: int) -> np.ndarray:
+def render_background(background: Background, aspect: float, width: int, height: int) -> np.ndarray:
     """(height, width, 3) uint8 RGB of the background before blur and light; shared, so not writeable."""
+    if background.kind in WIDE_KINDS:
+        return render_ground(background, aspect, width, height)
     mask = _texture(background, aspect, width, height)
     ramp = np.linspace(0, 1, 256)[:, None]
     low, high = np.array(background.low), np.array(background.high)
@@ -207,24 +191,26 @@ def _add_noise(frame: np.ndarray, scene: Scene, t_s: float) -> np.ndarray:
     return cv2.addWeighted(frame, 1.0, grain, strength, -128 * strength)
 
 
-def patch_labels(scene: Scene, t_s: float, grid: int) -> tuple[np.ndarray, np.ndarray]:
+def patch_labels(
+    scene: Scene, t_s: float, grid: int, least_cover: float = LEAST_COVER
+) -> tuple[np.ndarray, np.ndarray]:
     """Say what lies under each patch of the frame stretched to a square.
 
     Returns:
         Color labels and shape labels, each (grid, grid) int64: 0 is background, k + 1 is the k-th of `COLORS`
         or `SHAPES`.
     """
-    owner = patch_owners(scene, t_s, grid)
+    owner = patch_owners(scene, t_s, grid, least_cover)
     colors = np.array([0, *(tuple(COLORS).index(obj.color) + 1 for obj in scene.objects)])
     shapes = np.array([0, *(SHAPES.index(obj.shape) + 1 for obj in scene.objects)])
     return colors[owner], shapes[owner]
 
 
-def patch_owners(scene: Scene, t_s: float, grid: int) -> np.ndarray:
+def patch_owners(scene: Scene, t_s: float, grid: int, least_cover: float = LEAST_COVER) -> np.ndarray:
     """Say which object lies under each patch of the frame stretched to a square.
 
     A patch belongs to the object whose filled silhouette (a ring counts with its hole) covers most of it, at
-    least 30 percent; else it is background.
+    least the share least_cover; else it is background.
 
     Returns:
         (grid, grid) int64: 0 is background, k + 1 is the k-th of the scene's objects.
@@ -232,7 +218,7 @@ def patch_owners(scene: Scene, t_s: float, grid: int) -> np.ndarray:
     samples = 8  # per patch and axis
     side = grid * samples
     covers = np.zeros((len(scene.objects) + 1, grid, grid), np.float32)
-    covers[0] = 0.3 * 255 - 0.5
+    covers[0] = least_cover * 255 - 0.5
     for k, obj in enumerate(scene.objects, start=1):
         if not obj.is_visible(t_s):
             continue

@@ -9,19 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nvila_ros.world.scenes import (
+from nvila_ros.world.live_world import LiveWorld
+from nvila_ros.world.rendering import patch_labels, render
+from nvila_ros.world.scene import (
     COLORS,
     SHAPES,
-    LiveWorld,
     Object,
     Scene,
     is_clear,
-    patch_labels,
     reach,
-    render,
-    sample_scene,
     scene_rng,
 )
+from nvila_ros.world.scene_sampler import sample_scene
 
 SEEDS = st.integers(0, 2**31 - 1)
 ASPECTS = st.sampled_from([1.0, 4 / 3, 16 / 9])
