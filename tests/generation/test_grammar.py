@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -264,19 +263,23 @@ def test_a_schema_that_cannot_be_kept_is_refused_with_the_reason(grammars: Gramm
         grammars.constrain(json_kind(schema))
 
 
-def test_a_schema_that_explodes_is_refused_in_time_and_only_once_tried(
+def test_a_schema_that_explodes_is_refused_by_the_processor_time_it_takes_and_tried_once(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grammar_compile, "TRIAL_S", 1)
-    started = time.monotonic()
-    with pytest.raises(QueryError, match="compiling it takes more than 1 s"):
-        grammars.constrain(json_kind(PRODUCT))
-    tried = time.monotonic()
-    with pytest.raises(QueryError, match="compiling it takes"):
-        grammars.constrain(json_kind(PRODUCT))
+    trials = []
 
-    assert tried - started < grammar_compile.WAIT_S
-    assert time.monotonic() - tried < 0.1
+    def try_schema(schema: str) -> str:
+        trials.append(schema)
+        return grammar_compile.try_schema(schema)
+
+    monkeypatch.setattr(grammar_compile, "TRIAL_S", 1)
+    monkeypatch.setattr(grammar_compile, "WAIT_S", 100.0)  # a busy machine is another reason, see below
+    monkeypatch.setattr("nvila_ros.generation.grammar.try_schema", try_schema)
+    for _ in range(2):
+        with pytest.raises(QueryError, match="compiling it takes more than 1 s"):
+            grammars.constrain(json_kind(PRODUCT))
+
+    assert len(trials) == 1
 
 
 def test_a_machine_that_is_busy_is_not_held_against_a_schema(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,7 @@ def assert_seen(images: list[Image], source: FrameSource) -> None:
 def test_world_is_what_the_stamps_say(executor: SingleThreadedExecutor, number: signal.Signals) -> None:
     topic = f"/{number.name.lower()}/image"
     verb = ("nvila_ros.tools.cli", "camera", "--world", "5", "--size", "160x120", "--rate", "50", "--topic", topic)
+    start_ns = time.time_ns()
     with camera(*verb) as process:
         images = take(executor, topic, 10)
         now_ns = time.time_ns()
@@ -90,7 +91,7 @@ def test_world_is_what_the_stamps_say(executor: SingleThreadedExecutor, number: 
 
     assert_seen(images, WorldSource(5, 160, 120))
     (first, last) = (images[0].header.stamp.sec, images[-1].header.stamp.sec)
-    assert now_ns // 10**9 - 20 <= first <= last <= now_ns // 10**9 + 1
+    assert start_ns // 10**9 <= first <= last <= now_ns // 10**9 + 1
     assert (images[0].encoding, images[0].step, images[0].header.frame_id) == ("rgb8", 480, "camera")
 
 
@@ -129,12 +130,15 @@ def test_bad_parameter_is_told_in_one_line(argv: tuple[str, ...], told: str) -> 
     assert "Traceback" not in error
 
 
-def test_large_message_is_made_at_once() -> None:
+def test_large_message_is_made_without_a_look_at_each_byte() -> None:
     image = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), np.uint8)
 
-    start_s = time.process_time()
-    message = image_message(image[:, ::-1])
-    took_s = time.process_time() - start_s
+    calls: list[str] = []
+    sys.setprofile(lambda frame, event, _: calls.append(event))
+    try:
+        message = image_message(image[:, ::-1])
+    finally:
+        sys.setprofile(None)
 
     assert np.array_equal(np.frombuffer(message.data, np.uint8).reshape(image.shape), image[:, ::-1])
-    assert took_s < 0.1
+    assert len(calls) < 1000  # a look at each byte would be 2,764,800

@@ -115,8 +115,9 @@ def test_images_without_stamps_are_taken_at_arrival_with_one_warning() -> None:
         camera.show(0)
 
         answer = robot.ask()
-        assert before - 1 < answer.header.stamp.sec < time.time() + 1
-        assert abs(answer.age_s) < 10
+        now = time.time()
+        assert before - 1 < answer.header.stamp.sec < now + 1
+        assert -1 < answer.age_s < now - before + 1
         assert robot.process.log.count("sends no stamps") == 1
 
 

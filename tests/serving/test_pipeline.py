@@ -5,7 +5,6 @@ import functools
 import itertools
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from nvila_ros.runtime.onnxruntime.engine import OnnxRuntimeEngine
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.types import Answer, FinishReason, Frame, Piece, Query
 from tests.golden_cases import CASES, CHECKPOINT, GOLDEN, load_case, load_told
+from tests.tiny import FakeClock
 
 BACKENDS = ["onnxruntime", "torch"]
 
@@ -198,19 +198,19 @@ def test_times_add_up_on_the_given_clock() -> None:
 
 @pytest.mark.parametrize(("is_told", "stages"), [(False, ["vision_s"]), (True, ["vision_s", "prefill_s", "decode_s"])])
 def test_time_is_booked_to_the_stage_that_a_stop_ends(is_told: bool, stages: list[str]) -> None:
-    vlm = load("onnxruntime", "lite")
-    fresh = VisionLanguageModel(vlm._generator._engine, vlm._tokenizer, backend="onnxruntime")
+    vlm, clock = load("onnxruntime", "lite"), FakeClock()
+    fresh = VisionLanguageModel(vlm._generator._engine, vlm._tokenizer, backend="onnxruntime", now_ns=clock)
     pieces: list[Piece] = []
 
     def should_stop() -> FinishReason | None:
-        time.sleep(0.005)
+        clock.advance(0.25)
         return FinishReason.CANCELED if pieces or not is_told else None
 
     times = fresh.answer(make_query(), [make_frame()], on_piece=pieces.append, should_stop=should_stop).timings
 
     spent = {name: getattr(times, name) for name in ("vision_s", "prefill_s", "decode_s")}
     assert [name for name, seconds in spent.items() if seconds] == stages
-    assert spent[stages[-1]] >= 0.005
+    assert all(seconds % 0.25 == 0 for seconds in spent.values())
 
 
 class Breaking:

@@ -140,7 +140,7 @@ def test_wait_ends_when_a_query_comes_and_when_closed() -> None:
     thread = threading.Thread(target=lambda: waits.append(desk.scheduler.wait()))
     thread.start()
     desk.submit("a")
-    thread.join(5)
+    thread.join(60)
     assert waits == [True]
 
     desk.scheduler.close(0)

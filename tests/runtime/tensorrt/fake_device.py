@@ -42,5 +42,4 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     for item in session.items:
         item.module.find_machine = find_fake_machine
-        item.module.SLOWER = 100  # a stand-in's graph says nothing of time
         item.module.NUM_STEPS = 8
