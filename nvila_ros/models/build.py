@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 
 from nvila_ros.errors import CheckpointError, ConfigError
+from nvila_ros.models.build_shapes import find_build_faults
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo, read_header, read_object
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles, unpack_nibbles
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec, Wrap
 
 MANIFEST = "manifest.json"
 STAGED = f".{MANIFEST}.part"  # the next manifest until it is whole
-FORMAT = 1
+FORMAT = 2
 REBUILD = "build it again with nvila build"
 _CHUNK = 1 << 24
 _log = logging.getLogger(__name__)
@@ -151,20 +152,22 @@ def is_build(folder: Path) -> bool:
 
 
 def open_build(folder: Path) -> Build:
-    """Open a build and check every file of it.
+    """Open a build and check its manifest, every file of it, and its tensors against its spec.
 
     Raises:
-        CheckpointError: it is not finished, was changed since, or is of another format.
+        CheckpointError: it is not finished, was changed since, is of another format, or its tensors are not those of
+            its spec.
     """
-    told = read_object(folder / MANIFEST)
-    if told.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} is a build of format {told.get('format')!r}, this is {FORMAT}; {REBUILD}")
+    told = _read_manifest(folder)
     try:
         for name, seal in told["files"].items():
             check_file(folder, name, seal, REBUILD)
         spec = spec_from_dict(told["spec"])
         names = [name for name in told["files"] if name.endswith(".safetensors")]
         tensors = {key: info for name in names for key, info in read_header(folder / name, "").items()}
+        faults = find_build_faults(spec, tensors)
+        if faults:
+            raise CheckpointError(f"{folder} is not a whole model: {faults[0]}; {REBUILD}")
         digest = hashlib.sha256("".join(f"{name} {told['files'][name]['sha256']}\n" for name in sorted(names)).encode())
         return Build(
             path=folder,
@@ -203,11 +206,32 @@ def write_manifest(
 
 def rewrite_plans(folder: Path, recipe: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> None:
     """Let a sealed build tell of these plans and no others, and of the recipe that they were compiled by."""
-    _write(folder, read_object(folder / MANIFEST) | {"recipe": recipe, "plans": list(plans)})
+    _write(folder, _read_manifest(folder) | {"recipe": recipe, "plans": list(plans)})
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Return a manifest of this format that is as it was written; only `plans`, each with a digest, may differ.
+
+    Raises:
+        CheckpointError: it is not readable, is of another format or was edited.
+    """
+    manifest = read_object(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} is a build of format {manifest.get('format')!r}, this is {FORMAT}; {REBUILD}")
+    if manifest.get("sha256") != manifest_digest(manifest):
+        raise CheckpointError(f"{folder / MANIFEST} was edited since the build wrote it; {REBUILD}")
+    return manifest
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """Return the digest of all that a manifest holds but the plans, which have their own, and the digest itself."""
+    covered = {key: value for key, value in manifest.items() if key not in ("sha256", "plans")}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
 
 
 def _write(folder: Path, told: Mapping[str, Any]) -> None:
-    """Replace the manifest in one step."""
+    """Replace the manifest in one step, with its digest."""
+    told = {**told, "sha256": manifest_digest(told)}
     staged = folder / STAGED
     with staged.open("w", encoding="utf-8") as file:
         file.write(json.dumps(told, indent=1) + "\n")

@@ -14,7 +14,7 @@ import pytest
 
 from nvila_ros.builds.recipes import read_recipe
 from nvila_ros.errors import BackendError, CheckpointError
-from nvila_ros.models.build import exclusive_lock, open_build
+from nvila_ros.models.build import exclusive_lock, open_build, rewrite_plans
 from nvila_ros.runtime.tensorrt import compile as tensorrt_compile
 from nvila_ros.runtime.tensorrt.cuda import Cuda
 from nvila_ros.runtime.tensorrt.plans import PARTS, choose_plans
@@ -278,9 +278,7 @@ def test_changed_recipe_and_damaged_weights_are_told_where_they_cannot_be_made_a
 def test_robot_that_only_compiles_needs_no_torch(tmp_path: Path) -> None:
     """Without TensorRT it ends where plans are to be compiled, which is behind all that could ask for torch."""
     folder = write_rounded_build(tmp_path / "mine")
-    path = folder / "manifest.json"
-    recipe = dataclasses.asdict(read_recipe("nvila-tiny.agx-orin"))
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": recipe}))
+    rewrite_plans(folder, dataclasses.asdict(read_recipe("nvila-tiny.agx-orin")), ())
     code = "import sys; sys.modules['torch'] = None; from nvila_ros.tools.cli import main; sys.exit(main(sys.argv[1:]))"
 
     command = [sys.executable, "-c", code, "build", str(folder), "--flavour", "tensorrt"]
