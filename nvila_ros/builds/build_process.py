@@ -26,6 +26,11 @@ ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 if os.getppid() != int(sys.argv.pop(1)):
     sys.exit("nobody waits for this build any more")
 os.nice(5)
+try:  # this session may be a scheduling group of its own, in which nice counts for nothing outside of it
+    with open("/proc/self/autogroup", "w") as group:
+        group.write("5")
+except OSError:
+    pass
 from nvila_ros.tools.cli import main
 sys.exit(main())
 """

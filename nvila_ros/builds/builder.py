@@ -29,7 +29,7 @@ from nvila_ros.models.quantized import Weight
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.variants import MediaCost, clip_cost, image_cost, tile_range, weight_bytes
 from nvila_ros.quantization.calibration import Calibration
-from nvila_ros.quantization.options import DecoderOptions, TowerOptions
+from nvila_ros.quantization.options import DecoderOptions, OnLayer, TowerOptions
 from nvila_ros.quantization.quantize import keep_part, quantize_decoder, quantize_tower, to_half
 
 SHARD_BYTES = 1 << 28
@@ -45,9 +45,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 _log = logging.getLogger(__name__)
-
-OnPart = Callable[[str, int, int], None]
-"""Told of progress: the part, layers done, layers in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,7 @@ def make_build(
     checkpoint: Checkpoint,
     calibrate: Callable[[], Calibration],
     folder: Path,
-    on_part: OnPart,
+    on_part: OnLayer,
 ) -> None:
     """Build a recipe into a folder, or go on where an earlier build of the same ended.
 
@@ -138,7 +135,7 @@ def make_build(
     if not _is_begun(folder, state):
         _refuse_strangers(folder)
         checkpoint.weights()  # what is amiss is found before an earlier build is removed
-        if tower_options(recipe).needs_calibration or decoder_options(recipe).needs_calibration:
+        if needs_calibration(recipe):
             calibrate()
         _begin(folder, state)
     for part in PARTS:
@@ -204,7 +201,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _quantize(
-    part: str, recipe: Recipe, checkpoint: Checkpoint, calibrate: Callable[[], Calibration], on_part: OnPart
+    part: str, recipe: Recipe, checkpoint: Checkpoint, calibrate: Callable[[], Calibration], on_part: OnLayer
 ) -> Iterator[tuple[str, Weight]]:
     if part == "vision_tower":
         tower = tower_options(recipe)
@@ -218,6 +215,11 @@ def _quantize(
         prompts_LD = calibrate().prompts_LD if decoder.needs_calibration else ()
         return quantize_decoder(checkpoint, decoder, prompts_LD, on_part)
     return keep_part(checkpoint, part, "fp32")
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Whether anything that a recipe asks for is found from activations."""
+    return tower_options(recipe).needs_calibration or decoder_options(recipe).needs_calibration
 
 
 def tower_options(recipe: Recipe) -> TowerOptions:

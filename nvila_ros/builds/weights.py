@@ -7,13 +7,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from nvila_ros.builds.builder import OnPart, check_room, estimate, make_build
+from nvila_ros.builds.builder import check_room, estimate, make_build, needs_calibration
 from nvila_ros.builds.recipes import WORLD, Recipe
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
+from nvila_ros.models.threads import limit_threads
 from nvila_ros.models.variants import check_prompt_room
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import Calibration, Sample, calibrate, read_samples
+from nvila_ros.quantization.options import OnLayer
 from nvila_ros.world.questions import EVAL_KINDS, ask
 from nvila_ros.world.rendering import render
 from nvila_ros.world.scene import scene_rng
@@ -24,8 +26,8 @@ WIDTH, HEIGHT = 640, 480
 STILL_KINDS = tuple(kind for kind in EVAL_KINDS if kind != "motion")
 
 
-def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnPart | None) -> None:
-    """Quantize a checkpoint into a folder; without `on_part` only tell what it takes.
+def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnLayer | None) -> None:
+    """Quantize a checkpoint into a folder; without `on_part` only print what that takes.
 
     Raises:
         NvilaError: checkpoint or media are not acceptable, or there is no room.
@@ -49,14 +51,17 @@ def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnPart | None) 
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     check_room(needed, out.parent)
-    make_build(recipe, checkpoint, lambda: _calibrate(recipe, checkpoint, media), out, on_part)
+    if not needs_calibration(recipe):
+        on_part("calibration", 1, 1)
+    with limit_threads(checkpoint.spec):
+        make_build(recipe, checkpoint, lambda: _calibrate(recipe, checkpoint, media, on_part), out, on_part)
 
 
-def _calibrate(recipe: Recipe, checkpoint: Checkpoint, media: str) -> Calibration:
+def _calibrate(recipe: Recipe, checkpoint: Checkpoint, media: str, on_layer: OnLayer) -> Calibration:
     told = recipe.calibration
     samples = world_samples(told.clip_frames) if media == WORLD else read_samples(Path(media), told.clip_frames)
     chosen = itertools.islice(samples, told.num_samples)
-    return calibrate(checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), chosen)
+    return calibrate(checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), chosen, on_layer)
 
 
 def world_samples(clip_frames: int) -> Iterator[Sample]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nvila_ros.models.embedding import embedding
 from nvila_ros.models.spec import DecoderSpec
 
 _MOST_SCORED = 512
@@ -53,7 +54,7 @@ class Decoder(nn.Module):
         self.spec = spec
         self.model = nn.ModuleDict(
             {
-                "embed_tokens": nn.Embedding(spec.vocab_size, spec.width),
+                "embed_tokens": embedding(spec.vocab_size, spec.width),
                 "layers": nn.ModuleList(Layer(spec, i) for i in range(spec.num_layers)),
                 "norm": nn.RMSNorm(spec.width, eps=spec.norm_eps),
             }

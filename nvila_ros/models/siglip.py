@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nvila_ros.models.embedding import embedding
 from nvila_ros.models.spec import VisionSpec
 
 
@@ -37,7 +38,7 @@ class Embeddings(nn.Module):
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.patch_embedding = nn.Conv2d(3, spec.width, spec.patch_px, stride=spec.patch_px)
-        self.position_embedding = nn.Embedding(spec.num_patches, spec.width)
+        self.position_embedding = embedding(spec.num_patches, spec.width)
 
     def forward(self, tile_NCHW: Tensor) -> Tensor:
         """Return (N, P, E), patches in raster order."""

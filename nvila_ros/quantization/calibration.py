@@ -25,6 +25,7 @@ from nvila_ros.models.spec import ModelSpec
 from nvila_ros.prompt.chat import PLACEHOLDER, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.layers import DECODER, TOWER, build_part, embed_tiles, run_tower_layer
+from nvila_ros.quantization.options import OnLayer, ignore_progress
 from nvila_ros.video.media import IMAGE_SUFFIXES, open_media, read_clip
 from nvila_ros.visual.encode import arrange, merge_features
 from nvila_ros.visual.tiles import normalize_tiles
@@ -64,8 +65,19 @@ class Calibration:
     prompts_LD: tuple[np.ndarray, ...]
 
 
-def calibrate(checkpoint: Checkpoint, tokenizer: ChatTokenizer, samples: Iterable[Sample]) -> Calibration:
-    """Return what the model meets when it is asked about samples.
+def calibrate(
+    checkpoint: Checkpoint,
+    tokenizer: ChatTokenizer,
+    samples: Iterable[Sample],
+    on_layer: OnLayer = ignore_progress,
+) -> Calibration:
+    """Return the tiles and prompts of calibration samples.
+
+    Args:
+        checkpoint: whose tower encodes the samples.
+        tokenizer: of the checkpoint.
+        samples: images or clips, each with a question.
+        on_layer: called after each layer of the tower, with `calibration` as the part.
 
     Raises:
         FrameError: there is no sample.
@@ -76,7 +88,7 @@ def calibrate(checkpoint: Checkpoint, tokenizer: ChatTokenizer, samples: Iterabl
         raise FrameError("calibration needs at least one sample, got none; name media that can be read")
     views = [view_sample(spec, sample) for sample in samples]
     tile_NCHW = normalize_tiles([tile for view in views for tile in view.tiles], spec.pixel_dtype)
-    feat_NPE = see_tiles(checkpoint, tile_NCHW)
+    feat_NPE = encode_tiles(checkpoint, tile_NCHW, on_layer)
     ends = np.cumsum([len(view.tiles) for view in views])[:-1]
     by_sample = np.split(feat_NPE, ends)
     embeds = _embed(checkpoint, tokenizer, zip(samples, views, by_sample, strict=True))
@@ -92,12 +104,13 @@ def view_sample(spec: ModelSpec, sample: Sample) -> View:
     return view_clip(spec, images[-length:]) if length else view_images(spec, images)
 
 
-def see_tiles(checkpoint: Checkpoint, tile_NCHW: np.ndarray) -> np.ndarray:
+def encode_tiles(checkpoint: Checkpoint, tile_NCHW: np.ndarray, on_layer: OnLayer = ignore_progress) -> np.ndarray:
     """Return the tower's features of tiles, (N, P, E)."""
     spec, weights = checkpoint.spec.vision, checkpoint.weights("vision_tower")
     feat_NPE = embed_tiles(spec, weights, tile_NCHW)
     for i in range(spec.num_live_layers):
         run_tower_layer(build_part(siglip.Layer, weights, f"{TOWER}.encoder.layers.{i}", spec), feat_NPE)
+        on_layer("calibration", i + 1, spec.num_live_layers)
     return feat_NPE.numpy()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nvila_ros.errors import ConfigError
@@ -11,6 +11,8 @@ TOWER_PRECISIONS = ("fp32", "fp16", "w8a8")
 DECODER_PRECISIONS = ("fp32", "fp16", "w4a16")
 ACTIVATIONS = ("per_token", "per_tensor")
 """How W8A8 finds the scale of an input: from each token when it runs, or once for all of them by calibration."""
+OnLayer = Callable[[str, int, int], None]
+"""Called after each layer: the part's name, layers done, layers in total."""
 SMALLEST_GROUP = 16  # below this the scales weigh as much as the values
 
 
@@ -70,6 +72,10 @@ class DecoderOptions:
     def needs_calibration(self) -> bool:
         """Whether anything is found from activations."""
         return self.precision == "w4a16" and (self.awq or self.clip)
+
+
+def ignore_progress(part: str, done: int, total: int) -> None:
+    """Accept a progress report and do nothing."""
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

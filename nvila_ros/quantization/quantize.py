@@ -10,7 +10,7 @@ N outputs of a linear map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -33,19 +33,12 @@ from nvila_ros.quantization.layers import (
     run_decoder_layer,
     run_tower_layer,
 )
-from nvila_ros.quantization.options import DecoderOptions, TowerOptions
+from nvila_ros.quantization.options import DecoderOptions, OnLayer, TowerOptions, ignore_progress
 
 Named = Iterator[tuple[str, Weight]]
-OnLayer = Callable[[str, int, int], None]
-"""Told after each layer: the part's name, layers done, layers in all."""
-
 _ATTENTION = tuple(f"self_attn.{key}_proj" for key in "qkv")
 _POINTS = (_ATTENTION, ("self_attn.out_proj",), ("mlp.fc1",), ("mlp.fc2",))  # maps of a tower layer by what they read
 _SMOOTHED = (("layer_norm1", _ATTENTION), ("layer_norm2", ("mlp.fc1",)))
-
-
-def ignore_progress(part: str, done: int, total: int) -> None:
-    """Take progress and do nothing."""
 
 
 def quantize_tower(

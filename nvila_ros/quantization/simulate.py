@@ -21,6 +21,7 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, name_precision
 from nvila_ros.models.shapes import HEAD
 from nvila_ros.models.spec import ModelSpec
+from nvila_ros.models.threads import set_threads
 from nvila_ros.quantization.int8 import round_activations, token_scales
 from nvila_ros.runtime.contract import Source
 from nvila_ros.runtime.torch_engine import TorchEngine
@@ -97,11 +98,10 @@ def _replace_linear(model: nn.Module, key: str, weight: Int8Weight) -> None:
 
 
 def load(source: Source, threads: int = 0) -> SimulatedEngine:
-    """Load a build, or a checkpoint; `threads` 0 leaves torch's own choice.
+    """Load a build, or a checkpoint; `threads` 0 takes as many as the model keeps busy.
 
     Raises:
         CheckpointError: its weights are not those of its spec.
     """
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(source.spec, threads)
     return SimulatedEngine(source.spec, source.weights())

@@ -8,6 +8,7 @@ import torch
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.qwen2 import KvCache
+from nvila_ros.models.threads import set_threads
 from nvila_ros.runtime.contract import Tree
 
 
@@ -93,7 +94,6 @@ def load_torch_model(checkpoint: Checkpoint) -> Nvila:
 
 
 def load(checkpoint: Checkpoint, threads: int = 0) -> TorchEngine:
-    """Load a checkpoint; `threads` 0 leaves torch's own choice."""
-    if threads:
-        torch.set_num_threads(threads)
+    """Load a checkpoint; `threads` 0 takes as many as the model keeps busy."""
+    set_threads(checkpoint.spec, threads)
     return TorchEngine(checkpoint)

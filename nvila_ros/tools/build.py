@@ -12,13 +12,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nvila_ros.builds.recipes import ARCHITECTURES, Recipe, changed_weights, read_recipe, recipe_from_dict, with_media
 from nvila_ros.errors import BackendError, CheckpointError, ConfigError
@@ -30,9 +28,11 @@ from nvila_ros.runtime.tensorrt.api import FLAVOURS
 from nvila_ros.runtime.tensorrt.compile import Job, best_form, compile_plans, limits_of
 from nvila_ros.runtime.tensorrt.machine import Machine, find_machine, name_machine
 from nvila_ros.runtime.tensorrt.plans import PARTS as PLANS
+from nvila_ros.tools.build_progress import BuildProgress
 from nvila_ros.tools.options import print_json
 
-WEIGHTS: tuple[str, ...] = ("llm", "vision_tower")  # parts whose layers are counted while they are quantized
+WEIGHTS: tuple[str, ...] = ("calibration", "llm", "vision_tower")
+"""Steps whose layers are counted while weights are made."""
 _log = logging.getLogger(__name__)
 
 
@@ -91,13 +91,13 @@ def _build(args: argparse.Namespace, recipe: Recipe, out: Path, compiler: Compil
     if source is None:
         recipe = _as_built(recipe, out)
     steps = (WEIGHTS if source else ()) + (PLANS if compiler else ())
-    with Bars(steps, is_told=args.progress == "json") as bars:
+    with BuildProgress(steps, as_json=args.progress == "json") as progress:
         if source:
-            _make_weights(recipe, source, out, bars.advance)
+            _make_weights(recipe, source, out, progress.advance)
             for part in WEIGHTS:
-                bars.advance(part, 1, 1)  # one that was done before, or stays float, tells of no layers
+                progress.advance(part, 1, 1)  # one that was done before, or stays float, reports no layers
         if compiler:
-            _compile(recipe, out, compiler, bars)
+            _compile(recipe, out, compiler, progress)
         elif not source:
             _tell_recipe(recipe, out)
 
@@ -206,22 +206,25 @@ def _as_built(recipe: Recipe, out: Path) -> Recipe:
 
 
 def _make_weights(recipe: Recipe, source: Path, out: Path, on_part: Callable[[str, int, int], None] | None) -> None:
+    # A thread of torch that waits for another sleeps: one that spins takes the core from the robot's own processes, and
+    # from the thread it waits for. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Here and not above: on a robot that only compiles there is no torch.
     from nvila_ros.builds.weights import make_weights
 
     make_weights(recipe, source, out, on_part)
 
 
-def _compile(recipe: Recipe, out: Path, compiler: Compiler, bars: Bars) -> None:
+def _compile(recipe: Recipe, out: Path, compiler: Compiler, progress: BuildProgress) -> None:
     job = Job(
         trt=compiler.trt,
         machine=compiler.machine,
         form=best_form(compiler.trt),
         limits=limits_of(open_build(out).spec, recipe.limits),
-        on_progress=lambda part, phase, share: bars.advance(part, int(100 * share), 100, phase),
+        on_progress=lambda part, phase, share: progress.advance(part, int(100 * share), 100, phase),
     )
     for part, record in compile_plans(out, job, dataclasses.asdict(recipe)).items():
-        bars.advance(part, 100, 100)
+        progress.advance(part, 100, 100)
         _log.info("%s: %s bytes in %s s", part, f"{record.seal['bytes']:,}", record.build_s)
 
 
@@ -230,35 +233,3 @@ def _tell_recipe(recipe: Recipe, out: Path) -> None:
     told, wanted = read_object(out / MANIFEST), dataclasses.asdict(recipe)
     if told["recipe"] != wanted:
         rewrite_plans(out, wanted, told.get("plans", ()))
-
-
-class Bars:
-    """A bar for each step on a terminal; a line a step where nobody watches; a JSON line a change for a program."""
-
-    def __init__(self, steps: Sequence[str], is_told: bool) -> None:
-        columns = [TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.fields[text]:<24}")]
-        console = Console(stderr=True)
-        columns += [TimeElapsedColumn(), TimeRemainingColumn()]
-        self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._tasks = {step: self._bars.add_task(step, total=None, text="") for step in steps}
-        self._shares = dict.fromkeys(steps, 0.0)
-        self._is_quiet, self._is_told = not console.is_terminal, is_told
-
-    def __enter__(self) -> Bars:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._bars.stop()
-
-    def advance(self, step: str, done: int, total: int, text: str = "") -> None:
-        """Tell how far a step is; a count that was told before is not told again."""
-        if self._shares[step] >= done / total:
-            return
-        self._shares[step] = done / total
-        self._bars.update(self._tasks[step], completed=done, total=total, text=text or f"{done}/{total}")
-        if self._is_quiet and done == total:
-            _log.info("%s: done", step)
-        if self._is_told:
-            progress = sum(self._shares.values()) / len(self._shares)
-            print_json({"part": step, "done": done, "total": total, "progress": progress})

@@ -161,7 +161,7 @@ def test_progress_grows_to_one_over_weights_and_plans(
 
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()][:-1]
     shares = [line["progress"] for line in told]
-    assert list(dict.fromkeys(line["part"] for line in told)) == ["llm", "vision_tower", *PARTS]
+    assert list(dict.fromkeys(line["part"] for line in told)) == ["calibration", "llm", "vision_tower", *PARTS]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
