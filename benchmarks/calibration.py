@@ -25,8 +25,8 @@ from rich.table import Table
 
 from nvila_ros.runtime.loading import BACKENDS
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
-from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json, whole
+from nvila_ros.tools.suites import HEIGHT, WIDTH
 from nvila_ros.types import Frame, Query
 from nvila_ros.world.questions import ANSWERS, EVAL_KINDS, eval_case
 from nvila_ros.world.rendering import render

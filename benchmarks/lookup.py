@@ -28,8 +28,8 @@ from nvila_ros.runtime.contract import Engine
 from nvila_ros.runtime.cpu.engine import load_quantized
 from nvila_ros.runtime.loading import find_checkpoint, load_engine, open_model
 from nvila_ros.serving.pipeline import VisionLanguageModel
-from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json
+from nvila_ros.tools.suites import HEIGHT, WIDTH
 from nvila_ros.types import Frame, Query
 from nvila_ros.world.questions import eval_case
 from nvila_ros.world.rendering import render

@@ -32,8 +32,8 @@ from nvila_ros.quantization.quantize import keep_part, quantize_decoder, quantiz
 from nvila_ros.quantization.simulate import SimulatedEngine
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.serving.pipeline import VisionLanguageModel
-from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json, whole
+from nvila_ros.tools.suites import HEIGHT, WIDTH
 from nvila_ros.types import Frame, Query
 from nvila_ros.world.questions import EVAL_CLIP_FRAMES, EVAL_KINDS, eval_case, is_correct
 from nvila_ros.world.rendering import render

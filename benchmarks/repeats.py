@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nvila_ros.serving.pipeline import CacheLimits, load_model
-from nvila_ros.tools.evaluate import HEIGHT, WIDTH
 from nvila_ros.tools.options import positive, print_json
+from nvila_ros.tools.suites import HEIGHT, WIDTH
 from nvila_ros.types import Frame, Query
 from nvila_ros.world.questions import Question, ask, is_correct
 from nvila_ros.world.rendering import render

@@ -28,8 +28,8 @@ from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.loading import find_checkpoint, load_engine
 from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.serving.pipeline import VisionLanguageModel
-from nvila_ros.tools.evaluate import ask_case
 from nvila_ros.tools.options import positive, print_json, whole
+from nvila_ros.tools.suite_scores import ask_case
 from nvila_ros.training.save import save_checkpoint
 from nvila_ros.training.tiny_scale import narrow
 from nvila_ros.types import Answer

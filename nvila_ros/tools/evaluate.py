@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -23,54 +21,27 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.files import close_reporting, write_errors
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.tools.answer_log import AnswerLog
-from nvila_ros.tools.asking import Answerer
 from nvila_ros.tools.evaluate_data import as_dict as data_as_dict
 from nvila_ros.tools.evaluate_data import as_table as as_data_table
 from nvila_ros.tools.evaluate_data import ask_all, check_metrics, describe_run, score_all
 from nvila_ros.tools.metrics import METRICS
 from nvila_ros.tools.options import add_model_options, positive, print_json, whole, wide_console, words
 from nvila_ros.tools.records import add_media_options, open_sources
-from nvila_ros.tools.suites import DEFAULT_SUITE, HEIGHT, SUITES, WIDTH, Render, Suite
+from nvila_ros.tools.suite_scores import MAX_TOKENS, as_dict, as_table, score
+from nvila_ros.tools.suites import DEFAULT_SUITE, SUITES
 from nvila_ros.training.conversations.bad_samples import BadSamples, DataError
-from nvila_ros.types import Answer, Frame, Query
+from nvila_ros.types import Answer
 from nvila_ros.world.questions import EvalCase, is_correct
-from nvila_ros.world.rendering import render
 
-NUM_SHOWN_WRONG = 3
 NUM_QUESTIONS = 500
 """Asked of each kind where nobody says."""
-MAX_TOKENS = 64
-"""Of an answer to a data set, likewise."""
 SUITE_OPTIONS = ("suite", "questions", "kinds")
 DATA_OPTIONS = ("metric", "by", "media", "allow_outside", "frames", "max_tokens", "limit", "skip_bad")
-
-
-@dataclass(slots=True)
-class Score:
-    """How the questions of one kind went; `wrong` are the cases answered wrong and what was said."""
-
-    num_asked: int = 0
-    wrong: list[tuple[EvalCase, str]] = field(default_factory=list)
-
-    @property
-    def num_right(self) -> int:
-        """Questions answered right."""
-        return self.num_asked - len(self.wrong)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right answers, 0 where nothing was asked."""
-        return self.num_right / self.num_asked if self.num_asked else 0.0
-
-
-OnCase = Callable[[str, int, EvalCase, Answer], None]
-"""Takes each case after its answer: kind, index, case, answer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +142,8 @@ def run_suite(args: argparse.Namespace) -> int:
     unknown = sorted(set(kinds) - set(suite.kinds))
     if unknown or not kinds:
         raise ConfigError(f"--kinds must be some of {','.join(suite.kinds)}, got {','.join(unknown) or 'none'}")
+    for kind in kinds:
+        suite.case(kind, 0)  # what is missing shows before the model is loaded
     model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
     with contextlib.ExitStack() as stack:
         report = stack.enter_context(_Progress(len(kinds) * num_questions))
@@ -190,54 +163,6 @@ def run_suite(args: argparse.Namespace) -> int:
 
 def _names(model: VisionLanguageModel) -> dict[str, str]:
     return {"model": model.model, "backend": model.backend, "precision": model.precision}
-
-
-def score(
-    model: Answerer,
-    kinds: Sequence[str],
-    num_questions: int,
-    on_case: OnCase,
-    *,
-    suite: Suite = SUITES[DEFAULT_SUITE],
-) -> dict[str, Score]:
-    """Ask `num_questions` cases of each kind of a suite."""
-    scores: dict[str, Score] = {}
-    for kind in kinds:
-        scores[kind] = Score()
-        for index in range(num_questions):
-            case = suite.case(kind, index)
-            answer = ask_case(model, case, f"{kind}-{index}", suite.render)
-            scores[kind].num_asked += 1
-            if not is_correct(case.question, answer.text):
-                scores[kind].wrong.append((case, answer.text))
-            on_case(kind, index, case, answer)
-    return scores
-
-
-def ask_case(model: Answerer, case: EvalCase, query_id: str, render: Render = render) -> Answer:
-    """Film the frames of a case and ask its question."""
-    frames = [Frame(image=render(case.scene, t, WIDTH, HEIGHT), stamp_ns=round(t * 1e9)) for t in case.times_s]
-    query = Query(query_id=query_id, question=case.question.text, num_frames=len(frames), max_tokens=MAX_TOKENS)
-    return model.answer(query, frames)
-
-
-def as_dict(scores: dict[str, Score]) -> dict[str, float]:
-    """Return the accuracy of each kind and over all questions."""
-    num_asked = sum(each.num_asked for each in scores.values())
-    overall = sum(each.num_right for each in scores.values()) / num_asked
-    return {kind: each.accuracy for kind, each in scores.items()} | {"overall": overall}
-
-
-def as_table(scores: dict[str, Score]) -> Table:
-    """Return a table of the scores, with a few wrong answers of each kind."""
-    table = Table("kind", "asked", "right", "accuracy", "said instead of the truth")
-    for column in table.columns[1:4]:
-        column.justify = "right"
-    for kind, each in scores.items():
-        shown = [f"{said!r} for {case.question.answer!r}" for case, said in each.wrong[:NUM_SHOWN_WRONG]]
-        row = (kind, str(each.num_asked), str(each.num_right), f"{each.accuracy:.3f}", ", ".join(shown))
-        table.add_row(*(text.replace("[", r"\[") for text in row))
-    return table
 
 
 class _Progress:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.world import photography
-from nvila_ros.world.questions import EVAL_KINDS, EvalCase, eval_case
+from nvila_ros.world.questions import EVAL_KINDS, EvalCase, Question, eval_case
 from nvila_ros.world.rendering import render
 from nvila_ros.world.scale_questions import SCALE_KINDS, eval_scale_case
 from nvila_ros.world.scene import Scene
+from nvila_ros.world.wide_suite import TIERS, choices_of, eval_wide_case, render_either
 
 CaseOf = Callable[[str, int], EvalCase]
 """Returns case number index of a kind."""
@@ -30,11 +31,14 @@ class Suite:
         kinds: of question.
         case: by kind and index.
         render: films the scenes of the cases.
+        choices: the closed set of answers that a question has, if any: asked once more with these, answers come with
+            probabilities.
     """
 
     kinds: tuple[str, ...]
     case: CaseOf
     render: Render = render
+    choices: Callable[[Question], tuple[str, ...]] | None = None
 
 
 WORLD_KINDS = (*EVAL_KINDS, "describe")
@@ -42,8 +46,10 @@ SUITES: dict[str, Suite] = {
     "tiny-world": Suite(WORLD_KINDS, eval_case),
     "tiny-world-photo": Suite(WORLD_KINDS, eval_case, photography.render),
     "tiny-world-scale": Suite(SCALE_KINDS, eval_scale_case),
+    "tiny-world-wide": Suite(tuple(TIERS), eval_wide_case, render_either, choices_of),
 }
-"""By name; `tiny-world-photo` asks the questions of `tiny-world` of pictures that no training saw the like of."""
+"""By name; `tiny-world-photo` asks the questions of `tiny-world` of the second camera's pictures. The kinds of
+`tiny-world-wide` are tiers, each wider than `tiny-world` in one respect."""
 DEFAULT_SUITE = "tiny-world"
 WIDTH, HEIGHT = 640, 480
 """Of the frames that are asked about, px."""

@@ -50,7 +50,7 @@ class Look:
         tones: of drawn grounds, drawn from evenly.
         photographs: names of photographs, drawn from evenly.
         photograph_share: share of the scenes whose ground is a photograph.
-        softness: greatest blur of a photograph, in frame heights.
+        softness: least and greatest sigma of a photograph's blur, in frame heights.
         overlap_share: share of the scenes in which things may lie over each other.
         shadow_share: share of the scenes with shadows.
     """
@@ -61,7 +61,7 @@ class Look:
     tones: tuple[str, ...] = TONES
     photographs: tuple[str, ...] = ()
     photograph_share: float = 0.0
-    softness: float = 0.03
+    softness: tuple[float, float] = (0.0, 0.03)
     overlap_share: float = 0.3
     shadow_share: float = 0.4
 
@@ -113,7 +113,7 @@ def _draw_ground(rng: np.random.Generator, look: Look) -> Background:
     seed = int(rng.integers(2**31))
     if rng.random() < look.photograph_share:
         name = look.photographs[int(rng.integers(len(look.photographs)))]
-        blur = look.softness * float(rng.random()) ** 2
+        blur = look.softness[0] + (look.softness[1] - look.softness[0]) * float(rng.random()) ** 2
         return Background(PHOTOGRAPH, (0, 0, 0), (0, 0, 0), blur, 0.0, seed, name, is_shared=True)
     kind = PATTERNS[int(rng.integers(len(PATTERNS)))]
     low, high = draw_tone(rng, look.tones[int(rng.integers(len(look.tones)))])

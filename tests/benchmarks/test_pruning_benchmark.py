@@ -21,7 +21,7 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.serving.pipeline import load_model
-from nvila_ros.tools.evaluate import ask_case
+from nvila_ros.tools.suite_scores import ask_case
 from nvila_ros.training.conversations.planted import PLANTS, Plan, PlantedWorld
 from nvila_ros.training.pruning import Scorer, content_key
 from nvila_ros.world.questions import ANSWERS, EvalCase, is_correct

@@ -12,12 +12,12 @@ import pytest
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.runtime.loading import find_checkpoint
-from nvila_ros.tools import evaluate
 from nvila_ros.tools.cli import main
-from nvila_ros.tools.evaluate import as_dict, as_table, score
+from nvila_ros.tools.suite_scores import NUM_SHOWN_WRONG, SuiteScore, as_dict, as_table, score
 from nvila_ros.tools.suites import DEFAULT_SUITE, SUITES, Suite
 from nvila_ros.types import Answer, FinishReason, Frame, Query
 from nvila_ros.world.questions import CLIP_KINDS, EVAL_CLIP_FRAMES, EVAL_KINDS, EvalCase
+from nvila_ros.world.wide_suite import TIERS
 from tests.full_disk import largest_file
 
 
@@ -31,10 +31,18 @@ class Oracle:
         kind, index = query.query_id.rsplit("-", 1)
         case = self.suite.case(kind, int(index))
         assert query.question == case.question.text
+        assert not query.choices or case.question.answer in query.choices
         assert [frame.stamp_ns for frame in frames] == [round(t * 1e9) for t in case.times_s]
         assert np.array_equal(frames[-1].image, self.suite.render(case.scene, case.times_s[-1], 640, 480))
         text = "no idea" if kind in self.wrong_kinds else f" {case.question.answer.title().removesuffix('.')}. "
-        return Answer(query=query, finish_reason=FinishReason.STOP, text=text)
+        probabilities = (0.9, *[0.1 / (len(query.choices) - 1)] * (len(query.choices) - 1)) if query.choices else ()
+        return Answer(
+            query=query,
+            finish_reason=FinishReason.STOP,
+            text=text,
+            choices=query.choices,
+            probabilities=probabilities,
+        )
 
 
 def _ignore(kind: str, index: int, case: EvalCase, answer: Answer) -> None:
@@ -67,11 +75,44 @@ def test_motion_is_asked_of_a_clip_and_the_rest_of_one_frame() -> None:
     assert asked == {kind: EVAL_CLIP_FRAMES if kind in CLIP_KINDS else 1 for kind in EVAL_KINDS}
 
 
-def test_each_suite_is_asked_in_its_own_kinds() -> None:
-    for suite in SUITES.values():
-        scores = as_dict(score(Oracle(suite=suite), suite.kinds, 1, _ignore, suite=suite))
+@pytest.mark.parametrize("name", SUITES)
+def test_each_suite_is_asked_in_its_own_kinds(name: str) -> None:
+    suite = SUITES[name]
+    kinds = [kind for kind in suite.kinds if name != "tiny-world-wide" or not TIERS[kind].look.photograph_share]
 
-        assert scores == dict.fromkeys([*suite.kinds, "overall"], 1.0)
+    scores = as_dict(score(Oracle(suite=suite), kinds, 1, _ignore, suite=suite))
+
+    assert {kind: scores[kind] for kind in (*kinds, "overall")} == dict.fromkeys([*kinds, "overall"], 1.0)
+
+
+def test_choices_are_asked_once_more_and_say_how_far_to_trust_their_probabilities() -> None:
+    suite = SUITES["tiny-world-wide"]
+
+    scores = score(Oracle("light", suite=suite), ("usual", "light"), 8, _ignore, suite=suite)
+
+    found = as_dict(scores)
+    assert found["ece"]["usual"] == pytest.approx(0.1)
+    assert found["ece"]["light"] == pytest.approx(0.9)
+    assert found["sure"] == {"usual": 0, "light": 0}
+    assert [str(column.header) for column in as_table(scores).columns][4:7] == ["ECE", "p >= 0.99", "of those wrong"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "error", "num_sure", "wrong"),
+    [
+        ([], 0.0, 0, 0.0),
+        ([(1.0, True), (0.99, False)], 0.495, 2, 0.5),
+        ([(0.5, True), (0.5, False), (0.995, True)], 0.005 / 3, 1, 0.0),
+        ([(0.6, False), (0.9, True)], 0.35, 0, 0.0),
+    ],
+)
+def test_calibration_is_the_gap_between_probability_and_share_of_right(
+    chosen: list[tuple[float, bool]], error: float, num_sure: int, wrong: float
+) -> None:
+    each = SuiteScore(num_asked=len(chosen), chosen=chosen)
+
+    assert each.calibration_error == pytest.approx(error)
+    assert (each.num_sure, each.sure_and_wrong) == (num_sure, wrong)
 
 
 def test_suite_is_filmed_by_its_own_renderer() -> None:
@@ -102,7 +143,7 @@ def test_table_shows_a_few_wrong_answers() -> None:
     columns = [list(column.cells) for column in table.columns]
     assert columns[0] == ["color", "count"]
     assert columns[3] == ["0.000", "1.000"]
-    assert str(columns[4][0]).count("'no idea'") == evaluate.NUM_SHOWN_WRONG
+    assert str(columns[4][0]).count("'no idea'") == NUM_SHOWN_WRONG
     assert columns[4][1] == ""
 
 

@@ -15,9 +15,9 @@ from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools.answer_log import AnswerLog
 from nvila_ros.tools.asking import ask_sample
 from nvila_ros.tools.cli import main
-from nvila_ros.tools.evaluate import ask_case
 from nvila_ros.tools.evaluate_data import ask_all, score_all
 from nvila_ros.tools.records import open_sources
+from nvila_ros.tools.suite_scores import ask_case
 from nvila_ros.training.conversations.bad_samples import BadSamples, SampleError
 from nvila_ros.training.conversations.samples import parse_record
 from nvila_ros.types import Answer, FinishReason, Frame, Query

@@ -18,9 +18,9 @@ from PIL import Image
 
 from nvila_ros.errors import ConfigError, FrameError, QueryError
 from nvila_ros.serving.pipeline import load_model
-from nvila_ros.tools.evaluate import ask_case
 from nvila_ros.tools.lmms_eval_model import NvilaRos, frames_of
 from nvila_ros.tools.lmms_eval_plugin import MODEL_NAME, manifest
+from nvila_ros.tools.suite_scores import ask_case
 from nvila_ros.world.questions import EvalCase, eval_case
 from nvila_ros.world.rendering import render
 
