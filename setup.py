@@ -78,6 +78,7 @@ EXTRAS_REQUIRE = {
         "cv-bridge==1.13.0.post0",  # held against our table of encodings where it is right
         "hypothesis>=6.100",
         "jsonschema>=4.18",  # judges constrained answers
+        "matplotlib>=3.8",  # tools.charts
         "mcap-ros2-support>=0.5",  # writes bags that video.bags must read
         "openvino>=2026.1",  # its engine is held against torch
         "peft>=0.18",  # training.finetuning.adapters
@@ -110,6 +111,7 @@ EXTRAS_REQUIRE = {
 EXTRAS_REQUIRE["test"] += EXTRAS_REQUIRE["photographs"]
 EXTRAS_REQUIRE["train"] = [
     *EXTRAS_REQUIRE["torch"],
+    "matplotlib>=3.8",  # tools.charts: losses and scores as charts
     "peft>=0.18",  # training.finetuning.adapters: LoRA; brings transformers and accelerate
     "pyarrow>=17",  # training.score_files: scores of samples; 170 MB unpacked, needs nothing
 ]

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.fp8_picture import draw_losses
 from benchmarks.fp8_speed import measure_speed
 from nvila_ros.errors import ConfigError
 from nvila_ros.files import atomic_file
@@ -36,8 +36,8 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.runtime.torch_engine import load_torch_model
+from nvila_ros.tools.charts import BLUE, ORANGE, new_charts, save_chart, styled
 from nvila_ros.tools.options import positive, print_json, whole, wide_console
-from nvila_ros.tools.picture import save_picture
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
 from nvila_ros.training.conversations.forward import told_log_probs
 from nvila_ros.training.conversations.packing import Row, join, pack
@@ -81,7 +81,7 @@ def main() -> int:
         told |= {"steps": args.steps, "row_tokens": args.row_tokens, **summarize(results)}
         wide_console().print(as_table(told))
         if args.picture:
-            save_picture(args.picture, draw_losses(results))
+            save_chart(args.picture, draw_losses(results))
     if args.speed:
         told["speed"] = measure_speed(use_compiler=args.compile)
     print_json(told)
@@ -285,6 +285,24 @@ def as_table(told: dict[str, Any]) -> Table:
         )
     table.caption = "fp8 - bf16 by seed: " + ", ".join(f"{each:+.4f}" for each in told["differences"])
     return table
+
+
+@styled
+def draw_losses(results: list[dict[str, Any]]) -> Figure:
+    """Draw the training losses of all runs by step, means over up to 10 steps, on a logarithmic scale."""
+    figure, (axes,) = new_charts(1, 4.0)
+    for result in results:
+        line = {"color": ORANGE, "linestyle": "--"} if result["precision"] == "fp8" else {"color": BLUE}
+        losses = np.array(result["losses"])
+        width = min(10, len(losses))
+        means = np.convolve(losses, np.full(width, 1 / width), mode="valid")
+        label = result["precision"] if result["seed"] == 0 else None
+        axes.plot(np.arange(width, len(losses) + 1), means, linewidth=1.3, label=label, **line)
+    axes.set(title="training loss, each seed in both precisions", xlabel="step", ylabel="loss", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.legend()
+    return figure
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ from nvila_ros.files import atomic_file
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.tools.charts import save_chart
 from nvila_ros.tools.options import positive, print_json, share, wide_console
-from nvila_ros.tools.picture import save_picture
 from nvila_ros.training.conversations.planted import Plan, PlantedWorld
 from nvila_ros.training.pruning import load_for_scoring
 from nvila_ros.training.save import save_checkpoint
@@ -64,7 +64,7 @@ def main() -> int:
     base = json.loads(base_result_path(args).read_text())
     wide_console().print(as_table(told, base))
     if args.figure:
-        save_picture(args.figure, draw_figure(told, args.helpful.split(",")))
+        save_chart(args.figure, draw_figure(told, args.helpful.split(",")))
     head = {"benchmark": "prune", "seeds": args.seeds, "questions": args.questions}
     print_json({**head, **settings(args), "base": base, **told})
     return 0

@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
 """Module and help line of each verb."""
 _EXTRA_BY_MODULE = {
     "torch": "torch",
+    "matplotlib": "train",
     "peft": "train",
     "pyarrow": "train",
     "rosbags": "bags",

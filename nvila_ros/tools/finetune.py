@@ -23,14 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.files import atomic_file, exclusive_lock, record_run
+from nvila_ros.files import exclusive_lock, record_run
 from nvila_ros.models.build import fingerprint
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.tools.charts import draw_losses, save_chart
 from nvila_ros.tools.finetune_options import add_arguments, read_settings
-from nvila_ros.tools.loss_picture import draw_losses
 from nvila_ros.tools.options import print_json, wide_console
-from nvila_ros.tools.picture import save_picture
 from nvila_ros.tools.records import open_sources
 from nvila_ros.training.finetuning.results import RUN_FOLDER, write_results
 from nvila_ros.training.finetuning.run import Data, Run, open_run
@@ -41,7 +40,7 @@ from nvila_ros.training.ranks import Ranks, joined, local_device
 
 __all__ = ["add_arguments", "run"]
 
-PICTURE = "loss.png"
+CHART = "loss.png"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -185,6 +184,4 @@ def _watched(tuning: Run, name: str) -> Iterator[Callable[[dict[str, Any]], None
 def _draw(tuning: Run) -> None:
     settings = tuning.settings
     title = f"loss by step: tower {settings.tower}, llm {settings.llm}, lr {settings.lr:g}"
-    picture = draw_losses(read_losses(tuning.folder / LOSS_FILE), title, tuning.num_steps)
-    with atomic_file(tuning.folder / PICTURE) as part:
-        save_picture(part, picture)
+    save_chart(tuning.folder / CHART, draw_losses(read_losses(tuning.folder / LOSS_FILE), title, tuning.num_steps))

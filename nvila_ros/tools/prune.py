@@ -15,13 +15,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nvila_ros.files import atomic_file, exclusive_lock
+from nvila_ros.files import exclusive_lock
 from nvila_ros.models.build import fingerprint
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.tools.charts import draw_scores, save_chart
 from nvila_ros.tools.options import positive, print_json, share, wide_console
-from nvila_ros.tools.picture import save_picture
-from nvila_ros.tools.prune_report import as_dict, draw_histograms, example_table, group_table
+from nvila_ros.tools.prune_report import as_dict, example_table, group_table
 from nvila_ros.tools.records import add_media_options, open_sources
 from nvila_ros.training.conversations.files import SampleSource
 from nvila_ros.training.pruning import SCORES, Scorer, check_tokenizers
@@ -116,8 +116,7 @@ def _finish(args: argparse.Namespace, job: Job, folder: ScoreFolder) -> None:
     delta = scores.delta(args.score)
     is_kept = choose(scores, args.score, args.keep)
     paths = write_kept(job, scores, is_kept, args.out / "kept")
-    with atomic_file(args.out / "histogram.png") as part:
-        save_picture(part, draw_histograms(scores, delta, is_kept))
+    save_chart(args.out / "histogram.png", draw_scores(scores, delta, is_kept))
     told = as_dict(scores, delta, is_kept)
     if not args.json:
         console = wide_console()

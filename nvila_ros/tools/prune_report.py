@@ -1,4 +1,4 @@
-"""What a pruned data set is told by: counts of each sub-dataset, samples of the paper's three kinds, a histogram.
+"""What a pruned data set is told by: counts of each sub-dataset, and samples of the paper's three kinds.
 
 Source: NVILA (arXiv 2412.04468), figure 5: about 0 is too easy, far below a wrong answer, far above helpful.
 """
@@ -6,10 +6,9 @@ Source: NVILA (arXiv 2412.04468), figure 5: about 0 is too easy, far below a wro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 from rich.markup import escape
 from rich.table import Table
@@ -18,9 +17,6 @@ from nvila_ros.training.conversations.samples import Sample
 from nvila_ros.training.score_run import Job, Scores
 
 NUM_SHOWN_GROUPS = 8
-_PAPER, _FAINT, _KEPT, _DROPPED = (22, 24, 28), (150, 156, 166), (118, 222, 148), (92, 98, 110)
-_SIZE, _MARGIN, _NUM_BINS = (960, 220), 28, 80
-_FONT = cv2.FONT_HERSHEY_DUPLEX
 
 
 def as_dict(scores: Scores, delta: np.ndarray, is_kept: np.ndarray) -> dict[str, Any]:
@@ -85,38 +81,3 @@ def _texts(sample: Sample) -> tuple[str, str]:
 def _short(text: str, length: int = 72) -> str:
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def draw_histograms(scores: Scores, delta: np.ndarray, is_kept: np.ndarray) -> np.ndarray:
-    """Return a picture, (H, W, 3) uint8 RGB: samples of each sub-dataset by score, kept ones bright."""
-    bands = [
-        _draw_band(scores.groups[group], delta[scores.group_N == group], is_kept[scores.group_N == group])
-        for group in range(min(len(scores.groups), NUM_SHOWN_GROUPS))
-    ]
-    return np.concatenate(bands)
-
-
-def _draw_band(name: str, delta: np.ndarray, is_kept: np.ndarray) -> np.ndarray:
-    width, height = _SIZE
-    band = np.full((height, width, 3), _PAPER, np.uint8)
-    low, high = np.percentile(delta, (0.5, 99.5)).tolist()
-    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
-    clipped = np.clip(delta, low, high)  # a few far ones would squeeze all others together
-    all_bins, kept_bins = (np.histogram(part, _NUM_BINS, (low, high))[0] for part in (clipped, clipped[is_kept]))
-    floor, room = height - _MARGIN, height - 3 * _MARGIN
-    cell = (width - 2 * _MARGIN) // _NUM_BINS
-    for k, (num_all, num_kept) in enumerate(zip(all_bins.tolist(), kept_bins.tolist(), strict=True)):
-        left = _MARGIN + k * cell
-        for count, color in ((num_all, _DROPPED), (num_kept, _KEPT)):
-            if count:
-                top = floor - max(round(room * count / all_bins.max()), 1)
-                cv2.rectangle(band, (left, top), (left + cell - 2, floor), color, cv2.FILLED)
-    _put(band, f"{name}: {is_kept.sum()} of {len(delta)} kept", (_MARGIN, _MARGIN))
-    for value, left in ((low, _MARGIN), (high, width - _MARGIN - 60)):
-        _put(band, f"{value:.3f}", (left, height - 8))
-    return band
-
-
-def _put(image: np.ndarray, text: str, at: Sequence[int]) -> None:
-    ascii_text = text.encode("ascii", "replace").decode()
-    cv2.putText(image, ascii_text, tuple(at), _FONT, 0.5, _FAINT, 1, cv2.LINE_AA)
