@@ -4,6 +4,10 @@ Every message names the rule that was broken, the values that broke it and what 
 one tells of bad input; a bug of ours is an `AssertionError` and is never caught by name.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class NvilaError(ValueError):
     """Base of every error that a caller can cause and mend."""
@@ -39,3 +43,23 @@ class BackendError(NvilaError):
 
 class BuildError(NvilaError):
     """A build that ran as a process of its own ended without its result."""
+
+
+class UnansweredError(NvilaError):
+    """A question got no answer: it was rejected, canceled, came too late, or the model failed.
+
+    Attributes:
+        answer: what there is of it, a `types.Answer`; its `finish_reason` says why. None where the node sent none.
+    """
+
+    def __init__(self, text: str, answer: Any = None) -> None:
+        super().__init__(text)
+        self.answer = answer
+
+
+class ServerError(NvilaError):
+    """A client finds no node that serves it, or lost it."""
+
+
+class ServerTimeoutError(ServerError, TimeoutError):
+    """A node did not respond to a client in time."""

@@ -242,7 +242,8 @@ class FrameRef:
 class Answer:
     """The outcome of one query: always exactly one, also when the model never ran.
 
-    `frames` are in capture order; `probabilities` are those of `choices`, both empty where nothing was scored.
+    `frames` are in capture order; `probabilities` are those of `choices`, both empty where nothing was scored. `age_s`
+    is the time from the newest capture to the publication by the node, seconds of the ROS clock; 0 outside a node.
     """
 
     query: Query
@@ -257,6 +258,7 @@ class Answer:
     model: str = ""
     backend: str = ""
     precision: str = ""
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
