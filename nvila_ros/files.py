@@ -1,25 +1,101 @@
-"""Files that are whole or not there at all, folders that one run has, and a full disk told as what it is."""
+"""Reading and writing files safely: bounded reads, atomic writes, folders that one process has, full disks by name."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
+import re
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
 from safetensors import SafetensorError
 
 from nvila_ros.errors import ConfigError
 
 RUN_FILE, PART = "run.json", ".part-"
+MAX_JSON_BYTES = 64 << 20
+"""A published tokenizer.json takes 11 MB, a config at most 0.3 MB."""
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_DEPTH = 64
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, then run again: what was finished is kept"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that this user may write to"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "choose another folder"),
+}
+_log = logging.getLogger(__name__)
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is a device, pipe or folder, or larger than `max_bytes`.
+    """
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it must be a regular file, not a device, pipe or folder")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"it must have at most {max_bytes:,} bytes and has more")
+    return data
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file; of a pipe, without waiting for one who writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Return the value that a JSON file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large, no regular file, not UTF-8, not JSON or nested too deeply.
+    """
+    try:
+        return json.loads(read_bounded(path, max_bytes).decode())
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+
+
+def read_yaml(path: Path, max_bytes: int = MAX_YAML_BYTES) -> Any:
+    """Return the value that a YAML file holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large, no regular file, not UTF-8, not YAML, nested too deeply, or has an alias.
+    """
+    text = read_bounded(path, max_bytes).decode()
+    try:
+        _check_events(text)
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_events(text: str) -> None:
+    """Refuse what makes a small text a large value: deep nesting, and aliases of values that hold aliases."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {line} has an alias; write the value out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_YAML_DEPTH:
+            raise ValueError(f"line {line} is nested deeper than {MAX_YAML_DEPTH} levels")
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a file to write to, which takes its place at the end; what fails leaves nothing behind.
+    """Give a file to write to, which replaces `path` at the end; after a failure, nothing is left of it.
 
     Raises:
         ConfigError: it cannot be written, such as where the disk is full.
@@ -30,16 +106,35 @@ def atomic_file(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
             with part.open("rb") as file:
-                os.fsync(file.fileno())  # else after a cut of the power it may be there and empty
+                os.fsync(file.fileno())  # else after a power cut the file may be there and empty
             os.replace(part, path)
     finally:
         with suppress(OSError):
             part.unlink()
 
 
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write a whole file, or leave it as it was.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    with atomic_file(path) as part, part.open("wb") as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, or leave it as it was.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    write_atomic(path, f"{json.dumps(value, indent=1)}\n".encode())
+
+
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turn what the system says of a file that cannot be written into an error that says what to do.
+    """Turn the system's error about a file that cannot be written into one that says what to do.
 
     Raises:
         ConfigError: it cannot be written.
@@ -47,61 +142,82 @@ def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"{path} cannot be written: {told}; make room, then run again: what was finished is kept"
-        ) from error
+        text = getattr(error, "strerror", None) or str(error)
+        remedy = _REMEDIES.get(_number(error) or 0, "see whether its folder can be written to, then run again")
+        raise ConfigError(f"{path} cannot be written: {text}; {remedy}") from error
+
+
+def _number(error: OSError | SafetensorError) -> int | None:
+    """Return the system's number of an error; safetensors has it in the text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 def close_reporting(file: IO[Any], path: Path, *, is_failing: bool) -> None:
-    """Close a file that was written to; behind a failure its buffer still holds what could not be, and is let go.
+    """Close a file that was written to; after a failure its buffer holds what could not be written and is dropped.
 
     Raises:
-        ConfigError: what was left cannot be written.
+        ConfigError: the rest of the buffer cannot be written.
     """
     with suppress(OSError) if is_failing else write_errors(path):
         file.close()
 
 
 @contextmanager
-def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder as long as this lasts, however it ends; what a killed one left half is removed.
+def exclusive_lock(folder: Path, *, work: str = "run", is_inside: bool = True, waits: bool = False) -> Iterator[None]:
+    """Keep other processes out of a folder while this lasts, and remove partial files of a process that was killed.
+
+    Args:
+        folder: made where it is missing, unless the lock lies beside it.
+        work: what is done in it, for messages.
+        is_inside: the lock lies in the folder as `.lock`; else beside it, where every file in it is accounted for.
+        waits: wait for another's end instead of failing.
 
     Raises:
-        ConfigError: another run is at work there.
+        ConfigError: another process is at work there, or the folder cannot be written to.
     """
+    path = folder / ".lock" if is_inside else folder.parent / f".{folder.name}.lock"
     with write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"another run is at work in {folder}; wait for it, or choose another folder") from error
-        for half in folder.rglob(f"{PART}*"):
-            half.unlink(missing_ok=True)
+        _take(lock, f"another {work} is at work in {folder}", waits)
+        for partial in folder.rglob(f"{PART}*"):
+            partial.unlink(missing_ok=True)
         yield
 
 
+def _take(lock: IO[str], reason: str, waits: bool) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        if not waits:
+            raise ConfigError(f"{reason}; wait for it, or choose another folder") from error
+        _log.info("%s: waiting for its end", reason)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
 def record_run(folder: Path, run: Mapping[str, Any]) -> None:
-    """Note what a folder is the run of, or see that it is the same as before.
+    """Record the settings of a folder's run, or check that they are those recorded before.
 
     Raises:
-        ConfigError: it is another, or the folder holds something else.
+        ConfigError: they differ, or the folder holds something else.
     """
     path, run = folder / RUN_FILE, json.loads(json.dumps(run))
-    if path.is_file():
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            known = {}
-        other = sorted(name for name in {*run, *known} if run.get(name) != known.get(name))
-        if other:
-            name = other[0]
-            raise ConfigError(
-                f"{folder} holds a run with another {name}, {known.get(name)!r} and not {run.get(name)!r}; "
-                "choose another folder, or go on with the same"
-            )
+    if not path.is_file():
+        write_json(path, run)
         return
-    with atomic_file(path) as part:
-        part.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    try:
+        known = read_json(path)
+    except (OSError, ValueError):
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    other = sorted(name for name in {*run, *known} if run.get(name) != known.get(name))
+    if other:
+        name = other[0]
+        raise ConfigError(
+            f"{folder} holds a run with another {name}, {known.get(name)!r} and not {run.get(name)!r}; "
+            "choose another folder, or go on with the same"
+        )

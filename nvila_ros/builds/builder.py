@@ -23,7 +23,8 @@ from safetensors.numpy import save_file
 from nvila_ros.builds.planning import QUANTIZED
 from nvila_ros.builds.recipes import Recipe
 from nvila_ros.errors import CheckpointError, ConfigError
-from nvila_ros.models.build import MANIFEST, STAGED, fingerprint, to_tensors, write_manifest
+from nvila_ros.files import PART, atomic_file, write_atomic, write_errors
+from nvila_ros.models.build import MANIFEST, fingerprint, to_tensors, write_manifest
 from nvila_ros.models.checkpoint import PARTS, Checkpoint
 from nvila_ros.models.quantized import Weight
 from nvila_ros.models.shapes import expected_shapes
@@ -137,7 +138,8 @@ def make_build(
         checkpoint.weights()  # what is amiss is found before an earlier build is removed
         if needs_calibration(recipe):
             calibrate()
-        _begin(folder, state)
+        with write_errors(folder):
+            _begin(folder, state)
     for part in PARTS:
         if (folder / f"{part}.done").is_file():
             _log.info("%s is done already", part)
@@ -148,7 +150,8 @@ def make_build(
         is_full = (recipe.decoder if part == "llm" else recipe.vision).precision == "fp32"
         write_shards(folder, part, weights if is_full else map(in_half, weights))
         (folder / f"{part}.done").touch()
-    copy_tokenizer(checkpoint, folder)
+    with write_errors(folder):
+        copy_tokenizer(checkpoint, folder)
     notes = [STATE, *(f"{part}.done" for part in PARTS)]
     write_manifest(folder, checkpoint.spec, precision_of(recipe), told, source, leave_out=notes)
     for name in notes:  # last, since sealing takes a while, too, and what is done is not to be done again
@@ -189,15 +192,14 @@ def _begin(folder: Path, state: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-    (folder / STATE).write_text(state, encoding="utf-8")
+    write_atomic(folder / STATE, state.encode())
 
 
 def _is_ours(path: Path) -> bool:
     shards = tuple(f"{part}-" for part in PARTS)
-    return path.name in (STATE, MANIFEST, STAGED, "tokenizer", "plans") or (
-        path.suffix == ".done"
-        or (path.name.startswith(shards) and path.name.endswith((".safetensors", ".safetensors.part")))
-    )
+    is_shard = path.name.startswith(shards) and path.suffix == ".safetensors"
+    is_partial = path.name.startswith(PART)
+    return is_shard or is_partial or path.suffix == ".done" or path.name in (STATE, MANIFEST, "tokenizer", "plans")
 
 
 def _quantize(
@@ -271,10 +273,9 @@ def in_half(named: tuple[str, Weight]) -> tuple[str, Weight]:
 
 
 def _write_shard(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    staged = path.with_name(f"{path.name}.part")
-    save_file(tensors, staged)
-    staged.chmod(0o644)
-    staged.replace(path)
+    with atomic_file(path) as part:
+        save_file(tensors, part)
+        part.chmod(0o644)
 
 
 def _num_tiles(cost: MediaCost) -> int:

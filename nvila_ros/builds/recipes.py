@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nvila_ros.config import check_fields, from_dict, setting
 from nvila_ros.errors import ConfigError
+from nvila_ros.files import read_yaml
 from nvila_ros.paths import share_path
 from nvila_ros.runtime.limits import EngineLimits
 
@@ -123,8 +122,8 @@ def read_recipe(source: str | Path) -> Recipe:
     """
     path = find_recipe(str(source))
     try:
-        told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        told = read_yaml(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(told, dict):
         raise ConfigError(f"{path} must hold a mapping with model and device, got {type(told).__name__}")

@@ -8,15 +8,15 @@ Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tok
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO
 
 import onnx
 
 from nvila_ros.export.decoder import draw_decoder
 from nvila_ros.export.graph import ORT, WEIGHTS_FILE, GraphBuilder, GraphForm, Weights, pack
+from nvila_ros.files import atomic_file, write_atomic, write_json
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.spec import ModelSpec, ProjectorSpec, VisionSpec
 
@@ -99,7 +99,7 @@ def export_parts(checkpoint: Checkpoint, folder: Path) -> list[Path]:
     paths = write_parts(checkpoint.spec, checkpoint.weights(), folder)
     names = [path.name for path in paths if path.suffix == ".onnx"]
     manifest = {"model": checkpoint.spec.name, "precision": "fp32", "parts": names}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_json(folder / "manifest.json", manifest)
     return [*paths, folder / "manifest.json"]
 
 
@@ -113,44 +113,33 @@ def write_parts(spec: ModelSpec, weights: Weights, folder: Path, forms: Iterable
         forms: each adds its graphs, and to the weights only what no form before it has.
 
     Raises:
-        ConfigError: a weight cannot be told in one of the forms.
+        ConfigError: a weight cannot be expressed in one of the forms, or a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     models: dict[str, onnx.ModelProto] = {}
-    with WeightsFile(folder / WEIGHTS_FILE) as file:
+    with atomic_file(folder / WEIGHTS_FILE) as part_file, part_file.open("wb") as file:
+        weights_file = WeightsFile(file)
         for form in forms:
             for part, draw in _drawers(spec, weights).items():
                 name = form.file_of(part)
                 if name not in models:
-                    models[name] = file.finish(draw(form))
+                    models[name] = weights_file.finish(draw(form))
     return [*(_save(model, folder / name) for name, model in models.items()), folder / WEIGHTS_FILE]
 
 
 class WeightsFile:
-    """A file of weights that grows by what each graph adds to those before; it replaces an older one when closed."""
+    """A file of weights to which each graph adds what those before it did not have."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
         self._offsets: dict[str, int] = {}
-
-    def __enter__(self) -> WeightsFile:
-        self._staged = self.path.with_suffix(".part").open("wb")
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._staged.close()
-        if kind is None:
-            os.replace(self._staged.name, self.path)
-        else:
-            Path(self._staged.name).unlink()
 
     def finish(self, pen: GraphBuilder) -> onnx.ModelProto:
         """Write what is new of a graph's weights and return the graph."""
         for name, array in pen.weights.items():
             if name not in self._offsets:
-                self._staged.write(b"\0" * (-self._staged.tell() % ALIGNMENT))
-                self._offsets[name] = self._staged.tell()
-                self._staged.write(pack(array).data)
+                self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+                self._offsets[name] = self._file.tell()
+                self._file.write(pack(array).data)
         return pen.finish(self._offsets)
 
 
@@ -163,7 +152,7 @@ def _drawers(spec: ModelSpec, weights: Weights) -> dict[str, Callable[[GraphForm
 
 
 def _save(model: onnx.ModelProto, path: Path) -> Path:
-    onnx.save(model, path)
+    write_atomic(path, model.SerializeToString())
     # Writing needs no more of onnx than its messages; checking needs to know every operator.
     if model.opset_import[0].version <= onnx.defs.onnx_opset_version():
         onnx.checker.check_model(str(path), full_check=True)

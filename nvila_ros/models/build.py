@@ -11,13 +11,9 @@ only who loads them checks: one that is damaged or stale makes the rest of the b
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import logging
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from nvila_ros.errors import CheckpointError, ConfigError
+from nvila_ros.errors import CheckpointError
+from nvila_ros.files import write_json
 from nvila_ros.models.build_shapes import find_build_faults
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo, read_header, read_object
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles, unpack_nibbles
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec, Wrap
 
 MANIFEST = "manifest.json"
-STAGED = f".{MANIFEST}.part"  # the next manifest until it is whole
 FORMAT = 2
 REBUILD = "build it again with nvila build"
 _CHUNK = 1 << 24
-_log = logging.getLogger(__name__)
 _SAMPLE_BYTES = 1 << 16
 
 
@@ -126,26 +121,6 @@ def to_tensors(key: str, weight: Weight) -> dict[str, np.ndarray]:
     return tensors
 
 
-@contextlib.contextmanager
-def exclusive_lock(folder: Path, *, waits: bool = False) -> Iterator[None]:
-    """Keep other builds out of a folder as long as this lasts, however it ends.
-
-    Raises:
-        ConfigError: another build is at work there, and this one does not wait for its end.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:  # beside it: every file within is accounted for
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            told = f"another build is at work in {folder}"
-            if not waits:
-                raise ConfigError(f"{told}; wait for it, or choose another folder") from error
-            _log.info("%s: waiting for its end", told)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def is_build(folder: Path) -> bool:
     """Whether a folder claims to be a build."""
     return (folder / MANIFEST).is_file()
@@ -199,7 +174,7 @@ def write_manifest(
         "precision": precision,
         "recipe": recipe,
         "spec": dataclasses.asdict(spec),
-        "files": {name: seal_file(folder / name) for name in names if name not in {MANIFEST, STAGED, *leave_out}},
+        "files": {name: seal_file(folder / name) for name in names if name not in {MANIFEST, *leave_out}},
     }
     _write(folder, told)
 
@@ -231,13 +206,7 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
 
 def _write(folder: Path, told: Mapping[str, Any]) -> None:
     """Replace the manifest in one step, with its digest."""
-    told = {**told, "sha256": manifest_digest(told)}
-    staged = folder / STAGED
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(told, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())  # else after a cut of the power it may be there and empty
-    os.replace(staged, folder / MANIFEST)
+    write_json(folder / MANIFEST, {**told, "sha256": manifest_digest(told)})
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -10,7 +10,6 @@ are asked for, so a caller holds what it keeps and one tensor more. No torch her
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from nvila_ros.errors import CheckpointError
+from nvila_ros.files import read_json
 from nvila_ros.models.configs import check_preprocessor, complete_flat, read_spec
 from nvila_ros.models.shapes import expected_shapes, find_faults
 from nvila_ros.models.spec import ModelSpec
@@ -229,7 +229,7 @@ def read_object(path: Path) -> dict[str, Any]:
         CheckpointError: the file is not readable, or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable as JSON: {error}; copy it anew") from error
     if not isinstance(value, dict):

@@ -21,6 +21,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from nvila_ros.errors import CheckpointError
+from nvila_ros.files import MAX_JSON_BYTES, read_bounded, read_json
 
 # Splits text into words before BPE. Source: Qwen2's published tokenizer configuration.
 QWEN2_WORDS = (
@@ -149,12 +150,12 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _read_json(path: Path) -> Any:
     with _reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
 
 
 def _read_merge_lines(path: Path) -> list[str]:
     with _reading(path):
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_bounded(path, MAX_JSON_BYTES).decode().replace("\r\n", "\n").split("\n")
     return [line for line in lines[lines[0].startswith("#version") :] if line]
 
 

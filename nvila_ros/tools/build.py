@@ -20,7 +20,8 @@ from typing import Any
 
 from nvila_ros.builds.recipes import ARCHITECTURES, Recipe, changed_weights, read_recipe, recipe_from_dict, with_media
 from nvila_ros.errors import BackendError, CheckpointError, ConfigError
-from nvila_ros.models.build import MANIFEST, exclusive_lock, fingerprint, is_build, open_build, rewrite_plans
+from nvila_ros.files import exclusive_lock
+from nvila_ros.models.build import MANIFEST, fingerprint, is_build, open_build, rewrite_plans
 from nvila_ros.models.checkpoint import open_checkpoint, read_object
 from nvila_ros.paths import build_folder
 from nvila_ros.runtime.loading import find_checkpoint
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             _make_weights(recipe, source, out, None)
         _log.info("%s", left or (f"plans for {compiler.machine}" if compiler else "no plans"))
         return 0
-    with exclusive_lock(out, waits=args.wait):
+    with exclusive_lock(out, work="build", is_inside=False, waits=args.wait):
         _build(args, recipe, out, compiler)
     if left:
         _log.warning("%s", left)

@@ -7,7 +7,6 @@ above.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from nvila_ros.errors import ConfigError
+from nvila_ros.files import read_json
 from nvila_ros.generation.decode import decode_greedy
 from nvila_ros.generation.generator import embed_prompt
 from nvila_ros.models.spec import ModelSpec
@@ -73,7 +73,7 @@ def read_case(path: Path) -> Case:
     """
     tensors = path.with_name(path.name.removesuffix(".json") + ".safetensors")
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path)
         question, media = tuple(told["question"]), told.get("media") or {}
         if not all(isinstance(entry, str) for entry in question):
             raise TypeError(f"question must be a list of texts, got {question}")

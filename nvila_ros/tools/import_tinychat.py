@@ -27,6 +27,7 @@ from nvila_ros.builds.builder import (
 )
 from nvila_ros.builds.recipes import DEVICES, DecoderRecipe, Recipe, VisionRecipe
 from nvila_ros.errors import ConfigError
+from nvila_ros.files import write_errors
 from nvila_ros.models.build import fingerprint, write_manifest
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from nvila_ros.models.quantized import Weight
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
         vision=VisionRecipe(precision="fp16"),
         decoder=DecoderRecipe(precision="w4a16", group_size=GROUP_SIZE),
     )
-    args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with write_errors(args.out):
+        args.out.absolute().parent.mkdir(parents=True, exist_ok=True)
     # Memory holds one shard.
     room = dataclasses.replace(estimate(recipe, checkpoint), memory_bytes=2 * SHARD_BYTES)
     check_room(room, args.out.absolute().parent)
@@ -97,7 +99,7 @@ def import_build(
         "vision_tower": keep_part(checkpoint, "vision_tower", "fp16"),
         "mm_projector": map(in_half, keep_part(checkpoint, "mm_projector", "fp32")),
     }
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as staged:
+    with write_errors(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as staged:
         folder = Path(staged, "build")
         folder.mkdir()
         for part, weights in parts.items():

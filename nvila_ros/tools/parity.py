@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nvila_ros.errors import ConfigError, NvilaError
+from nvila_ros.files import read_json
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
@@ -188,7 +188,7 @@ def _run_tilings(path: Path, root: Path) -> Outcome:
     name = str(path.relative_to(root))
     try:
         tile_px = _tile_px(path)
-        wrong = [row for row in json.loads(path.read_text(encoding="utf-8")) if not _is_tiled_alike(row, tile_px)]
+        wrong = [row for row in read_json(path) if not _is_tiled_alike(row, tile_px)]
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         return Outcome(
             name, remark=f"not a table of tilings: {type(error).__name__} {error}", is_failed=True, is_run=False

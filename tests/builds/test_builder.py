@@ -169,7 +169,7 @@ def test_build_that_was_killed_while_it_was_sealed_is_sealed_again(
 def test_half_a_shard_is_in_the_way_of_no_other_recipe(tmp_path: Path, calibration: Calibration) -> None:
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, calibration, steps=Steps(fail_at="vision_tower 1/1"))
-    (tmp_path / "vision_tower-00001.safetensors.part").write_bytes(b"half")
+    (tmp_path / ".part-7-vision_tower-00001.safetensors").write_bytes(b"half")
 
     make(tmp_path, calibration, HALF)
 

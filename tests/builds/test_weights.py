@@ -1,5 +1,6 @@
 """The half of a build that quantizes: how it uses the machine."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_build_in_the_background_gives_way_inside_and_outside_of_its_session(
         process = Path("/proc", str(build._process.pid))
         next(lines)
 
-        assert int((process / "stat").read_text().rpartition(")")[2].split()[16]) == 5
+        assert int((process / "stat").read_text().rpartition(")")[2].split()[16]) == min(os.nice(0) + 5, 19)
         if (process / "autogroup").exists():
             assert (process / "autogroup").read_text().strip().endswith("nice 5")
     finally:

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from nvila_ros.errors import CheckpointError, ConfigError
+from nvila_ros.errors import CheckpointError
 from nvila_ros.models.build import (
     StoredWeights,
-    exclusive_lock,
     manifest_digest,
     open_build,
     rewrite_plans,
@@ -280,14 +279,3 @@ def test_weights_are_read_only_when_asked_for(folder: Path) -> None:
     assert FOUR in weights
     with pytest.raises(CheckpointError, match="llm-00001"):
         weights[FOUR]
-
-
-def test_two_builds_never_work_in_one_folder(tmp_path: Path) -> None:
-    with exclusive_lock(tmp_path / "build"):
-        with pytest.raises(ConfigError, match="another build is at work"), exclusive_lock(tmp_path / "build"):
-            pass
-        with exclusive_lock(tmp_path / "other"):
-            pass
-
-    with exclusive_lock(tmp_path / "build"):
-        pass

@@ -14,7 +14,8 @@ import pytest
 
 from nvila_ros.builds.recipes import read_recipe
 from nvila_ros.errors import BackendError, CheckpointError
-from nvila_ros.models.build import exclusive_lock, open_build, rewrite_plans
+from nvila_ros.files import exclusive_lock
+from nvila_ros.models.build import open_build, rewrite_plans
 from nvila_ros.runtime.tensorrt import compile as tensorrt_compile
 from nvila_ros.runtime.tensorrt.cuda import Cuda
 from nvila_ros.runtime.tensorrt.plans import PARTS, choose_plans
@@ -207,7 +208,7 @@ def test_named_flavour_compiles_for_whichever_gpu_is_here(
 
 def test_one_build_waits_for_another_where_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, out = write_recipe(tmp_path, device="cpu"), tmp_path / "builds" / "mine"
-    with exclusive_lock(out):
+    with exclusive_lock(out, work="build", is_inside=False):
         assert cli.main(["build", recipe]) == 2
         assert "another build is at work" in capsys.readouterr().err
         command = [sys.executable, "-m", "nvila_ros.tools.cli", "build", recipe, "--wait"]

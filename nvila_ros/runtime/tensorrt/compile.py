@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ import onnx
 from nvila_ros.errors import CheckpointError, ConfigError, NvilaError
 from nvila_ros.export.graph import TRT_BASE, TRT_KV, GraphForm
 from nvila_ros.export.parts import write_parts
+from nvila_ros.files import write_atomic
 from nvila_ros.models.build import Build, open_build, rewrite_plans, seal_file
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import check_prompt_room
@@ -170,8 +170,8 @@ def _compile(build: Build, job: Job, part: str, graph: Path) -> PlanRecord:
     write_timings(folder, job.machine, built.timings)
     digest = seal_file(graph)["sha256"]
     kept, file = f"{FOLDER}/{part}.{digest[:12]}.onnx", name_plan(part, job.machine, digest)
-    _put(build.path / kept, graph.read_bytes())
-    _put(build.path / file, built.plan)
+    write_atomic(build.path / kept, graph.read_bytes())
+    write_atomic(build.path / file, built.plan)
     return PlanRecord(
         part=part,
         file=file,
@@ -234,13 +234,3 @@ def _sweep(folder: Path, records: Sequence[PlanRecord]) -> None:
     for path in (folder / FOLDER).iterdir():
         if path not in named and path.suffix in (".plan", ".onnx", ".part"):
             path.unlink()
-
-
-def _put(path: Path, data: bytes | memoryview) -> None:
-    """Write a file in one step."""
-    staged = path.with_name(f"{path.name}.part")
-    with staged.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from pathlib import Path
 
+from nvila_ros.files import write_atomic
 from nvila_ros.runtime.tensorrt.machine import Machine
 
 _log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def write_timings(folder: Path, machine: Machine, data: bytes) -> None:
     if not data:
         return
     path = folder / _name(machine, data)
-    path.write_bytes(data)
+    write_atomic(path, data)
     for other in _find(folder, machine):
         if other != path:
             other.unlink()

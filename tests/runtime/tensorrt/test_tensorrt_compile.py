@@ -31,11 +31,15 @@ from nvila_ros.runtime.tensorrt import compile as tensorrt_compile
 from tests.runtime.tensorrt.fake_build import JOB, FakeBuilder
 
 folder, store, point = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-syncs = itertools.count()
+puts = itertools.count()
 
 def reach(name):
     if name == point:
         os.kill(os.getpid(), signal.SIGKILL)
+
+def name_put(path):
+    is_counted = path.parent.name != "staging" and path.suffix != ".timings"
+    return f"put {next(puts)}" if is_counted else "put another"
 
 def announce(module, attribute, name):
     call = getattr(module, attribute)
@@ -45,7 +49,7 @@ def announce(module, attribute, name):
     setattr(module, attribute, announced)
 
 announce(tensorrt_compile, "_mark", lambda path, *_: f"drawn {path.name}")
-announce(os, "fsync", lambda file: f"sync {next(syncs)}")
+announce(os, "replace", lambda part, path: name_put(path))
 announce(Path, "unlink", lambda path: f"unlink {path.name}")
 tensorrt_compile.build_plan = FakeBuilder(store)
 job = dataclasses.replace(JOB, on_progress=lambda part, phase, share: reach(f"{part} {share}"))
@@ -55,12 +59,12 @@ tensorrt_compile.compile_plans(folder, job, {"name": "rounded"})
 POINTS = {
     "drawn decoder.float16.onnx": [],  # graphs and their weights lie in the staging folder
     "vision 0.5": [],
-    "sync 1": [],  # the first plan's graph is in place, the plan is not
-    "sync 2": [],  # the first plan is in place, its manifest is not
+    "put 1": [],  # the first plan's graph is in place, the plan is not
+    "put 2": [],  # the first plan is in place, its manifest is not
     "projector 0.5": ["vision"],
-    "sync 8": ["vision", "projector"],
+    "put 8": ["vision", "projector"],
 }
-"""Where a build is killed, and what is finished then; `sync` counts the files that are about to be put in place."""
+"""Where a build is killed, and what is finished then; `put` counts files that are about to be put in place."""
 
 
 @pytest.fixture
