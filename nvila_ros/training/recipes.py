@@ -111,7 +111,7 @@ _MOTION = replace(_COUNTS, kinds=("clips", "images", "clips", "events"), seed_ba
 _WIDE = Mix(
     kinds=(
         *("wide", "wide-dense", "wide", "images", "wide", "wide-dense", "wide", "wide-clips"),
-        *("wide", "wide-dense", "wide", "clips", "wide", "wide-events", "wide", "events"),
+        *("wide", "images", "wide", "clips", "wide", "wide-events", "wide", "events"),
     ),
     seed_base=13 << 24,
     num_samples=24,
@@ -148,7 +148,7 @@ _TINY_STAGES = (
     # Clips were left out twice, and of motion a twentieth was forgotten.
     TrainingStage("motion", _MOTION, 240, 3e-4, 0.0),
     # All that was learned so far holds in a narrow world alone, where the model is as sure outside it as inside.
-    TrainingStage("wide", _WIDE, 3000, 5e-4, 3e-4),
+    TrainingStage("wide", _WIDE, 2400, 5e-4, 3e-4),
 )
 _SCALE_GRIDS = (
     *((4, 1), (8, 1)) * 2,

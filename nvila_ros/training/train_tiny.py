@@ -8,6 +8,9 @@ lies under each patch. Motion is alike: asked about alone, it stays at chance fo
 densely how what lies under each visual token has moved. Left of and right of, asked about together, stay at chance for
 half a million questions; left of comes first, then both. nvila-tiny-scale goes on from there with the tower left as it
 is, and learns densely what happens under each visual token and which of two events came first.
+
+All of that holds in a narrow world alone, and outside it the model is wrong and sure. So nvila-tiny ends with a stage
+on the wide world (`world/wide_scenes.py`, `world/wide_questions.py`), where it also learns what it cannot answer.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from nvila_ros.training.recipes import TrainingRecipe, TrainingStage
 from nvila_ros.training.save import save_checkpoint
 from nvila_ros.training.states import load_tensors, save_tensors
 from nvila_ros.training.steps import LossOf, Stepper
+from nvila_ros.world.photographs import check_photographs
 
 _log = logging.getLogger(__name__)
 
@@ -66,10 +70,14 @@ def train(
         has_graphs: whether steps are replayed as CUDA graphs; by default where there is a GPU.
 
     Raises:
-        ConfigError: the loss became NaN, the disk is full, or another run is at work in `work` or has left its state.
+        ConfigError: the loss became NaN, the disk is full, another run is at work in `work` or has left its state, or
+            photographs that a stage shows are not installed.
         CheckpointError: the state is damaged or of another model.
     """
     has_graphs = device == "cuda" if has_graphs is None else has_graphs
+    for stage in recipe.stages:
+        if stage.mix.look is not None:
+            check_photographs(stage.mix.look.photographs)
     with exclusive_lock(work):
         steps = {stage.name: stage.num_steps for stage in recipe.stages}
         record_run(work, {"model": recipe.spec.name, "seed": seed, "steps": steps})

@@ -7,6 +7,7 @@ packages: `pip install 'nvila_ros[photographs]'` brings their files.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,6 +77,16 @@ def crop_photograph(name: str, seed: int, aspect: float, width: int, height: int
     gains = np.exp(_GAIN * (2 * gain - 1) + rng.uniform(-_TINT, _TINT, 3))
     table = np.clip(np.arange(256)[:, None] * gains + 0.5, 0, 255).astype(np.uint8)
     return cv2.LUT(np.ascontiguousarray(part), table[None])
+
+
+def check_photographs(names: Iterable[str]) -> None:
+    """Raise where a photograph cannot be shown, before hours are spent on the way to it.
+
+    Raises:
+        ConfigError: a package that ships one is not installed.
+    """
+    for name in names:
+        _load(name)
 
 
 @lru_cache(maxsize=64)

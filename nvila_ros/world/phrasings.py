@@ -285,6 +285,36 @@ RELATION_WORDS: dict[str, tuple[str, ...]] = {
     "above": ("above", "above", "over", "higher than"),
     "below": ("below", "below", "under", "beneath", "lower than"),
 }
+OPENINGS: tuple[str, ...] = (
+    "Please tell me, ",
+    "Tell me, ",
+    "So, ",
+    "And ",
+    "Hey, ",
+    "Okay, ",
+    "Robot, ",
+    "Now ",
+    "I would like to know, ",
+    "I want to know: ",
+    "Can you say ",
+    "Quick question: ",
+    "Look closely: ",
+    "Well, ",
+    "In this picture, ",
+    "In the image, ",
+    "Looking at the scene, ",
+)
+"""What may stand before a question."""
+CLOSINGS: tuple[str, ...] = (
+    " please",
+    ", please",
+    " now",
+    " right now",
+    " at the moment",
+    ", would you say",
+    " in this view",
+)
+"""What may stand behind a question."""
 _REQUEST_WORDS = "Tell Name Count Describe List Give Please Say Read Number Color Shape Position Direction"
 _REQUESTS = frozenset(_REQUEST_WORDS.split())
 _BRITISH = re.compile("color", re.IGNORECASE)
@@ -300,14 +330,18 @@ def draw_template(rng: np.random.Generator, kind: str, *, is_suite: bool = False
 
 
 def style(rng: np.random.Generator, text: str, *, is_question: bool = True) -> str:
-    """Write a question as somebody might type it: case, spelling, punctuation and spaces vary.
+    """Write a question as somebody might type it: words around it, case, spelling, punctuation and spaces vary.
 
     Args:
         rng: source of all randomness.
         text: without final punctuation, in American spelling.
         is_question: whether a question mark is right at its end, or a period.
     """
-    case, spelling, mark, space = rng.random(4).tolist()
+    case, spelling, mark, space, opening, closing = rng.random(6).tolist()
+    if opening < 0.2:
+        text = OPENINGS[int(opening * 5 * len(OPENINGS))] + text[0].lower() + text[1:]
+    if closing < 0.1:
+        text += CLOSINGS[int(closing * 10 * len(CLOSINGS))]
     if spelling < 0.35:
         text = _BRITISH.sub(lambda found: found[0][:4] + ("U" if found[0].isupper() else "u") + found[0][4:], text)
     if case < 0.3:

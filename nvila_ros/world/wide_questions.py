@@ -40,9 +40,9 @@ WEIGHTS: dict[str, float] = {
     "where": 0.9,
     "relation": 1.5,
     "size": 1.1,
-    "absent": 0.7,
+    "absent": 1.0,
     "unknown-exist": 0.8,
-    "unknown-count": 0.15,
+    "unknown-count": 0.45,
     "unknown-yes-no": 0.35,
     "unknown-open": 0.45,
 }
@@ -60,6 +60,7 @@ CLIP_WEIGHTS: dict[str, float] = {
     "unknown-open": 0.2,
 }
 """Likewise of a clip."""
+_DESCRIBE_NOTHING_SHARE = 0.7  # of the empty scenes are described: they are few
 _STYLED_SHARE = 0.55  # of the questions are typed as people do, the others as in the other suites
 
 
@@ -234,7 +235,7 @@ def draw_wide_turns(
             turns.setdefault(question.text, question)
         if len(turns) == num_turns:
             break
-    if rng.random() < describe_share:
+    if rng.random() < (describe_share if scene.objects else _DESCRIBE_NOTHING_SHARE):
         described = ask_wide(rng, scene, "describe", t_s=t_s)
         if described is not None:
             turns.setdefault(described.text, described)

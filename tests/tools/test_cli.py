@@ -86,6 +86,7 @@ def test_training_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
         (("ask", "x.mp4", "What?", "--checkpoint", "/nowhere"), "no checkpoint at '/nowhere'"),
         (("eval", "/nowhere"), "no checkpoint at '/nowhere'"),
         (("train-tiny", "--out", "/dev/null", "--work", "w"), "/dev/null holds something that is no checkpoint"),
+        (("train-tiny", "--out", "o", "--work", "w", "--start", "nvila-tiny"), "--start and --stages go together"),
         (("eval", "nvila-tiny", "--kinds", "color,taste"), "got taste"),
         (("eval", "nvila-tiny", "--suite", "huge"), "invalid choice: 'huge'"),
     ],

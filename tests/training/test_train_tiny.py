@@ -28,6 +28,7 @@ from nvila_ros.training.tiny_scale import widen
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.training.train_tiny import train
 from nvila_ros.world.questions import Question
+from nvila_ros.world.wide_scenes import Look
 from tests.training.test_batches import assert_same
 
 pytestmark = pytest.mark.slow
@@ -219,3 +220,53 @@ def test_state_that_the_disk_has_no_room_for_is_told(tmp_path: Path) -> None:
         patch.setattr("torch.save", fill)
         with pytest.raises(ConfigError, match=r"all\.pt cannot be written: .* make room, then run again"):
             train(recipe_of(TrainingStage("all", MIX, 1, 1e-3, 1e-3)), tmp_path / "out", tmp_path, num_workers=0)
+
+
+WIDE = Mix(
+    kinds=("wide", "wide-dense", "wide-clips", "wide-events"),
+    seed_base=7,
+    num_samples=3,
+    num_clips=2,
+    num_turns=3,
+    clip_grids=((4, 1),),
+    look=Look(),
+    second_camera_share=0.5,
+    has_events=False,
+)
+
+
+def test_wide_batch_is_a_function_of_its_step(tokenizer: ChatTokenizer) -> None:
+    batches = Batches(WIDE, tokenizer, SPEC)
+    for step in range(4):
+        assert_same(batches[step], batches[step])
+    assert batches[1].chats is None
+    assert batches[1].color_NP is not None
+    assert all(batches[step].chats is not None for step in (0, 2, 3))
+
+
+def test_stages_that_are_left_start_with_the_checkpoint_of_those_before(tmp_path: Path) -> None:
+    start = share_path("checkpoints", "nvila-tiny")
+    recipe = recipe_of(TrainingStage("first", MIX, 5, 1e-3, 1e-3), TrainingStage("wide", WIDE, 1, 0.0, 0.0))
+
+    train(recipe.continued(start, ["wide"]), tmp_path / "out", tmp_path / "work", num_workers=0)
+
+    before, after = _weights(start), _weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[key], after[key]) for key in before)
+    assert (tmp_path / "out" / "llm" / "vocab.json").read_bytes() == (start / "llm" / "vocab.json").read_bytes()
+
+
+def test_stage_that_the_recipe_does_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--stages must be some of tower,.*,wide, got deep"):
+        RECIPES["nvila-tiny"].continued(Path("anywhere"), ["deep"])
+
+
+def test_missing_photographs_are_refused_before_the_first_stage(tmp_path: Path) -> None:
+    look = Look(photographs=("no_such_package/a.png",), photograph_share=0.1)
+    stages = [TrainingStage("first", MIX, 1, 1e-3, 1e-3)]
+    stages.append(TrainingStage("wide", dataclasses.replace(WIDE, look=look), 1, 1e-3, 1e-3))
+
+    with pytest.raises(ConfigError, match="not installed: pip install"):
+        train(recipe_of(*stages), tmp_path / "out", tmp_path / "work", num_workers=0)
+
+    assert not (tmp_path / "work").exists()
