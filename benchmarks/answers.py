@@ -16,7 +16,7 @@ import os
 import torch
 from rich.console import Console
 
-from benchmarks.quantize import SCHEMES, Row, as_table, ask, load, quantize
+from benchmarks.quantize import SCHEMES, SchemeResult, as_table, ask, load, quantize
 from nvila_ros.builds.weights import world_samples
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.prompt.tokenizer import ChatTokenizer
@@ -46,8 +46,8 @@ def main() -> int:
     timed = (TowerOptions(activations=args.activations), DecoderOptions(is_head_int4=args.head_bits == 4))
     fp32_weights, weights = quantize(checkpoint, calibration, [SCHEMES["fp32"], timed])
     engine = load_quantized(checkpoint.spec, weights, args.threads)
-    fp32 = Row("fp32", load(checkpoint, tokenizer, fp32_weights))
-    quantized = Row("engine", VisionLanguageModel(engine, tokenizer, backend="cpu"))
+    fp32 = SchemeResult("fp32", load(checkpoint, tokenizer, fp32_weights))
+    quantized = SchemeResult("engine", VisionLanguageModel(engine, tokenizer, backend="cpu"))
     ask([fp32, quantized], args.questions)
     Console(highlight=False, width=100).print(as_table([fp32, quantized]))
     print_json(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import multiprocessing
-import resource
 import shutil
 import tempfile
 import time
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
+from benchmarks.process_usage import peak_resident_bytes, reset_peak
 from nvila_ros.builds.recipes import Recipe, read_recipe
 from nvila_ros.export.graph import TRT_BASE, TRT_KV
 from nvila_ros.models.build import to_tensors, write_manifest
@@ -87,13 +87,13 @@ def compile_form(folder: Path, recipe: Recipe, spec: ModelSpec, target: str, for
     """Compile every part for one form of the decoder's graph, and return a row for each and one for all."""
     shutil.rmtree(folder / "plans", ignore_errors=True)
     trt, machine = name_machine(target)
-    watch = Watch()
+    peaks_of = PartPeaks()
     limits = limits_of(spec, recipe.limits)
-    job = Job(trt=trt, machine=machine, form=FORMS[form], limits=limits, on_progress=watch.see)
+    job = Job(trt=trt, machine=machine, form=FORMS[form], limits=limits, on_progress=peaks_of.on_progress)
     started = time.perf_counter()
     done = compile_plans(folder, job, dataclasses.asdict(recipe))
     all_s = time.perf_counter() - started
-    peaks = {**watch.peak_by_part, list(done)[-1]: watch.peak()}
+    peaks = {**peaks_of.bytes_by_part, list(done)[-1]: peak_resident_bytes()}
     drawn = {"form": form, "part": "all, with drawing", "seconds": round(all_s, 1), "peak_bytes": max(peaks.values())}
     return [
         *(
@@ -111,26 +111,23 @@ def compile_form(folder: Path, recipe: Recipe, spec: ModelSpec, target: str, for
     ]
 
 
-class Watch:
-    """The peak of resident memory while each part is built, by the kernel's own mark, which can be set back."""
+class PartPeaks:
+    """The peak of resident memory while each part is built.
+
+    Attributes:
+        bytes_by_part: of each part that was built before the one that is being built.
+    """
 
     def __init__(self) -> None:
-        self.peak_by_part: dict[str, int] = {"drawing": 0}
+        self.bytes_by_part: dict[str, int] = {"drawing": 0}
         self._part = "drawing"
 
-    def see(self, part: str, phase: str, share: float) -> None:
-        """Take the mark where one part ends and the next begins."""
+    def on_progress(self, part: str, phase: str, share: float) -> None:
+        """Take the peak where one part ends and the next begins."""
         if part != self._part:
-            self.peak_by_part[self._part] = self.peak()
-            Path("/proc/self/clear_refs").write_text("5")
+            self.bytes_by_part[self._part] = peak_resident_bytes()
+            reset_peak()
             self._part = part
-
-    def peak(self) -> int:
-        """Return the peak since it was set back, in bytes."""
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def write_random_build(spec: ModelSpec, recipe: Recipe, folder: Path) -> None:

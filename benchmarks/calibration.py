@@ -26,10 +26,8 @@ from rich.table import Table
 from nvila_ros.runtime.loading import BACKENDS
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.tools.options import positive, print_json, whole
-from nvila_ros.tools.suites import HEIGHT, WIDTH
-from nvila_ros.types import Frame, Query
+from nvila_ros.tools.suite_scores import ask_case
 from nvila_ros.world.questions import ANSWERS, EVAL_KINDS, eval_case
-from nvila_ros.world.rendering import render
 
 NUM_BINS = 10
 NUM_DRAWS = 1000  # of right and wrong, to see what luck does
@@ -40,17 +38,17 @@ SMALLEST = 1e-300  # keeps the logarithm of a probability that underflowed finit
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ScoredChoice:
     """What the model gave to one question: (C,) log probabilities of the choices, and which of them is true."""
 
     log_p: np.ndarray
     truth: int
 
-    def at(self, temperature: float) -> Told:
+    def at(self, temperature: float) -> ScoredChoice:
         """Return what the same logits give at another temperature."""
         scaled = self.log_p / temperature
         shifted = scaled - scaled.max()
-        return Told(shifted - np.log(np.exp(shifted).sum()), self.truth)
+        return ScoredChoice(shifted - np.log(np.exp(shifted).sum()), self.truth)
 
     @property
     def confidence(self) -> float:
@@ -90,16 +88,15 @@ def main() -> int:
     return 0
 
 
-def ask(model: VisionLanguageModel, kind: str, index: int) -> Told:
+def ask(model: VisionLanguageModel, kind: str, index: int) -> ScoredChoice:
     """Ask a held-out question, with all answers that its kind has as choices."""
     case, choices = eval_case(kind, index), ANSWERS[kind]
-    frames = [Frame(image=render(case.scene, t, WIDTH, HEIGHT), stamp_ns=round(t * 1e9)) for t in case.times_s]
-    query = Query(query_id=f"{kind}-{index}", question=case.question.text, num_frames=len(frames), choices=choices)
-    probabilities = np.maximum(model.answer(query, frames).probabilities, SMALLEST)
-    return Told(np.log(probabilities), choices.index(case.question.answer))
+    answer = ask_case(model, case, f"{kind}-{index}", choices=choices)
+    probabilities = np.maximum(answer.probabilities, SMALLEST)
+    return ScoredChoice(np.log(probabilities), choices.index(case.question.answer))
 
 
-def fit_temperature(group: Sequence[Told]) -> float:
+def fit_temperature(group: Sequence[ScoredChoice]) -> float:
     """Return the temperature under which the truths are least surprising.
 
     Their surprise is convex in one over the temperature, so a third of the interval can be dropped again and again.
@@ -118,7 +115,7 @@ def fit_temperature(group: Sequence[Told]) -> float:
     return 2 / (low + high)
 
 
-def measure(fitted: list[Told], told: list[Told], temperature: float) -> dict[str, float]:
+def measure(fitted: list[ScoredChoice], told: list[ScoredChoice], temperature: float) -> dict[str, float]:
     """Return how confident and how right answers are, and what T does to the half that it was not fitted on."""
     group = fitted + told
     scaled = [each.at(temperature) for each in told]
@@ -136,9 +133,9 @@ def measure(fitted: list[Told], told: list[Told], temperature: float) -> dict[st
     }
 
 
-def reliability(group: Sequence[Told]) -> list[dict[str, float]]:
+def reliability(group: Sequence[ScoredChoice]) -> list[dict[str, float]]:
     """Return the bins of equal width into which answers fall by their confidence, without the empty ones."""
-    bins: dict[int, list[Told]] = {}
+    bins: dict[int, list[ScoredChoice]] = {}
     for told in group:
         bins.setdefault(min(int(told.confidence * NUM_BINS), NUM_BINS - 1), []).append(told)
     return [
@@ -153,13 +150,13 @@ def reliability(group: Sequence[Told]) -> list[dict[str, float]]:
     ]
 
 
-def calibration_error(group: Sequence[Told]) -> float:
+def calibration_error(group: Sequence[ScoredChoice]) -> float:
     """Return the expected calibration error."""
     bins = reliability(group)
     return sum(each["answers"] * abs(each["confidence"] - each["accuracy"]) for each in bins) / len(group)
 
 
-def error_by_luck(group: Sequence[Told]) -> float:
+def error_by_luck(group: Sequence[ScoredChoice]) -> float:
     """Return the mean calibration error where each answer is right by chance, as often as it is confident."""
     confidence = np.array([told.confidence for told in group])
     bin_of = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)

@@ -35,8 +35,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from benchmarks.peers.job import Job
-from benchmarks.peers.rounds import Entry, Heard, run_rounds
+from benchmarks.peers.job import PeerJob
+from benchmarks.peers.rounds import Heard, PeerSetup, run_rounds
 from benchmarks.peers.weights import RandomWeights
 from nvila_ros.models.variants import VARIANTS
 from nvila_ros.tools.options import positive, print_json, whole, wide_console
@@ -46,34 +46,34 @@ GB = 1e9
 OURS, MEMORY = "ours", "memory"
 Q4_0, OPENVINO_INT8 = "llama.cpp Q4_0", "openvino int8"
 DECODERS = (
-    Entry(OURS, "ours", "decoder", "int4 g128"),
-    Entry(Q4_0, "llamacpp", "Q4_0", "4 bits"),
-    Entry("llama.cpp Q4_K_M", "llamacpp", "Q4_K_M", "4 and 6 bits"),
-    Entry("onnxruntime-genai b32", "ort_genai", "32", "int4 g32"),
-    Entry("onnxruntime-genai b128", "ort_genai", "128", "int4 g128"),
-    Entry("openvino-genai", "ov_genai", "int4", "int4 g128, head 8"),
+    PeerSetup(OURS, "ours", "decoder", "int4 g128"),
+    PeerSetup(Q4_0, "llamacpp", "Q4_0", "4 bits"),
+    PeerSetup("llama.cpp Q4_K_M", "llamacpp", "Q4_K_M", "4 and 6 bits"),
+    PeerSetup("onnxruntime-genai b32", "ort_genai", "32", "int4 g32"),
+    PeerSetup("onnxruntime-genai b128", "ort_genai", "128", "int4 g128"),
+    PeerSetup("openvino-genai", "ov_genai", "int4", "int4 g128, head 8"),
 )
 FLOATS = (
-    Entry(OURS, "ours", "decoder", "int4 g128"),
-    Entry("transformers fp32", "transformers_torch", "float32", "float32"),
-    Entry("transformers bf16", "transformers_torch", "bfloat16", "bfloat16"),
+    PeerSetup(OURS, "ours", "decoder", "int4 g128"),
+    PeerSetup("transformers fp32", "transformers_torch", "float32", "float32"),
+    PeerSetup("transformers bf16", "transformers_torch", "bfloat16", "bfloat16"),
 )
 """Apart from `DECODERS`, since all together would not fit a small machine."""
 FLOAT_ROUNDS = 2  # at most: they take longest and are never near
 TOWERS = (
-    Entry(OURS, "ours", "tower w8a8", "w8a8"),
-    Entry("ours by token", "ours", "tower w8a8 by token", "w8a8, activations by token"),
-    Entry("ours fp32 openvino", "ours", "tower fp32 openvino", "float32"),
-    Entry("ours fp32 onnxruntime", "ours", "tower fp32 onnxruntime", "float32"),
-    Entry(OPENVINO_INT8, "ov_tower", "int8", "int8, by NNCF"),
+    PeerSetup(OURS, "ours", "tower w8a8", "w8a8"),
+    PeerSetup("ours by token", "ours", "tower w8a8 by token", "w8a8, activations by token"),
+    PeerSetup("ours fp32 openvino", "ours", "tower fp32 openvino", "float32"),
+    PeerSetup("ours fp32 onnxruntime", "ours", "tower fp32 onnxruntime", "float32"),
+    PeerSetup(OPENVINO_INT8, "ov_tower", "int8", "int8, by NNCF"),
 )
-READER = Entry(MEMORY, "memory", "read", "")
+READER = PeerSetup(MEMORY, "memory", "read", "")
 
 
 def main() -> int:
     """Run the benchmark; returns the exit code."""
     args = parse_args()
-    job = Job(
+    job = PeerJob(
         variant=args.variant,
         layers=args.layers,
         tower_layers=args.tower_layers,
@@ -139,7 +139,7 @@ def ask_tiny(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_dict(
-    job: Job, groups: Sequence[Mapping[str, Heard]], tower: Mapping[str, Heard], answers: Mapping[str, Any]
+    job: PeerJob, groups: Sequence[Mapping[str, Heard]], tower: Mapping[str, Heard], answers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the JSON line."""
     decode, prefill = (all_ratios(groups, step) for step in ("decode", "prefill"))
@@ -192,7 +192,7 @@ def read_bytes_s(groups: Sequence[Mapping[str, Heard]]) -> float | None:
     return GB / median(rounds) if rounds else None
 
 
-def roofline(heard: Mapping[str, Heard], job: Job) -> float | None:
+def roofline(heard: Mapping[str, Heard], job: PeerJob) -> float | None:
     """Return the share of memory's speed that our step reads at, each round by itself and of the rounds the median.
 
     A machine that shares its host's memory reads at half the speed from one minute to the next.
@@ -202,7 +202,7 @@ def roofline(heard: Mapping[str, Heard], job: Job) -> float | None:
     return median(shares) if shares else None
 
 
-def step_bytes(job: Job) -> float:
+def step_bytes(job: PeerJob) -> float:
     """Return what a decode step of ours must read, amid the answer."""
     spec = job.decoder_spec
     return RandomWeights(spec, job.head_bits).bytes_per_step(spec.decoder, job.prompt + job.tokens // 2)
@@ -213,7 +213,7 @@ def rounded(number: float | None) -> float | None:
     return None if number is None else round(number, 3)
 
 
-def print_decoders(job: Job, groups: Sequence[Mapping[str, Heard]], args: argparse.Namespace) -> None:
+def print_decoders(job: PeerJob, groups: Sequence[Mapping[str, Heard]], args: argparse.Namespace) -> None:
     """Print how fast the language model was on each runtime, and how fast memory."""
     title = f"{job.variant}, {job.decoder_spec.decoder.num_layers} layers, prompt {job.prompt}, {job.tokens} tokens"
     heads = ("runtime", "weights", "prefill\ntokens/s", "worst", "decode\ntokens/s", "worst", "ours is", "memory\nGB")
@@ -222,13 +222,13 @@ def print_decoders(job: Job, groups: Sequence[Mapping[str, Heard]], args: argpar
         print(f"memory is read at {read_s / GB:.1f} GB/s; a step of ours reads {step_bytes(job) / GB:.3f} GB")
 
 
-def print_tower(job: Job, tower: Mapping[str, Heard], args: argparse.Namespace) -> None:
+def print_tower(job: PeerJob, tower: Mapping[str, Heard], args: argparse.Namespace) -> None:
     """Print how fast the tower was on each runtime."""
     title = f"vision tower, {job.tower_spec.vision.num_live_layers} layers, one tile"
     print_table(title, ("runtime", "weights", "ms", "worst", "ours is", "memory\nGB"), tower_rows(tower), args)
 
 
-def decoder_rows(heard: Mapping[str, Heard], job: Job) -> list[Sequence[str]]:
+def decoder_rows(heard: Mapping[str, Heard], job: PeerJob) -> list[Sequence[str]]:
     """Return a row for each runtime."""
     rows: list[Sequence[str]] = []
     decode, prefill = ratios(heard, "decode"), ratios(heard, "prefill")

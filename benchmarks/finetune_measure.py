@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.process_usage import peak_resident_bytes, reset_peak, resident_bytes
 from nvila_ros.training.finetuning.run import Run
 from nvila_ros.training.finetuning.tuning import count_parameters
 
@@ -40,7 +39,7 @@ class Measured:
         if self._device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")
+            reset_peak()
 
     def time(self, take: Callable[[], Any]) -> None:
         """Take a step."""
@@ -68,9 +67,7 @@ def memory(device: str) -> tuple[int, int]:
     """Return the bytes that are in use, and the most since the peak was forgotten."""
     if device == "cuda":
         return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
-    told = Path("/proc/self/status").read_text()
-    now, peak = (int(re.search(rf"{name}:\s+(\d+) kB", told)[1]) << 10 for name in ("VmRSS", "VmHWM"))
-    return now, peak
+    return resident_bytes(), peak_resident_bytes()
 
 
 def tidy(device: str) -> None:

@@ -54,7 +54,7 @@ TOKENS_PER_SAMPLE = 90  # less than any draw gives on average, so that there are
 SETTINGS = ("device", "steps", "row_tokens")
 
 
-class Encoded(Dataset):
+class EncodedWorld(Dataset):
     """Samples of a planted world, drawn and encoded."""
 
     def __init__(self, num_samples: int, seed: int) -> None:
@@ -71,7 +71,7 @@ class Encoded(Dataset):
 
 
 def main() -> int:
-    """Run the benchmark; returns the exit code."""
+    """TrainingRun the benchmark; returns the exit code."""
     args = parse_args()
     torch.set_num_threads(args.threads)
     told: dict[str, Any] = {"benchmark": "fp8", "device": device_name(args.device), "torch": torch.__version__}
@@ -146,7 +146,7 @@ def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def draw_rows(seed: int, num_rows: int, args: argparse.Namespace) -> list[Row]:
     """Return rows of whole samples."""
-    samples = Encoded(num_rows * args.row_tokens // TOKENS_PER_SAMPLE + 64, seed)
+    samples = EncodedWorld(num_rows * args.row_tokens // TOKENS_PER_SAMPLE + 64, seed)
     loader = DataLoader(samples, batch_size=None, num_workers=args.workers)
     rows = []
     for group in pack(loader, args.row_tokens):
@@ -158,7 +158,7 @@ def draw_rows(seed: int, num_rows: int, args: argparse.Namespace) -> list[Row]:
 
 def run_one(precision: str, seed: int, rows: list[Row], held_out: list[Row], device: torch.device) -> dict[str, Any]:
     """Train once and return the losses and the bytes."""
-    run = Run(precision, seed, device)
+    run = TrainingRun(precision, seed, device)
     order, started_s, losses = np.random.default_rng(seed).permutation(len(rows)), time.monotonic(), []
     for step, index in enumerate(order.tolist()):
         losses.append(run.step(rows[index], step / len(rows)))
@@ -179,7 +179,7 @@ def run_one(precision: str, seed: int, rows: list[Row], held_out: list[Row], dev
     }
 
 
-class Run:
+class TrainingRun:
     """A model in bf16, the float32 masters of what it learns, and what steps on them."""
 
     def __init__(self, precision: str, seed: int, device: torch.device) -> None:

@@ -89,7 +89,7 @@ def measure_layers(spec: DecoderSpec, use_compiler: bool) -> Iterator[dict[str, 
     tokens, width = LAYER_TOKENS, spec.width
     with torch.device("cuda"):
         tables = rotary_tables(spec, torch.arange(tokens))
-        layers = {name: Bound(Layer(spec, 0).bfloat16(), tables) for name in ("bf16", "fp8")}
+        layers = {name: LayerWithTables(Layer(spec, 0).bfloat16(), tables) for name in ("bf16", "fp8")}
         x, grad = (torch.randn(1, tokens, width, dtype=torch.bfloat16) for _ in range(2))
     x.requires_grad_()
     convert_linears(layers["fp8"])
@@ -111,7 +111,7 @@ def measure_steps(spec: DecoderSpec) -> dict[str, Any]:
     return row
 
 
-class Bound(nn.Module):
+class LayerWithTables(nn.Module):
     """A layer with its rotary tables."""
 
     def __init__(self, layer: Layer, tables: tuple[Tensor, Tensor]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.process_usage import cpu_s, resident_bytes
 from nvila_ros.ros.camera_publisher import ros_args
 from nvila_ros.tools.demo.demo import Client, ros_environment
 from nvila_ros.tools.demo.questions import Item
@@ -29,8 +30,6 @@ from nvila_ros.tools.options import positive, print_json, size
 MIB = 1 << 20
 ASK_EVERY_S = 0.5
 QUESTIONS = ("How many objects are there?", "What do you see?", "Is there a red circle?")
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 NUM_SETTLING = 20  # questions before the first reading: the runtime allocates as the first ones come
 GROWTH_MIB = 16  # what an allocator may keep for itself after that
 
@@ -64,13 +63,13 @@ def measure(client: Client, pid: int, args: argparse.Namespace) -> int:
         ask(client, index)
     start_s, start_cpu_s, start_frames = time.monotonic(), cpu_s(pid), client.wait_for_counts()["frames_received"]
     replies: list[Reply] = []
-    rss: list[tuple[float, float]] = [(0.0, rss_mib(pid))]
+    rss: list[tuple[float, float]] = [(0.0, resident_bytes(pid) / MIB)]
     while (passed_s := time.monotonic() - start_s) < args.seconds:
         replies.append(ask(client, len(replies)))
         if passed_s >= rss[-1][0] + args.seconds / 6:
-            rss.append((passed_s, rss_mib(pid)))
+            rss.append((passed_s, resident_bytes(pid) / MIB))
         client.rest(max(0.0, start_s + len(replies) * ASK_EVERY_S - time.monotonic()))
-    rss.append((passed_s, rss_mib(pid)))
+    rss.append((passed_s, resident_bytes(pid) / MIB))
     core_share = (cpu_s(pid) - start_cpu_s) / passed_s
     counts = client.wait_for_counts()
     frames_hz = (counts["frames_received"] - start_frames) / (time.monotonic() - start_s)
@@ -107,17 +106,6 @@ def report(
         }
     )
     return 1 if unanswered or growth > GROWTH_MIB else 0
-
-
-def rss_mib(pid: int) -> float:
-    """Resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES / MIB
-
-
-def cpu_s(pid: int) -> float:
-    """Processor time that a process has used, all threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import importlib
 import math
-import subprocess
+import multiprocessing
 import sys
 import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -25,9 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
+from benchmarks.process_usage import peak_resident_bytes, reset_peak, resident_bytes
+from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import VARIANTS
+from nvila_ros.runtime.loading import load_engine
 from nvila_ros.tools.options import positive, print_json
 from nvila_ros.training.save import part_configs, write_json
 
@@ -35,25 +40,8 @@ GIB = 1 << 30
 MAX_RATIO = 1.3
 SHARD_BYTES = GIB
 ADDED = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "[BOS]": 3, "[PAD]": 4}
-LOADERS = ("arrays", "torch", "onnxruntime")
-
-CHILD = """
-import json, resource, sys, time
-from pathlib import Path
-from nvila_ros.models.checkpoint import open_checkpoint
-loader, path = sys.argv[1:]
-if loader != "arrays":
-    from nvila_ros.runtime.loading import load_engine
-    __import__(f"nvila_ros.runtime.{loader}_engine")
-checkpoint = open_checkpoint(path)
-def resident(key):
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-before, start = resident("VmRSS"), time.monotonic()
-kept = checkpoint.load() if loader == "arrays" else load_engine(checkpoint, loader)
-seconds = time.monotonic() - start
-print(json.dumps({"before": before, "peak": resident("VmHWM"), "after": resident("VmRSS"), "seconds": seconds}))
-"""
+ENGINES = {"torch": "nvila_ros.runtime.torch_engine", "onnxruntime": "nvila_ros.runtime.onnxruntime.engine"}
+LOADERS = ("arrays", *ENGINES)
 
 
 def main() -> int:
@@ -85,8 +73,22 @@ def main() -> int:
 
 def measure(loader: str, folder: str) -> dict[str, float]:
     """Load in a fresh process and return its resident bytes before, at the peak and after, and the seconds."""
-    command = [sys.executable, "-c", CHILD, loader, folder]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(load, loader, folder).result()
+
+
+def load(loader: str, folder: str) -> dict[str, float]:
+    """Load a checkpoint, once all that loads it is imported."""
+    if loader in ENGINES:
+        importlib.import_module(ENGINES[loader])
+    checkpoint = open_checkpoint(folder)
+    reset_peak()
+    before, started_s = resident_bytes(), time.monotonic()
+    kept = checkpoint.load() if loader == "arrays" else load_engine(checkpoint, loader)
+    seconds = time.monotonic() - started_s
+    found = {"before": before, "peak": peak_resident_bytes(), "after": resident_bytes(), "seconds": seconds}
+    del kept  # held until the memory was read
+    return found
 
 
 def write_random(spec: ModelSpec, folder: Path) -> None:

@@ -10,7 +10,6 @@ fp32's to the letter) and, last, one JSON line.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import itertools
 import statistics
@@ -33,10 +32,9 @@ from nvila_ros.quantization.simulate import SimulatedEngine
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.tools.options import positive, print_json, whole
-from nvila_ros.tools.suites import HEIGHT, WIDTH
-from nvila_ros.types import Frame, Query
+from nvila_ros.tools.suite_scores import film_case
+from nvila_ros.types import Query
 from nvila_ros.world.questions import EVAL_CLIP_FRAMES, EVAL_KINDS, eval_case, is_correct
-from nvila_ros.world.rendering import render
 
 FP32, FP16 = TowerOptions(precision="fp32"), TowerOptions(precision="fp16")
 TOKEN, TENSOR = TowerOptions(), TowerOptions(activations="per_tensor")
@@ -62,7 +60,7 @@ JUDGED = "both, token"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SchemeResult:
     """One scheme's answers, by kind, and whether they are right."""
 
     name: str
@@ -74,7 +72,7 @@ class Row:
         """Share of right answers over some kinds, or over all."""
         return statistics.fmean(right for kind in kinds or self.is_right for right in self.is_right[kind])
 
-    def equal_answers(self, other: Row) -> float:
+    def equal_answers(self, other: SchemeResult) -> float:
         """Share of answers that are another's to the letter."""
         return statistics.fmean(
             mine == theirs
@@ -101,7 +99,9 @@ def main() -> int:
     calibration = calibrate(checkpoint, tokenizer, itertools.islice(world_samples(EVAL_CLIP_FRAMES), args.samples))
     names = list(dict.fromkeys(("fp32", *args.schemes, JUDGED)))
     models = quantize(checkpoint, calibration, [SCHEMES[name] for name in names])
-    rows = [Row(name, load(checkpoint, tokenizer, weights)) for name, weights in zip(names, models, strict=True)]
+    rows = [
+        SchemeResult(name, load(checkpoint, tokenizer, weights)) for name, weights in zip(names, models, strict=True)
+    ]
     ask(rows, args.questions)
     Console(highlight=False, width=100).print(as_table(rows))  # a pipe has 80, which would cut numbers off
     print_json({"benchmark": "quantize", "model": checkpoint.spec.name, "questions": args.questions, **as_dict(rows)})
@@ -131,21 +131,22 @@ def load(checkpoint: Checkpoint, tokenizer: ChatTokenizer, weights: dict[str, We
     return VisionLanguageModel(SimulatedEngine(checkpoint.spec, weights), tokenizer, backend="simulated")
 
 
-def ask(rows: Sequence[Row], num_questions: int) -> None:
+def ask(rows: Sequence[SchemeResult], num_questions: int) -> None:
     """Ask every row each question; frames are filmed once."""
     for kind in EVAL_KINDS:
         for index in range(num_questions):
             case = eval_case(kind, index)
-            frames = [Frame(image=render(case.scene, t, WIDTH, HEIGHT), stamp_ns=round(t * 1e9)) for t in case.times_s]
-            query = Query(query_id=f"{kind}-{index}", question=case.question.text, max_tokens=16)
-            query = dataclasses.replace(query, num_frames=len(frames))
+            frames = film_case(case)
+            query = Query(
+                query_id=f"{kind}-{index}", question=case.question.text, num_frames=len(frames), max_tokens=16
+            )
             for row in rows:
                 text = row.model.answer(query, frames).text
                 row.answers.setdefault(kind, []).append(text)
                 row.is_right.setdefault(kind, []).append(is_correct(case.question, text))
 
 
-def as_dict(rows: Sequence[Row]) -> dict[str, Any]:
+def as_dict(rows: Sequence[SchemeResult]) -> dict[str, Any]:
     """Return the judged scheme's numbers, then every scheme's."""
     by_name = {row.name: row for row in rows}
     fp32, judged = by_name["fp32"], by_name[JUDGED]
@@ -159,7 +160,7 @@ def as_dict(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def as_table(rows: Sequence[Row]) -> Table:
+def as_table(rows: Sequence[SchemeResult]) -> Table:
     """Return the rows as a table."""
     table = Table("scheme", *EVAL_KINDS, "overall", "equal")
     table.columns[0].no_wrap = True

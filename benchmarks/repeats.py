@@ -34,7 +34,7 @@ THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 
 @dataclass(slots=True)
-class Tally:
+class RepeatCounts:
     """What came of the scenes of one kind."""
 
     num_frames: int = 0
@@ -68,10 +68,10 @@ def main() -> int:
     return 0
 
 
-def run(threshold: float, num_scenes: int) -> dict[str, Tally]:
+def run(threshold: float, num_scenes: int) -> dict[str, RepeatCounts]:
     """Film and ask scenes at one threshold, every other one in motion."""
     model = load_model("nvila-tiny", limits=CacheLimits(repeat_threshold=threshold))
-    tallies = {"still": Tally(), "moving": Tally()}
+    tallies = {"still": RepeatCounts(), "moving": RepeatCounts()}
     for index, (scene, question) in enumerate(scenes(num_scenes)):
         tally = tallies["moving" if index % 2 else "still"]
         for t_s in TIMES_S:

@@ -42,7 +42,7 @@ TABLE_WIDTH = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class ViewVariant:
     """One row: how images or clips are shown; num_frames is 0 for images."""
 
     name: str
@@ -99,22 +99,22 @@ def main() -> int:
     return 0
 
 
-def image_variants(checkpoint: Checkpoint, threads: int) -> Iterator[Variant]:
+def image_variants(checkpoint: Checkpoint, threads: int) -> Iterator[ViewVariant]:
     """Yield the rows of images: one tile, then all scales merged at each scale."""
     with tempfile.TemporaryDirectory() as folder:
-        yield Variant("1 tile", load(single_tile(checkpoint, Path(folder) / checkpoint.spec.name), threads))
+        yield ViewVariant("1 tile", load(single_tile(checkpoint, Path(folder) / checkpoint.spec.name), threads))
     num_scales = len(checkpoint.spec.scales)
     for index, side in enumerate(checkpoint.spec.scales):
         spec = dataclasses.replace(checkpoint.spec, merge_scale=index)
-        yield Variant(f"{num_scales} scales at {side}", load(dataclasses.replace(checkpoint, spec=spec), threads))
+        yield ViewVariant(f"{num_scales} scales at {side}", load(dataclasses.replace(checkpoint, spec=spec), threads))
 
 
-def clip_variants(checkpoint: Checkpoint, threads: int) -> Iterator[Variant]:
+def clip_variants(checkpoint: Checkpoint, threads: int) -> Iterator[ViewVariant]:
     """Yield the rows of clips."""
     for num_frames, pool in CLIPS:
         spec = dataclasses.replace(checkpoint.spec, video_pools=((pool, 1, 1),))
         model = load(dataclasses.replace(checkpoint, spec=spec), threads)
-        yield Variant(f"{num_frames} frames, x{pool}", model, num_frames)
+        yield ViewVariant(f"{num_frames} frames, x{pool}", model, num_frames)
 
 
 def single_tile(checkpoint: Checkpoint, folder: Path) -> Checkpoint:

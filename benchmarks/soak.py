@@ -30,7 +30,7 @@ from rclpy.task import Future
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.live import rss_mib
+from benchmarks.process_usage import resident_bytes
 from nvila_ros.action import AskVideo
 from nvila_ros.msg import Answer, Event, StandingQuery, Status
 from nvila_ros.ros.camera_publisher import ros_args
@@ -41,6 +41,7 @@ from nvila_ros.tools.demo.subprocesses import Children
 from nvila_ros.tools.options import positive, print_json
 from nvila_ros.types import FinishReason
 
+MIB = 1 << 20
 NUM_STANDING = 20
 NODE = "/nvila"
 WAIT_S = 60.0
@@ -236,7 +237,7 @@ def ask_for(soak: Soak, pid: int, args: argparse.Namespace) -> list[tuple[float,
         soak.ask_something()
         soak.rest(rng.expovariate(1 / args.every))
         if passed_s >= total_s * (len(rss) + 1) / 40:
-            rss.append((passed_s, rss_mib(pid)))
+            rss.append((passed_s, resident_bytes(pid) / MIB))
     soak.settle()
     soak.rest(3.0)
     return rss

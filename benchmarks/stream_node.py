@@ -17,7 +17,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from std_msgs.msg import String
 
-from benchmarks.live import cpu_s
+from benchmarks.process_usage import cpu_s
 from nvila_ros.msg import Answer
 from nvila_ros.request import Ask, Author, Ledger
 from nvila_ros.ros import node

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.peers.job import Job
+from benchmarks.peers.job import PeerJob
 
 MISSING = ("openvino_telemetry", "torchvision")
 """Made to look missing: the one reports over the network, the other is not needed and where its build is of another
@@ -30,7 +30,7 @@ def main() -> int:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     module = importlib.import_module(f"benchmarks.peers.{module_name}")
-    job = Job.from_json(text)
+    job = PeerJob.from_json(text)
     start = time.perf_counter()
     if act == "prepare":
         module.prepare(kind, job)

@@ -28,7 +28,7 @@ QUIET = {
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class PeerJob:
     """The model's shapes and what is run.
 
     Attributes:
@@ -83,12 +83,12 @@ class Job:
         return json.dumps(asdict(self))
 
     @staticmethod
-    def from_json(text: str) -> Job:
+    def from_json(text: str) -> PeerJob:
         """Return what `to_json` wrote."""
-        return Job(**json.loads(text))
+        return PeerJob(**json.loads(text))
 
 
-def random_ids(job: Job, index: int) -> np.ndarray:
+def random_ids(job: PeerJob, index: int) -> np.ndarray:
     """Return the prompt of a round, (L,) int64: another one each time, since some runtimes keep prefixes."""
     return np.random.default_rng(index).integers(5, 400, job.prompt)
 

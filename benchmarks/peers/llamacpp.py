@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers.clock import seconds
-from benchmarks.peers.job import Job, Round, random_ids
+from benchmarks.peers.job import PeerJob, Round, random_ids
 from benchmarks.peers.weights import NOISE_STD, noise, start_of
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.spec import ModelSpec
@@ -22,7 +22,7 @@ from nvila_ros.models.spec import ModelSpec
 NEEDS = ("llama_cpp", "gguf")
 
 
-def prepare(kind: str, job: Job) -> None:
+def prepare(kind: str, job: PeerJob) -> None:
     """Write the file of a kind, `Q4_0` or `Q4_K_M`."""
     plain, mixed = _path("Q4_0", job), _path("Q4_K_M", job)
     if not plain.exists():
@@ -34,7 +34,7 @@ def prepare(kind: str, job: Job) -> None:
         unfinished.rename(mixed)
 
 
-def load(kind: str, job: Job) -> Round:
+def load(kind: str, job: PeerJob) -> Round:
     """Return a round of prefill and decode."""
     import llama_cpp
 
@@ -118,5 +118,5 @@ def requantize(source: Path, target: Path, threads: int) -> None:
     assert status == 0, f"llama_model_quantize failed with {status}"
 
 
-def _path(kind: str, job: Job) -> Path:
+def _path(kind: str, job: PeerJob) -> Path:
     return job.files("llamacpp") / f"{kind}.gguf"

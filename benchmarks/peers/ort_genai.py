@@ -12,13 +12,13 @@ import sys
 from collections.abc import Mapping
 
 from benchmarks.peers.clock import seconds
-from benchmarks.peers.job import Job, Round, random_ids
+from benchmarks.peers.job import PeerJob, Round, random_ids
 from benchmarks.peers.weights import write_hf_folder
 
 NEEDS = ("onnxruntime_genai", "onnx_ir", "transformers", "torch")
 
 
-def prepare(kind: str, job: Job) -> None:
+def prepare(kind: str, job: PeerJob) -> None:
     """Build the model of a kind, which is the size of a block: `32` or `128`."""
     source, target = job.files("hf"), job.files(f"genai-{kind}")
     if target.exists():
@@ -45,7 +45,7 @@ def prepare(kind: str, job: Job) -> None:
     unfinished.rename(target)
 
 
-def load(kind: str, job: Job) -> Round:
+def load(kind: str, job: PeerJob) -> Round:
     """Return a round of prefill and decode."""
     import onnxruntime_genai as og
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from benchmarks.peers.clock import seconds
-from benchmarks.peers.job import Job, Round, random_ids
+from benchmarks.peers.job import PeerJob, Round, random_ids
 from benchmarks.peers.weights import FloatModel, RandomWeights
 from nvila_ros.models.quantized import Weight
 from nvila_ros.models.spec import ModelSpec
@@ -16,11 +16,11 @@ from nvila_ros.runtime.contract import Engine
 NEEDS = ("openvino",)
 
 
-def prepare(kind: str, job: Job) -> None:
+def prepare(kind: str, job: PeerJob) -> None:
     """Write nothing: our engines take arrays."""
 
 
-def load(kind: str, job: Job) -> Round:
+def load(kind: str, job: PeerJob) -> Round:
     """Return the round of the decoder, or of the tower where the kind begins with `tower`."""
     if kind == "decoder":
         return decoder_round(load_cpu_engine(job.decoder_spec, job), job)
@@ -44,12 +44,12 @@ def cpu_loader() -> Callable[[ModelSpec, Mapping[str, Weight], int], Engine]:
     return load_quantized
 
 
-def load_cpu_engine(spec: ModelSpec, job: Job) -> Engine:
+def load_cpu_engine(spec: ModelSpec, job: PeerJob) -> Engine:
     """Return the engine over random weights, quantized as `nvila build` does."""
     return cpu_loader()(spec, RandomWeights(spec, job.head_bits), job.threads)
 
 
-def decoder_round(engine: Engine, job: Job) -> Round:
+def decoder_round(engine: Engine, job: PeerJob) -> Round:
     """Return a round of prefill and decode over one cache; embeddings are looked up in it, as in every runtime."""
     cache = engine.new_cache(job.prompt + job.tokens)
     rounds = iter(range(1 << 30))

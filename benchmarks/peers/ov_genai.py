@@ -12,13 +12,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from benchmarks.peers.job import Job, Round, random_ids
+from benchmarks.peers.job import PeerJob, Round, random_ids
 from benchmarks.peers.weights import write_hf_folder
 
 NEEDS = ("openvino_genai", "optimum.intel", "nncf", "transformers", "torch")
 
 
-def prepare(kind: str, job: Job) -> None:
+def prepare(kind: str, job: PeerJob) -> None:
     """Export the model."""
     source, target = job.files("hf"), job.files("openvino-genai")
     if target.exists():
@@ -45,7 +45,7 @@ def prepare(kind: str, job: Job) -> None:
     unfinished.rename(target)
 
 
-def load(kind: str, job: Job) -> Round:
+def load(kind: str, job: PeerJob) -> Round:
     """Return a round of prefill and decode, as the pipeline's own clock has it."""
     import openvino as ov
     import openvino_genai as genai

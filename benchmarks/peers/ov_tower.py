@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers.clock import seconds
-from benchmarks.peers.job import Job, Round
+from benchmarks.peers.job import PeerJob, Round
 from nvila_ros.models.spec import VisionSpec
 
 NEEDS = ("openvino", "nncf", "transformers", "torch")
 NUM_SAMPLES = 1
 
 
-def prepare(kind: str, job: Job) -> None:
+def prepare(kind: str, job: PeerJob) -> None:
     """Convert and quantize."""
     target = _path(job)
     if target.exists():
@@ -75,7 +75,7 @@ def convert(spec: VisionSpec) -> Any:
     return ov.convert_model(traced, example_input=example, input=[tuple(example.shape)])
 
 
-def load(kind: str, job: Job) -> Round:
+def load(kind: str, job: PeerJob) -> Round:
     """Return a round of one tile."""
     from nvila_ros.runtime.openvino.api import ov
 
@@ -90,6 +90,6 @@ def _tile(spec: VisionSpec, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 
 
-def _path(job: Job) -> Any:
+def _path(job: PeerJob) -> Any:
     layers = job.tower_spec.vision.num_live_layers
     return job.files("tower").parents[1] / f"tower-{layers}" / "int8.xml"

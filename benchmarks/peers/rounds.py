@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.peers.job import QUIET, Job
+from benchmarks.peers.job import QUIET, PeerJob
 
 PREPARE_S, LOAD_S, ROUND_S = 900.0, 300.0, 300.0
 NUM_LOG_LINES = 4
@@ -32,7 +32,7 @@ class RuntimeFaultError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PeerSetup:
     """A runtime to measure.
 
     Attributes:
@@ -57,7 +57,7 @@ class Heard:
         fault: why there is nothing, or no more.
     """
 
-    entry: Entry
+    entry: PeerSetup
     steps: dict[str, list[list[float]]] = field(default_factory=dict)
     load_s: float = 0.0
     rss_bytes: int = 0
@@ -75,7 +75,7 @@ class Heard:
 class Runtime:
     """One runtime's process."""
 
-    def __init__(self, entry: Entry, job: Job, log_path: Path) -> None:
+    def __init__(self, entry: PeerSetup, job: PeerJob, log_path: Path) -> None:
         self.heard = Heard(entry)
         self._log_path = log_path
         self._command = [
@@ -174,7 +174,9 @@ class Runtime:
         return f"failed: {said[-300:] or 'said nothing'}; see {self._log_path}"
 
 
-def run_rounds(entries: Sequence[Entry], job: Job, num_rounds: int, tell: Callable[[str], None]) -> dict[str, Heard]:
+def run_rounds(
+    entries: Sequence[PeerSetup], job: PeerJob, num_rounds: int, tell: Callable[[str], None]
+) -> dict[str, Heard]:
     """Measure runtimes in alternating rounds; one that fails is left out with its reason."""
     runtimes = [Runtime(entry, job, _log_path(entry, job)) for entry in entries]
     live: list[Runtime] = []
@@ -218,7 +220,7 @@ def _close(pipe: IO[str] | None) -> None:
         pipe.close()
 
 
-def _log_path(entry: Entry, job: Job) -> Path:
+def _log_path(entry: PeerSetup, job: PeerJob) -> Path:
     folder = job.files("logs")
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{entry.name.replace(' ', '_').replace('/', '_')}.log"

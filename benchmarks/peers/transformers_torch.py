@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.peers.clock import seconds
-from benchmarks.peers.job import Job, Round, random_ids
+from benchmarks.peers.job import PeerJob, Round, random_ids
 from benchmarks.peers.weights import write_hf_folder
 
 NEEDS = ("transformers", "torch")
 
 
-def prepare(kind: str, job: Job) -> None:
+def prepare(kind: str, job: PeerJob) -> None:
     """Write the Hugging Face folder."""
     if not (job.files("hf") / "config.json").exists():
         write_hf_folder(job.decoder_spec, job.files("hf"))
 
 
-def load(kind: str, job: Job) -> Round:
+def load(kind: str, job: PeerJob) -> Round:
     """Return a round of prefill and decode; the kind is `float32` or `bfloat16`."""
     import torch
     from transformers import AutoModelForCausalLM

@@ -29,7 +29,7 @@ REPORT_EVERY = 200  # steps; reading a loss waits for the device
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class LearnedTokens:
     """What a model says at each learned token of some samples.
 
     Attributes:
@@ -45,7 +45,7 @@ class Told:
     owners: np.ndarray
 
 
-def tell(model: Nvila, drawn: DrawnSet, indices: np.ndarray) -> Told:
+def tell(model: Nvila, drawn: DrawnSet, indices: np.ndarray) -> LearnedTokens:
     """Return what a model says of the samples with these numbers, from its projector on."""
     device = next(model.parameters()).device
     length = int(drawn.lengths[indices].max())
@@ -60,7 +60,7 @@ def tell(model: Nvila, drawn: DrawnSet, indices: np.ndarray) -> Told:
         embeds = model.llm.embed(input_ids.clamp(min=0))
         embeds = embeds.masked_scatter((input_ids == PLACEHOLDER)[..., None], model.project(features))
         hidden = model.llm(embeds).flatten(0, 1)[told]
-        return Told(hidden, model.llm.head(hidden).float(), ids, owners)
+        return LearnedTokens(hidden, model.llm.head(hidden).float(), ids, owners)
 
 
 @torch.inference_mode()

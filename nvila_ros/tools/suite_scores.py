@@ -108,11 +108,16 @@ def _score_choices(model: Answerer, case: EvalCase, query_id: str, suite: Suite,
         into.chosen.append((max(answer.probabilities), is_correct(case.question, answer.text)))
 
 
+def film_case(case: EvalCase, render: Render = render) -> list[Frame]:
+    """Return the frames of a case, in order of their times."""
+    return [Frame(image=render(case.scene, t, WIDTH, HEIGHT), stamp_ns=round(t * 1e9)) for t in case.times_s]
+
+
 def ask_case(
     model: Answerer, case: EvalCase, query_id: str, render: Render = render, choices: tuple[str, ...] = ()
 ) -> Answer:
     """Film the frames of a case and ask its question, with choices or freely."""
-    frames = [Frame(image=render(case.scene, t, WIDTH, HEIGHT), stamp_ns=round(t * 1e9)) for t in case.times_s]
+    frames = film_case(case, render)
     question = case.question.text
     query = Query(query_id=query_id, question=question, num_frames=len(frames), max_tokens=MAX_TOKENS, choices=choices)
     return model.answer(query, frames)

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from benchmarks.engines import GB, MEMORY, OPENVINO_INT8, OURS, Q4_0, as_dict, decoder_rows
-from benchmarks.peers.job import Job, random_ids
+from benchmarks.peers.job import PeerJob, random_ids
 from benchmarks.peers.llamacpp import write_gguf
-from benchmarks.peers.rounds import Entry, Heard, Runtime, run_rounds
+from benchmarks.peers.rounds import Heard, PeerSetup, Runtime, run_rounds
 from benchmarks.peers.weights import EMBEDDING, HEAD, RandomWeights, write_hf_folder
 from nvila_ros.models.quantized import Int4Weight, Int8Weight
 from nvila_ros.models.spec import ModelSpec, ProjectorSpec
 from nvila_ros.models.variants import VARIANTS
 
-READ = Entry(MEMORY, "memory", "read", "")
+READ = PeerSetup(MEMORY, "memory", "read", "")
 
 
-def job(folder: Path, **changed: object) -> Job:
+def job(folder: Path, **changed: object) -> PeerJob:
     fields = {"variant": "NVILA-Lite-2B", "layers": 1, "tower_layers": 1, "prompt": 8, "tokens": 4}
-    return Job(**fields | {"threads": 1, "head_bits": 4, "folder": str(folder)} | changed)
+    return PeerJob(**fields | {"threads": 1, "head_bits": 4, "folder": str(folder)} | changed)
 
 
 def small_spec() -> ModelSpec:
@@ -35,7 +35,7 @@ def small_spec() -> ModelSpec:
 
 
 def heard(name: str, **seconds: list[list[float]]) -> Heard:
-    return Heard(Entry(name, "", "", ""), steps=seconds)
+    return Heard(PeerSetup(name, "", "", ""), steps=seconds)
 
 
 def is_stopped(runtime: Runtime) -> bool:
@@ -63,7 +63,7 @@ def test_a_runtime_is_stopped_whenever_it_is_not_measured(tmp_path: Path) -> Non
 
 
 def test_one_that_fails_leaves_the_others_in_the_race(tmp_path: Path) -> None:
-    unknown = Entry("unknown", "ours", "decoder", "")
+    unknown = PeerSetup("unknown", "ours", "decoder", "")
 
     told = run_rounds((unknown, READ), job(tmp_path, variant="NVILA-None"), 2, lambda text: None)
 
@@ -116,7 +116,7 @@ def test_nothing_measured_is_null_and_no_division(tmp_path: Path) -> None:
 
 
 def test_a_runtime_that_is_missing_is_shown_with_the_reason(tmp_path: Path) -> None:
-    row = decoder_rows({Q4_0: Heard(Entry(Q4_0, "", "", "4 bits"), fault="gguf not installed")}, job(tmp_path))
+    row = decoder_rows({Q4_0: Heard(PeerSetup(Q4_0, "", "", "4 bits"), fault="gguf not installed")}, job(tmp_path))
 
     assert row == [(Q4_0, "4 bits", "skipped: gguf not installed")]
 

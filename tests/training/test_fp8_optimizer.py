@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.training.fp8 import Fp8AdamW, optimizer
-from nvila_ros.training.fp8.expansion import Expanded, contract
+from nvila_ros.training.fp8.expansion import STATE_GROUP, Expanded, contract, expand
 
 SETTINGS: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -218,3 +218,20 @@ def _grad_step(steps: torch.optim.Optimizer, parameter: nn.Parameter, grad: torc
     parameter.grad = grad
     steps.step()
     assert math.isfinite(parameter.sum().item())
+
+
+def test_second_moments_follow_gradients_that_fade_by_chance_and_not_by_the_nearest_code() -> None:
+    beta, chance = 0.99, torch.Generator().manual_seed(0)
+    deviation = torch.logspace(math.log10(1 / 30), 0, STATE_GROUP)
+    exact, by_chance, nearest = (torch.zeros(4, STATE_GROUP) for _ in range(3))
+    for step in range(1500):
+        if step == 500:
+            deviation[::2] /= 10
+        square = (torch.randn(exact.shape, generator=chance) * deviation) ** 2
+        exact = beta * exact + (1 - beta) * square
+        by_chance = beta * contract(expand(by_chance, chance)) + (1 - beta) * square
+        nearest = beta * contract(expand(nearest)) + (1 - beta) * square
+
+    ratio, stuck = (((moment / exact)[:, ::2]).log().mean().exp().item() for moment in (by_chance, nearest))
+    assert ratio == pytest.approx(1.0, abs=0.1)
+    assert stuck > 2
