@@ -182,6 +182,7 @@ setup(
     # One source folder over the root keeps an editable install a plain path entry.
     package_dir={"": "."},
     packages=find_packages(include=["nvila_ros", "nvila_ros.*"]),
+    package_data={"nvila_ros": ["py.typed"]},
     setup_requires=[] if HAS_ROS else BUILD_REQUIRES,
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -78,6 +78,11 @@ def test_every_folder_of_sources_is_a_package() -> None:
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
+def test_types_are_declared_to_those_who_import_the_package() -> None:
+    assert (ROOT / "nvila_ros" / "py.typed").is_file()  # colcon installs the whole folder
+    assert 'package_data={"nvila_ros": ["py.typed"]}' in (ROOT / "setup.py").read_text()
+
+
 def test_no_source_takes_the_name_of_a_generated_module() -> None:
     assert [p for name in ("msg", "srv", "action") for p in (ROOT / "nvila_ros").glob(f"{name}*")] == []
 
