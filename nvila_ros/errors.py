@@ -6,7 +6,16 @@ one tells of bad input; a bug of ours is an `AssertionError` and is never caught
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+
+
+def shown(value: object) -> str:
+    """Return the text of a value that came from outside, for a message: never longer than a line or two."""
+    return _SHORT.repr(value)
 
 
 class NvilaError(ValueError):

@@ -25,6 +25,7 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.files import write_json
 from nvila_ros.models.build_shapes import find_build_faults
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo, read_header, read_object
+from nvila_ros.models.finite import check_finite
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles, unpack_nibbles
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec, Wrap
 
@@ -70,7 +71,7 @@ class Build:
         """Return a tensor whose rows are read from disk as they are asked for; it cannot be written to.
 
         Raises:
-            CheckpointError: it is held quantized.
+            CheckpointError: it is held quantized, or a value is NaN or infinite.
         """
         info = self.tensors.get(key)
         if info is None:
@@ -79,7 +80,9 @@ class Build:
             length = int.from_bytes(file.read(8), "little")
             start, _ = json.loads(file.read(length))[info.name]["data_offsets"]
         dtype = {"F16": np.float16, "F32": np.float32}[info.dtype]
-        return np.memmap(info.file, dtype, "r", 8 + length + start, info.shape)
+        tensor = np.memmap(info.file, dtype, "r", 8 + length + start, info.shape)
+        check_finite(f"{key} in {info.file}", tensor)
+        return tensor
 
 
 class StoredWeights(Mapping[str, Weight]):

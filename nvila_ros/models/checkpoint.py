@@ -22,34 +22,45 @@ from safetensors import SafetensorError, safe_open
 from nvila_ros.errors import CheckpointError
 from nvila_ros.files import read_json
 from nvila_ros.models.configs import check_preprocessor, complete_flat, read_spec
+from nvila_ros.models.finite import FLOAT_DTYPES, check_finite
 from nvila_ros.models.shapes import expected_shapes, find_faults
 from nvila_ros.models.spec import ModelSpec
 
 PARTS = ("llm", "vision_tower", "mm_projector")
 FLAT_TYPES = ("nvila", "nvila_lite")
 INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
-FLOATS = ("BF16", "F16", "F32", "F64")
 PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies and what it is; `dtype` in safetensors' spelling, such as BF16."""
+    """Where a tensor lies and what it is.
+
+    Attributes:
+        file: the weight file.
+        name: in that file.
+        dtype: in safetensors' spelling, such as BF16.
+        shape: of the tensor.
+        key: `part.key`, for messages; empty where it is the name.
+    """
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
+    key: str = ""
 
     def read(self, dtype: Any = None) -> np.ndarray:
         """Return the tensor, cast to `dtype` where one is given.
 
         Raises:
-            CheckpointError: the file is truncated or not safetensors.
+            CheckpointError: the file is truncated or not safetensors, or a value is NaN or infinite.
         """
         # Opened for each tensor: pages of a mapping that stays open would pile up to the size of the file.
         with _open(self.file) as file:
             array = file.get_tensor(self.name)
+        if self.dtype in FLOAT_DTYPES:
+            check_finite(f"{self.key or self.name} in {self.file}", array)
         return array if dtype is None else array.astype(dtype, copy=False)
 
 
@@ -151,8 +162,8 @@ def check_processor(root: Path, layout: str, spec: ModelSpec) -> None:
 
 def find_odd_dtypes(spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> list[str]:
     """Return what is wrong with the dtypes of tensors that reach an answer."""
-    odd = sorted({tensors[key].dtype for key in expected_shapes(spec) if key in tensors} - set(FLOATS))
-    return [f"weights must be of {list(FLOATS)}, got {odd} as well; convert them"] if odd else []
+    odd = sorted({tensors[key].dtype for key in expected_shapes(spec) if key in tensors} - set(FLOAT_DTYPES))
+    return [f"weights must be of {list(FLOAT_DTYPES)}, got {odd} as well; convert them"] if odd else []
 
 
 def find_layout(root: Path, top: Mapping[str, Any]) -> str:
@@ -213,7 +224,7 @@ def read_header(path: Path, prefix: str) -> dict[str, TensorInfo]:
     with _open(path) as file:
         for name in file.keys():  # noqa: SIM118 - not a mapping
             part = file.get_slice(name)
-            tensors[prefix + name] = TensorInfo(path, name, part.get_dtype(), tuple(part.get_shape()))
+            tensors[prefix + name] = TensorInfo(path, name, part.get_dtype(), tuple(part.get_shape()), prefix + name)
     return tensors
 
 

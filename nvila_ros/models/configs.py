@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nvila_ros.errors import CheckpointError
+from nvila_ros.errors import CheckpointError, shown
 from nvila_ros.models.spec import (
     DOWNSAMPLE_BY_PROJECTOR,
     NO_POOL,
@@ -24,6 +24,7 @@ from nvila_ros.models.spec import (
     VisionSpec,
     Wrap,
 )
+from nvila_ros.models.spec_bounds import MAX_POOLS, MAX_SCALES, SIZES, check_most, check_pool
 
 Config = Mapping[str, Any]
 ENCODERS = {"image_encoder": ("BasicImageEncoder",), "video_encoder": ("BasicVideoEncoder", "TSPVideoEncoder")}
@@ -47,15 +48,15 @@ def read_spec(name: str, top: Config, *, vision: Config, llm: Config, projector:
             vision=vision_spec,
             projector=ProjectorSpec(
                 kind=_projector_kind(projector["mm_projector_type"]),
-                in_width=top.get("mm_hidden_size") or vision_spec.width * max(len(scales), 1),
+                in_width=_get(top, "mm_hidden_size", vision_spec.width * max(len(scales), 1)),
                 out_width=llm["hidden_size"],
             ),
             decoder=_decoder_spec(llm),
             image_mode="dynamic_s2" if scales else top.get("image_aspect_ratio") or "resize",
-            num_video_frames=top.get("num_video_frames") or 8,
+            num_video_frames=_get(top, "num_video_frames", 8),
             dtype=str(top.get("model_dtype") or llm.get("torch_dtype") or "bfloat16").removeprefix("torch."),
-            min_tiles=top.get("min_tiles") or 1,
-            max_tiles=top.get("max_tiles") or 12,
+            min_tiles=_get(top, "min_tiles", 1),
+            max_tiles=_get(top, "max_tiles", 12),
             scales=scales,
             merge_scale=top.get("s2_resize_output_to_scale_idx", 0),
             image_wrap=image_wrap,
@@ -116,7 +117,9 @@ def _vision_spec(config: Config, select_layer: int) -> VisionSpec:
     is_whole = type(select_layer) is int and type(num_layers) is int
     num_live = num_layers + 1 + select_layer if is_whole and select_layer < 0 else select_layer
     if not is_whole or not 0 <= num_live <= num_layers:
-        raise CheckpointError(f"mm_vision_select_layer must name one of {num_layers} layers, got {select_layer}")
+        raise CheckpointError(
+            f"mm_vision_select_layer must name one of {shown(num_layers)} layers, got {shown(select_layer)}"
+        )
     return VisionSpec(
         width=config["hidden_size"],
         num_layers=num_layers,
@@ -131,11 +134,11 @@ def _vision_spec(config: Config, select_layer: int) -> VisionSpec:
 
 def _decoder_spec(config: Config) -> DecoderSpec:
     if config.get("model_type") != "qwen2":
-        raise CheckpointError(f"the language model must be of type qwen2, got {config.get('model_type')!r}")
+        raise CheckpointError(f"the language model must be of type qwen2, got {shown(config.get('model_type'))}")
     rope = config.get("rope_parameters") or {}
     for stretched in (config.get("rope_scaling"), rope):
         if stretched and stretched.get("rope_type", stretched.get("type", "default")) != "default":
-            raise CheckpointError(f"rotary positions must not be scaled, got {stretched}")
+            raise CheckpointError(f"rotary positions must not be scaled, got {shown(stretched)}")
     _only(config, "hidden_act", "silu")
     _only(config, "use_sliding_window", False)
     num_heads = config["num_attention_heads"]
@@ -147,7 +150,7 @@ def _decoder_spec(config: Config) -> DecoderSpec:
         num_kv_heads=num_heads if kv_heads is None else kv_heads,
         mlp_width=config["intermediate_size"],
         vocab_size=config.get("vocab_size", 151936),
-        rope_theta=config.get("rope_theta") or rope.get("rope_theta", 1e4),
+        rope_theta=_get(config, "rope_theta", rope.get("rope_theta", 1e4)),
         is_tied=_flag(config, "tie_word_embeddings"),
         max_positions=config.get("max_position_embeddings", 32768),
         norm_eps=config.get("rms_norm_eps", 1e-6),
@@ -158,18 +161,19 @@ def _decoder_spec(config: Config) -> DecoderSpec:
 
 def _projector_kind(kind: str) -> str:
     if kind not in DOWNSAMPLE_BY_PROJECTOR:
-        raise CheckpointError(f"unknown projector kind {kind!r}; known are {sorted(DOWNSAMPLE_BY_PROJECTOR)}")
+        raise CheckpointError(f"unknown projector kind {shown(kind)}; known are {sorted(DOWNSAMPLE_BY_PROJECTOR)}")
     return kind
 
 
 def _scales(top: Config) -> tuple[int, ...]:
     mode, is_scaled = top.get("image_aspect_ratio"), _flag(top, "dynamic_s2")
     if is_scaled != (mode == "dynamic_s2"):
-        raise CheckpointError(f"dynamic_s2 and image_aspect_ratio must agree, got {is_scaled} and {mode!r}")
+        raise CheckpointError(f"dynamic_s2 and image_aspect_ratio must agree, got {is_scaled} and {shown(mode)}")
     if not is_scaled:
         return ()
     scales = top["s2_scales"]
-    listed = scales.split(",") if isinstance(scales, str) else scales
+    listed = scales.split(",", MAX_SCALES) if isinstance(scales, str) else scales
+    check_most("number of s2_scales", len(listed), MAX_SCALES)
     return tuple(sorted(int(scale) for scale in listed))
 
 
@@ -181,19 +185,19 @@ def _encoder(top: Config, key: str) -> tuple[Wrap, tuple[Pool, ...]]:
     known = ENCODERS[key]
     kind = value.get("_target_", known[0]).rsplit(".", 1)[-1]
     if kind not in known:
-        raise CheckpointError(f"unknown {key} {kind!r}; known are {list(known)}")
+        raise CheckpointError(f"unknown {key} {shown(kind)}; known are {list(known)}")
     for name in ("start_tokens", "end_tokens", "sep_tokens"):
         if not isinstance(value.get(name), str | None):
-            raise CheckpointError(f"{name} of the {key} must be a text, got {value[name]!r}")
+            raise CheckpointError(f"{name} of the {key} must be a text, got {shown(value[name])}")
     wrap = Wrap(
         start=value.get("start_tokens") or "",
         end=value.get("end_tokens", "\n") or "",
         sep=value.get("sep_tokens") or "",
     )
     pools = value["pool_sizes"] if kind == "TSPVideoEncoder" else [NO_POOL]
+    check_most(f"number of pool_sizes of the {key}", len(pools), MAX_POOLS)
     for pool in pools:
-        if len(pool) != 3 or not all(type(size) is int for size in pool):
-            raise CheckpointError(f"a pool of the {key} must be three whole numbers, got {pool}")
+        check_pool(pool, SIZES["num_video_frames"].most)
     return wrap, tuple((pool[0], pool[1], pool[2]) for pool in pools)
 
 
@@ -208,15 +212,21 @@ def _check_top(top: Config) -> None:
         raise CheckpointError("s2 at fixed scales is not NVILA's; known are dynamic_s2, dynamic and resize")
 
 
+def _get(config: Config, key: str, default: Any) -> Any:
+    """Return a value; null is the default, as upstream reads it, and 0 is not."""
+    value = config.get(key)
+    return default if value is None else value
+
+
 def _only(config: Config, key: str, known: Any) -> None:
     if config.get(key) not in (None, known):
-        raise CheckpointError(f"{key} must be {known!r}, got {config[key]!r}: no other is known")
+        raise CheckpointError(f"{key} must be {known!r}, got {shown(config[key])}: no other is known")
 
 
 def _flag(config: Config, key: str) -> bool:
     value = config.get(key)
     if value not in (None, True, False) or (isinstance(value, int) and not isinstance(value, bool)):
-        raise CheckpointError(f"{key} must be true or false, got {value!r}")
+        raise CheckpointError(f"{key} must be true or false, got {shown(value)}")
     return bool(value)
 
 
@@ -237,12 +247,12 @@ def check_preprocessor(config: Config, image_px: int) -> None:
             _only(config, key, True)
         if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
             raise CheckpointError(
-                f"rescale_factor of the image processor must be 1/255, got {config['rescale_factor']}"
+                f"rescale_factor of the image processor must be 1/255, got {shown(config['rescale_factor'])}"
             )
         for key in ("image_mean", "image_std"):
             _only(config, key, [0.5, 0.5, 0.5])
         if isinstance(size, dict) and set(size.values()) != {image_px}:
-            raise CheckpointError(f"size of the image processor must be {image_px}, the tower's, got {size}")
+            raise CheckpointError(f"size of the image processor must be {image_px}, the tower's, got {shown(size)}")
 
 
 @contextlib.contextmanager
@@ -254,5 +264,9 @@ def _naming(name: str) -> Iterator[None]:
         raise
     except KeyError as error:
         raise CheckpointError(f"the configs of {name} lack the key {error}; copy them anew") from error
+    except RecursionError as error:
+        raise CheckpointError(
+            f"the configs of {name} hold a value that is nested too deeply; copy them anew"
+        ) from error
     except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(f"the configs of {name} hold a value of the wrong type: {error}") from error

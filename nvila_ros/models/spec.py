@@ -7,10 +7,23 @@ Source: NVILA (arXiv 2412.04468) and the configs published with NVLabs/VILA.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nvila_ros.errors import CheckpointError
+from nvila_ros.errors import CheckpointError, shown
+from nvila_ros.models.spec_bounds import (
+    MAX_HEAD_SIZE,
+    MAX_PATCHES,
+    MAX_POOLS,
+    MAX_SCALES,
+    MAX_WRAP,
+    SIZES,
+    check_choice,
+    check_most,
+    check_multiple,
+    check_numbers,
+    check_pool,
+    check_sizes,
+)
 
 IMAGE_MODES = ("resize", "dynamic", "dynamic_s2")
 """How a single image becomes tiles: stretched to one, cut into a grid and a thumbnail, or cut at several scales."""
@@ -44,9 +57,14 @@ class VisionSpec:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        """Check that every size is one."""
-        _whole(self, "width", "num_layers", "num_heads", "mlp_width", "image_px", "patch_px")
-        _positive(self, "norm_eps")
+        """Check that every size is within its bound."""
+        check_sizes(self, "width", "num_layers", "num_heads", "mlp_width", "image_px", "patch_px")
+        check_numbers(self, "norm_eps")
+        check_most("patches of a tile", self.num_patches, MAX_PATCHES)
+        if type(self.num_live_layers) is not int or not 0 <= self.num_live_layers <= self.num_layers:
+            raise CheckpointError(
+                f"num_live_layers must be a whole number from 0 to {self.num_layers}, got {shown(self.num_live_layers)}"
+            )
 
     @property
     def grid(self) -> int:
@@ -68,8 +86,9 @@ class ProjectorSpec:
     out_width: int
 
     def __post_init__(self) -> None:
-        """Check that every size is one."""
-        _whole(self, "in_width", "out_width")
+        """Check that the kind is known and every size within its bound."""
+        check_choice("projector kind", self.kind, tuple(DOWNSAMPLE_BY_PROJECTOR))
+        check_sizes(self, "in_width", "out_width")
 
     @property
     def downsample(self) -> int:
@@ -93,10 +112,11 @@ class DecoderSpec:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        """Check that every size is one."""
+        """Check that every size is within its bound."""
         names = ("width", "num_layers", "num_heads", "num_kv_heads", "mlp_width", "vocab_size", "max_positions")
-        _whole(self, *names)
-        _positive(self, "norm_eps", "rope_theta")
+        check_sizes(self, *names)
+        check_numbers(self, "norm_eps", "rope_theta")
+        check_most("channels of an attention head", self.head_size, MAX_HEAD_SIZE)
 
     @property
     def head_size(self) -> int:
@@ -117,6 +137,14 @@ class Wrap:
     start: str = ""
     end: str = "\n"
     sep: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that each is a short text."""
+        for text in (self.start, self.end, self.sep):
+            if not isinstance(text, str) or len(text) > MAX_WRAP:
+                raise CheckpointError(
+                    f"the text around visual tokens must have at most {MAX_WRAP} characters, got {shown(text)}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,13 +186,13 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
-        _whole(self, "num_video_frames", "min_tiles", "max_tiles")
+        check_sizes(self, "num_video_frames", "min_tiles", "max_tiles")
         vision, projector, decoder = self.vision, self.projector, self.decoder
-        _divides("image size", vision.image_px, "patch size", vision.patch_px)
-        _divides("vision width", vision.width, "vision heads", vision.num_heads)
-        _divides("decoder width", decoder.width, "attention heads", decoder.num_heads)
-        _divides("attention heads", decoder.num_heads, "kv heads", decoder.num_kv_heads)
-        _divides("the decoder's head size", decoder.head_size, "halves, which rotate together", 2)
+        check_multiple("image size", vision.image_px, "patch size", vision.patch_px)
+        check_multiple("vision width", vision.width, "vision heads", vision.num_heads)
+        check_multiple("decoder width", decoder.width, "attention heads", decoder.num_heads)
+        check_multiple("attention heads", decoder.num_heads, "kv heads", decoder.num_kv_heads)
+        check_multiple("the decoder's head size", decoder.head_size, "halves, which rotate together", 2)
         if projector.out_width != decoder.width:
             raise CheckpointError(
                 f"the projector must write the decoder's width, got {projector.out_width} and {decoder.width}"
@@ -174,19 +202,20 @@ class ModelSpec:
                 f"the projector must read the vision width of each scale, got {projector.in_width}, "
                 f"{vision.width} and {max(len(self.scales), 1)} scales"
             )
-        _one_of("tiling kind (image_aspect_ratio)", self.image_mode, IMAGE_MODES)
-        _one_of("video mode", self.video_mode, VIDEO_MODES)
-        _one_of("pixel dtype", self.pixel_dtype, PIXEL_DTYPES)
+        check_choice("tiling kind (image_aspect_ratio)", self.image_mode, IMAGE_MODES)
+        check_choice("video mode", self.video_mode, VIDEO_MODES)
+        check_choice("pixel dtype", self.pixel_dtype, PIXEL_DTYPES)
         if self.min_tiles > self.max_tiles:
             raise CheckpointError(f"min_tiles must not exceed max_tiles, got {self.min_tiles} and {self.max_tiles}")
         self._check_scales()
         self._check_pools()
 
     def _check_scales(self) -> None:
+        check_most("number of scales", len(self.scales), MAX_SCALES)
         if (self.image_mode == "dynamic_s2") != bool(self.scales):
             raise CheckpointError(f"scales go with dynamic_s2 alone, got {self.scales} and {self.image_mode!r}")
         for scale in self.scales:
-            _divides("a scale", scale, "image size", self.vision.image_px)
+            check_multiple("a scale", scale, "image size", self.vision.image_px)
         if list(self.scales) != sorted(set(self.scales)):
             raise CheckpointError(f"scales must ascend, got {self.scales}")
         if self.scales and self.scales[0] != self.vision.image_px:
@@ -205,11 +234,13 @@ class ModelSpec:
     def _check_pools(self) -> None:
         if not self.video_pools:
             raise CheckpointError("video_pools must name at least one level, got none")
-        for frames, rows, columns in self.video_pools:
-            if min(frames, rows, columns) < 1:
-                raise CheckpointError(f"a pool must hold whole numbers >= 1, got {(frames, rows, columns)}")
-            _divides("rows of visual tokens", self.token_grid, "the pool's rows", rows)
-            _divides("columns of visual tokens", self.token_grid, "the pool's columns", columns)
+        check_most("number of video_pools", len(self.video_pools), MAX_POOLS)
+        for pool in self.video_pools:
+            check_pool(pool, SIZES["num_video_frames"].most)
+            _, rows, columns = pool
+            check_multiple("rows of visual tokens", self.token_grid, "the pool's rows", rows)
+            check_multiple("columns of visual tokens", self.token_grid, "the pool's columns", columns)
+        check_most("frames that are pooled together", self.frames_per_group, SIZES["num_video_frames"].most)
 
     @property
     def token_grid(self) -> int:
@@ -253,27 +284,3 @@ class Overrides:
 
 PUBLISHED = Overrides()
 """Everything as the checkpoint was published."""
-
-
-def _divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
-    if part <= 0 or whole % part:
-        raise CheckpointError(f"{whole_name} must be a multiple of {part_name}, got {whole} and {part}")
-
-
-def _whole(spec: object, *names: str) -> None:
-    for name in names:
-        value = getattr(spec, name)
-        if type(value) is not int or value < 1:
-            raise CheckpointError(f"{name} must be a whole number >= 1, got {value!r}")
-
-
-def _positive(spec: object, *names: str) -> None:
-    for name in names:
-        value = getattr(spec, name)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            raise CheckpointError(f"{name} must be a number above 0, got {value!r}")
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise CheckpointError(f"unknown {name} {value!r}; known are {list(known)}")

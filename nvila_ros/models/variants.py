@@ -167,8 +167,13 @@ def check_prompt_room(spec: ModelSpec, max_prompt_tokens: int) -> None:
     """Check that a model can be asked about an image in prompts of this length.
 
     Raises:
-        ConfigError: not about the smallest.
+        ConfigError: not about the smallest, or the prompts are longer than the model has positions.
     """
+    if max_prompt_tokens > spec.decoder.max_positions:
+        raise ConfigError(
+            f"limits.max_prompt_tokens must be at most {spec.decoder.max_positions}, the positions of {spec.name}, got "
+            f"{max_prompt_tokens}; lower it in the recipe"
+        )
     least, most = (image_cost(spec, tiles).num_positions + QUESTION_TOKENS for tiles in tile_range(spec))
     if max_prompt_tokens < least:
         raise ConfigError(

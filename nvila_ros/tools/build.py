@@ -29,8 +29,8 @@ from nvila_ros.runtime.tensorrt.api import FLAVOURS
 from nvila_ros.runtime.tensorrt.compile import Job, best_form, compile_plans, limits_of
 from nvila_ros.runtime.tensorrt.machine import Machine, find_machine, name_machine
 from nvila_ros.runtime.tensorrt.plans import PARTS as PLANS
-from nvila_ros.tools.build_progress import BuildProgress
 from nvila_ros.tools.options import print_json
+from nvila_ros.tools.step_progress import StepProgress
 
 WEIGHTS: tuple[str, ...] = ("calibration", "llm", "vision_tower")
 """Steps whose layers are counted while weights are made."""
@@ -92,7 +92,7 @@ def _build(args: argparse.Namespace, recipe: Recipe, out: Path, compiler: Compil
     if source is None:
         recipe = _as_built(recipe, out)
     steps = (WEIGHTS if source else ()) + (PLANS if compiler else ())
-    with BuildProgress(steps, as_json=args.progress == "json") as progress:
+    with StepProgress(steps, as_json=args.progress == "json") as progress:
         if source:
             _make_weights(recipe, source, out, progress.advance)
             for part in WEIGHTS:
@@ -216,7 +216,7 @@ def _make_weights(recipe: Recipe, source: Path, out: Path, on_part: Callable[[st
     make_weights(recipe, source, out, on_part)
 
 
-def _compile(recipe: Recipe, out: Path, compiler: Compiler, progress: BuildProgress) -> None:
+def _compile(recipe: Recipe, out: Path, compiler: Compiler, progress: StepProgress) -> None:
     job = Job(
         trt=compiler.trt,
         machine=compiler.machine,

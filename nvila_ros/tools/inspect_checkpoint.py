@@ -1,12 +1,13 @@
 """`nvila inspect`: what a checkpoint is, what it costs to run and what is wrong with it; or the family as a table.
 
 In: nothing, a checkpoint, or the name of a published variant. Out: tables, or with `--json` one JSON object that says
-the same. Weights are not read, so a page comes at once whatever the size.
+the same. Weights are read once, to find values that are not finite; `--no-weights` reads configs and headers alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from nvila_ros.models.variants import (
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.inspection import survey_checkpoint
 from nvila_ros.tools.options import print_json
+from nvila_ros.tools.step_progress import StepProgress
 from nvila_ros.tools.variant_table import PART_NAMES, Values, describe_survey, describe_variant
 
 FAMILY_COLUMNS = (
@@ -54,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CHECKPOINT",
         help="folder, name of an embedded one, or a published variant such as NVILA-8B; without it, the whole family",
     )
+    parser.add_argument(
+        "--no-weights",
+        action="store_true",
+        help="read configs and headers alone (default: also look for NaN in weights)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object alone")
 
 
@@ -63,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         CheckpointError: there is no such checkpoint.
     """
-    page = _page(args.checkpoint)
+    page = _page(args.checkpoint, reads_weights=not args.no_weights)
     if args.json:
         print_json(page)
     else:
@@ -74,12 +81,21 @@ def run(args: argparse.Namespace) -> int:
     return int(bool(page.get("faults")))
 
 
-def _page(name: str | None) -> Values:
+def _page(name: str | None, reads_weights: bool) -> Values:
     if not name:
         return {"family": [describe_variant(variant) for variant in VARIANTS.values()]}
     if name in VARIANTS and not Path(name).is_dir():
         return describe_variant(VARIANTS[name])
-    return describe_survey(survey_checkpoint(find_checkpoint(name)))
+    root = find_checkpoint(name)
+    if not reads_weights:
+        return describe_survey(survey_checkpoint(root))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with StepProgress(("weights",), says_done=False) as progress:
+        return describe_survey(survey_checkpoint(root, lambda done, total: _report(progress, done, total)))
+
+
+def _report(progress: StepProgress, done: int, total: int) -> None:
+    progress.advance("weights", done, max(total, 1), f"read {done / 1e9:.1f} of {total / 1e9:.1f} GB")
 
 
 def family_rows() -> list[tuple[str, ...]]:

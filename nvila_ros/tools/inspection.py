@@ -1,15 +1,16 @@
 """Reads all that can be read of a checkpoint, and tells what keeps it from working instead of stopping at it.
 
 In: a folder with `config.json`. Out: a `Survey`. `models.checkpoint.open_checkpoint` reads the same files and refuses
-the first fault; here a checkpoint with a truncated shard still shows its spec. Configs and headers only, no weights.
+the first fault; here a checkpoint with a truncated shard still shows its spec. Weights are read one tensor at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from nvila_ros.models.variants import dead_shapes
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 
 Config = dict[str, Any]
+OnRead = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
@@ -58,8 +60,12 @@ class Survey:
     remarks: list[str] = field(default_factory=list)
 
 
-def survey_checkpoint(root: Path) -> Survey:
+def survey_checkpoint(root: Path, on_read: OnRead | None = None) -> Survey:
     """Look at every file of a checkpoint.
+
+    Args:
+        root: the checkpoint's folder.
+        on_read: called while weights are read, with the bytes read and in total; None reads configs and headers alone.
 
     Raises:
         CheckpointError: the folder holds no checkpoint at all.
@@ -91,6 +97,8 @@ def survey_checkpoint(root: Path) -> Survey:
             )
     with _collect(found.faults):
         found.tokenizer = ChatTokenizer.from_folder(root if is_flat else root / "llm")
+    if found.spec is not None and on_read is not None:
+        _read_weights(found, found.spec, on_read)
     if found.spec is not None and found.tokenizer is not None:
         _judge_tokens(found, found.spec, found.tokenizer, top or {})
     return found
@@ -167,6 +175,16 @@ def _judge_tensors(found: Survey, spec: ModelSpec, has_all_files: bool) -> None:
             f"clips are pooled in groups of {spec.frames_per_group} frames, so of the default of "
             f"{spec.num_video_frames} the oldest are dropped"
         )
+
+
+def _read_weights(found: Survey, spec: ModelSpec, on_read: OnRead) -> None:
+    """Read the tensors that reach an answer, each of which may hold NaN or infinity."""
+    live = [found.tensors[key] for key in expected_shapes(spec) if key in found.tensors]
+    sizes = [tensor_bytes(info) for info in live]
+    for info, end in zip(live, itertools.accumulate(sizes), strict=True):
+        with _collect(found.faults):
+            info.read()
+        on_read(end, sum(sizes))
 
 
 def _judge_tokens(found: Survey, spec: ModelSpec, tokenizer: ChatTokenizer, top: Config) -> None:

@@ -55,7 +55,7 @@ class Held:
 class Watched(TensorInfo):
     """A tensor on disk whose reader keeps books."""
 
-    held: Held
+    held: Held = dataclasses.field(default_factory=Held)
 
     def read(self, dtype: object = None) -> np.ndarray:
         return self.held(TensorInfo.read(self, dtype))
@@ -162,7 +162,8 @@ def test_a_tower_layer_is_smoothed_by_what_its_norms_write(checkpoint: Checkpoin
 def test_one_layer_is_held_at_a_time(checkpoint: Checkpoint, calibration: Calibration, part: str) -> None:
     held = Held()
     tensors = {
-        key: Watched(info.file, info.name, info.dtype, info.shape, held) for key, info in checkpoint.tensors.items()
+        key: Watched(info.file, info.name, info.dtype, info.shape, key, held)
+        for key, info in checkpoint.tensors.items()
     }
     watched = dataclasses.replace(checkpoint, tensors=tensors)
     sizes = {key: 4 * int(np.prod(shape)) for key, shape in expected_shapes(checkpoint.spec).items()}

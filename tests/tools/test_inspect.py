@@ -356,3 +356,20 @@ def test_folder_without_a_config_is_bad_input(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["inspect", str(tmp_path)]) == 2
 
     assert "config.json, found none" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_faults_and_may_be_left_unread(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoil(tensors: dict[str, np.ndarray]) -> None:
+        tensors["layers.1.bias"][3] = np.nan
+        tensors["layers.2.bias"][0] = np.inf
+
+    change_tensors(copy / PROJECTOR, spoil)
+
+    code, out = inspect(capsys, copy)
+    assert code == 1
+    assert "mm_projector.layers.1.bias in" in out
+    assert "the first is nan at [3]" in out
+    assert "mm_projector.layers.2.bias in" in out
+    assert inspect(capsys, copy, "--no-weights")[0] == 0

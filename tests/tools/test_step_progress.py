@@ -5,13 +5,13 @@ import time
 
 import pytest
 
-from nvila_ros.tools.build_progress import BuildProgress
+from nvila_ros.tools.step_progress import StepProgress
 
 STEPS = ("calibration", "llm")
 
 
 def test_step_that_reports_nothing_still_prints_lines(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"), BuildProgress(STEPS, line_s=0.01) as progress:
+    with caplog.at_level("INFO"), StepProgress(STEPS, line_s=0.01) as progress:
         wait_for(caplog, "calibration: not begun, 0 s so far")
         progress.advance("calibration", 1, 5)
         wait_for(caplog, "calibration: 1/5, ")
@@ -32,7 +32,7 @@ def wait_for(caplog: pytest.LogCaptureFixture, text: str) -> None:
 
 
 def test_program_gets_json_lines_alone(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
-    with caplog.at_level("INFO"), BuildProgress(STEPS, as_json=True, line_s=0.001) as progress:
+    with caplog.at_level("INFO"), StepProgress(STEPS, as_json=True, line_s=0.001) as progress:
         progress.advance("calibration", 1, 2)
         time.sleep(0.05)
         progress.advance("calibration", 1, 2)

@@ -1,4 +1,4 @@
-"""The progress of `nvila build`: bars on a terminal, else a line every few seconds, or JSON lines for a program."""
+"""The progress of long work: bars on a terminal, else a line every few seconds, or JSON lines for a program."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ LINE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-class BuildProgress:
-    """Reports how far each step of a build is; a context that lasts as long as the build.
+class StepProgress:
+    """Reports how far each step of some work is; a context that lasts as long as the work.
 
     Args:
         steps: in order.
         as_json: print a JSON line at each change, and no lines for people.
         line_s: seconds between two lines for people.
+        says_done: print a line when a step is done.
     """
 
-    def __init__(self, steps: Sequence[str], *, as_json: bool = False, line_s: float = LINE_S) -> None:
+    def __init__(
+        self, steps: Sequence[str], *, as_json: bool = False, line_s: float = LINE_S, says_done: bool = True
+    ) -> None:
         console = Console(stderr=True)
         self._is_terminal, self._as_json, self._line_s = console.is_terminal, as_json, line_s
+        self._says_done = says_done and not console.is_terminal
         columns = [TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.fields[text]:<24}")]
         columns += [TimeElapsedColumn(), TimeRemainingColumn()]
         self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
@@ -37,9 +41,9 @@ class BuildProgress:
         self._texts = dict.fromkeys(steps, "not begun")
         self._last = ""
         self._start_s, self._is_over = time.monotonic(), threading.Event()
-        self._lines = threading.Thread(target=self._print_lines, name="build progress", daemon=True)
+        self._lines = threading.Thread(target=self._print_lines, name="progress", daemon=True)
 
-    def __enter__(self) -> BuildProgress:
+    def __enter__(self) -> StepProgress:
         self._bars.start()
         if not (self._is_terminal or self._as_json):
             self._lines.start()
@@ -58,7 +62,7 @@ class BuildProgress:
         self._last = step
         self._shares[step], self._texts[step] = done / total, text or f"{done}/{total}"
         self._bars.update(self._tasks[step], completed=done, total=total, text=self._texts[step])
-        if not self._is_terminal and done == total:
+        if self._says_done and done == total:
             _log.info("%s: done", step)
         if self._as_json:
             progress = sum(self._shares.values()) / len(self._shares)
@@ -71,7 +75,7 @@ class BuildProgress:
         return next((step for step in behind if self._shares[step] < 1), None)
 
     def _print_lines(self) -> None:
-        """Say every few seconds where the build is, also where a step reports nothing for long."""
+        """Say every few seconds which step the work is at, also where a step reports nothing for long."""
         while not self._is_over.wait(self._line_s):
             step = self._current()
             if step is not None:
