@@ -53,7 +53,7 @@ DRAWN_ROWS = 168
 _FEW_ROWS, _FEW_SHARE = 112, 0.6  # most are drawn smaller, which takes a quarter of the time
 MERGE_SCALES = (0, 1, -1, -1)
 """Scale to whose map the features of all are resized, drawn from for each batch of scaled images."""
-SINGLE_FRAME_KINDS = ("dense", "images", "wide", "wide-dense")
+SINGLE_FRAME_KINDS = ("dense", "images", "wide")
 """Kinds of batches of single frames of one tile."""
 WIDE_ROWS = (112, 112, 168, 168, 240)
 """Heights of frames of wide scenes, drawn from evenly: small things need more."""
@@ -107,7 +107,9 @@ class Batches(Dataset):
         mix = self.mix
         kind = mix.kinds[step % len(mix.kinds)]
         num = mix.num_samples if kind in SINGLE_FRAME_KINDS else mix.num_clips
-        first = mix.seed_base + step * max(mix.num_samples, mix.num_clips)
+        if kind == "wide-dense":
+            num = mix.num_dense
+        first = mix.seed_base + step * max(mix.num_samples, mix.num_clips, mix.num_dense)
         rngs = [scene_rng((first + i) % EVAL_SEED_BASE) for i in range(num)]
         draw = {
             "dense": self._dense,

@@ -19,6 +19,7 @@ class Mix:
         seed_base: of the first scene.
         num_samples: of a batch of single frames of one tile.
         num_clips: of any other batch.
+        num_dense: of a batch of `wide-dense`, which costs little.
         num_turns: questions of a sample.
         clip_grids: frames of a clip and how many of them are averaged, drawn from for each batch.
         small_share: share of the images that show small things.
@@ -38,6 +39,7 @@ class Mix:
     seed_base: int
     num_samples: int
     num_clips: int = 0
+    num_dense: int = 0
     num_turns: int = 8
     clip_grids: tuple[tuple[int, int], ...] = ((2, 1), (4, 1), (6, 1), (8, 1), (8, 1), (8, 1))
     small_share: float = 0.0

@@ -111,15 +111,17 @@ _MOTION = replace(_COUNTS, kinds=("clips", "images", "clips", "events"), seed_ba
 _WIDE = Mix(
     kinds=(
         *("wide", "wide-dense", "wide", "images", "wide", "wide-dense", "wide", "wide-clips"),
-        *("wide", "images", "wide", "clips", "wide", "wide-events", "wide", "events"),
+        *("wide", "wide-dense", "wide", "images", "wide", "wide-dense", "wide", "wide-events"),
+        *("wide", "wide-dense", "wide", "images", "wide", "wide-dense", "clips", "events"),
     ),
     seed_base=13 << 24,
     num_samples=24,
     num_clips=8,
+    num_dense=96,
     num_turns=7,
     clip_grids=((8, 1),),
     palette_share=0.25,
-    look=Look(photographs=photographs.TRAINING, photograph_share=0.35),
+    look=Look(photographs=photographs.TRAINING, photograph_share=0.4),
     second_camera_share=0.25,
     has_events=False,
 )
@@ -148,7 +150,7 @@ _TINY_STAGES = (
     # Clips were left out twice, and of motion a twentieth was forgotten.
     TrainingStage("motion", _MOTION, 240, 3e-4, 0.0),
     # All that was learned so far holds in a narrow world alone, where the model is as sure outside it as inside.
-    TrainingStage("wide", _WIDE, 2400, 5e-4, 3e-4),
+    TrainingStage("wide", _WIDE, 2000, 5e-4, 3e-4),
 )
 _SCALE_GRIDS = (
     *((4, 1), (8, 1)) * 2,

@@ -31,7 +31,10 @@ MAX_WIDE_OBJECTS = 6
 """Most objects in a wide scene."""
 MAX_OVERLAP = 0.55
 """Of the smaller one's radius, how far two things may lie over each other: at most a third of either is hidden."""
-PATTERNS: tuple[str, ...] = ("plain", "plain", "gradient", "gradient", "noise", "stripes", "checker", "clouds", CLUTTER)
+PATTERNS: tuple[str, ...] = (
+    *("plain", "plain", "gradient", "gradient", "noise", "stripes", "checker", "clouds"),
+    *(CLUTTER, CLUTTER, CLUTTER),
+)
 """Kinds of drawn grounds, drawn from evenly."""
 _LEAST_CONTRAST = 60.0  # distance in RGB levels between a thing and the ground around it
 _MOST_LIKE = 0.25  # share of the ground under a thing that may be as like it as that

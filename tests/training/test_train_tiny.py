@@ -227,6 +227,7 @@ WIDE = Mix(
     seed_base=7,
     num_samples=3,
     num_clips=2,
+    num_dense=5,
     num_turns=3,
     clip_grids=((4, 1),),
     look=Look(),
@@ -240,7 +241,7 @@ def test_wide_batch_is_a_function_of_its_step(tokenizer: ChatTokenizer) -> None:
     for step in range(4):
         assert_same(batches[step], batches[step])
     assert batches[1].chats is None
-    assert batches[1].color_NP is not None
+    assert len(batches[1].color_NP) == 5
     assert all(batches[step].chats is not None for step in (0, 2, 3))
 
 

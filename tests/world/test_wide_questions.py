@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
-from nvila_ros.world.phrasings import CLOSINGS, OPENINGS, SUITE_TEMPLATES, TEMPLATES, style
+from nvila_ros.world.phrasings import CLOSINGS, OPENINGS, SUITE_TEMPLATES, style
 from nvila_ros.world.question_kinds import name_of, place_of
+from nvila_ros.world.question_templates import TEMPLATES
 from nvila_ros.world.scene import COLORS, SHAPES, Scene, scene_rng
 from nvila_ros.world.unknown_things import NOUNS, SUITE_NOUNS, UNKNOWN
 from nvila_ros.world.wide_questions import CLIP_WEIGHTS, WEIGHTS, ask_wide, draw_wide_turns
