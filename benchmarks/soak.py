@@ -34,7 +34,7 @@ from benchmarks.process_usage import resident_bytes
 from nvila_ros.action import AskVideo
 from nvila_ros.msg import Answer, Event, StandingQuery, Status
 from nvila_ros.ros.camera_publisher import ros_args
-from nvila_ros.ros.messages import LATCHED
+from nvila_ros.ros.messages import TRANSIENT_LOCAL
 from nvila_ros.srv import AddQuery, Ask, ListQueries
 from nvila_ros.tools.demo.demo import ros_environment
 from nvila_ros.tools.demo.subprocesses import Children
@@ -74,13 +74,16 @@ class Soak:
         self._states: list[int] = []
         self._node.create_subscription(Answer, f"{NODE}/answer", self._on_answer, DEEP)
         self._node.create_subscription(Event, f"{NODE}/event", self._on_event, DEEP)
-        self._node.create_subscription(Status, f"{NODE}/status", lambda told: self._states.append(told.state), LATCHED)
+        self._node.create_subscription(Status, f"{NODE}/status", self._on_status, TRANSIENT_LOCAL)
         self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 1)
 
     @property
     def num_open(self) -> int:
         """Questions whose answer has not come."""
         return len(self._open)
+
+    def _on_status(self, message: Status) -> None:
+        self._states.append(message.state)
 
     def wait_for_node(self) -> None:
         """Wait until the node answers."""

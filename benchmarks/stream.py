@@ -30,7 +30,7 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import VARIANTS
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.request import Ask
+from nvila_ros.request import Request
 from nvila_ros.runtime.cpu.engine import load_quantized
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
@@ -139,7 +139,7 @@ def ask(vlm: VisionLanguageModel, frames: Sequence[Frame], questions: Sequence[s
     """Ask questions about one clip together and return their answers."""
     answers: list[Answer] = []
     queries = [Query(query_id=str(i), question=text, choices=CHOICES) for i, text in enumerate(questions)]
-    vlm.answer_all([Ask(query=query, on_answer=answers.append) for query in queries], frames)
+    vlm.answer_all([Request(query, answers.append) for query in queries], frames)
     return answers
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from std_msgs.msg import String
 
 from benchmarks.process_usage import cpu_s
 from nvila_ros.msg import Answer
-from nvila_ros.request import Ask, Author, Ledger
+from nvila_ros.request import ModelInfo, Request
 from nvila_ros.ros import node
 from nvila_ros.ros.camera_publisher import ros_args
 from nvila_ros.tools.demo.demo import Client, ros_environment
@@ -48,29 +48,29 @@ class NodeCost:
 class Clockwatcher:
     """A model that answers at once with the steady clock's time."""
 
-    model, backend, precision = "clock", "none", "none"
+    info = ModelInfo("clock", "none", "none")
 
     def warm_up(self) -> None:
         """Need nothing."""
 
-    def knows(self, query: Query) -> bool:
+    def has_conversation(self, query: Query) -> bool:
         """Hold no conversations."""
         return False
 
-    def prefetch(self, frame: DeferredFrame, *, is_alone: bool) -> None:
-        """Look at nothing."""
+    def prefetch(self, frame: DeferredFrame, *, is_alone: bool, should_stop: Callable[[], bool]) -> None:
+        """Encode nothing."""
 
     def counters(self) -> dict[str, int]:
         """Count nothing."""
         return {}
 
-    def answer_all(self, asks: Sequence[Ask], frames: Sequence[DeferredFrame]) -> None:
-        """Tell the time to each."""
+    def answer_all(self, requests: Sequence[Request], frames: Sequence[DeferredFrame]) -> None:
+        """Answer each with the time."""
         refs = tuple(FrameRef(stamp_ns=f.stamp_ns, camera=f.camera) for f in frames)
-        for ask in asks:
-            ledger = Ledger(ask, Author(self.model, self.backend, self.precision), time.monotonic_ns, refs)
-            ledger.tell(str(time.monotonic_ns()))
-            ledger.end(FinishReason.STOP)
+        for request in requests:
+            request.begin(self.info, refs, time.monotonic_ns)
+            request.emit(str(time.monotonic_ns()))
+            request.end(FinishReason.STOP)
 
 
 def main() -> int:

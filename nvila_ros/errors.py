@@ -1,7 +1,7 @@
-"""The exceptions of the project: one small tree, raised at the doors of rooms.
+"""The exceptions of the project: one small tree, raised where a caller's input is checked.
 
 Every message names the rule that was broken, the values that broke it and what to do. All are ValueErrors, since each
-one tells of bad input; a bug of ours is an `AssertionError` and is never caught by name.
+one reports bad input; a bug of ours is an `AssertionError` and is never caught by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def shown(value: object) -> str:
 
 
 class NvilaError(ValueError):
-    """Base of every error that a caller can cause and mend."""
+    """Base of every error that a caller can cause and fix."""
 
 
 class ConfigError(NvilaError):
@@ -44,6 +44,10 @@ class NoFramesError(NvilaError):
 
 class ShapeError(NvilaError):
     """Two arrays that must agree do not; going on would answer about the wrong pixels."""
+
+
+class NumericsError(NvilaError):
+    """The model computed a NaN or an infinity; nothing that follows from it is an answer."""
 
 
 class BackendError(NvilaError):

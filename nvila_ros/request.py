@@ -1,13 +1,24 @@
-"""The books of one answer: what took how long, what was told, and whether to go on."""
+"""One query on its way, from the endpoint that took it to its one answer.
+
+An endpoint makes a `Request`; the scheduler, the worker, the pipeline and the generator pass the same object on. The
+scheduler owns its place in the queue. Whoever works on it records times, counts and text here, and `end` makes the
+answer, which leaves by `on_answer`, exactly once.
+
+A standing query that is preempted runs again: `begin` starts a new attempt and forgets the last one.
+"""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from nvila_ros.errors import NoFramesError, NvilaError, QueryError
-from nvila_ros.generation.pieces import TextStream
+from nvila_ros.prompt.answer_kinds import AnswerKind, parse_kind
+from nvila_ros.prompt.text_stream import TextStream
 from nvila_ros.types import (
+    NS_PER_S,
     Answer,
     Counts,
     FinishReason,
@@ -17,6 +28,7 @@ from nvila_ros.types import (
     Piece,
     Query,
     ShouldStop,
+    Stage,
     Timings,
 )
 
@@ -24,28 +36,22 @@ STOPPED = {
     FinishReason.CANCELED: "canceled before the answer's end",
     FinishReason.DEADLINE: "deadline_s passed before the answer's end",
 }
-"""What is told of an answer that was stopped."""
+"""The error text of an answer that was stopped."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A query to be answered, and where its pieces and its one answer go.
+class RequestState(enum.Enum):
+    """Where a request is; it only moves on, except that a preempted one waits again."""
 
-    Attributes:
-        on_answer: takes the answer as soon as it is there, once.
-        on_piece: takes each piece of text as it comes; the last one is final.
-        should_stop: asked before each step and token; the reason to end with, or None to go on.
-    """
-
-    query: Query
-    on_answer: OnAnswer
-    on_piece: OnPiece | None = None
-    should_stop: ShouldStop | None = None
+    NEW = enum.auto()
+    HELD = enum.auto()  # in the queue, but not ready: its JSON schema is being tried
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    ENDED = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
-class Author:
-    """Who answers: name of the checkpoint, runtime, numeric format of the weights."""
+class ModelInfo:
+    """What answers: name of the checkpoint, runtime, numeric format of the weights."""
 
     model: str
     backend: str
@@ -53,148 +59,208 @@ class Author:
 
 
 class StopWork(Exception):  # noqa: N818 - not an error: it unwinds work that nobody waits for any more
-    """Every query that the work was for has ended."""
+    """Every request that the work was for has ended."""
 
 
-@dataclass(slots=True)
-class _Told:
-    """What was told of an answer so far."""
+class Request:
+    """A query, the callbacks of whoever asked, and all that becomes of it.
 
-    text: str = ""
-    num_pieces: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-class Ledger:
-    """Kept while one query is answered, closed into its `Answer`.
+    Args:
+        query: what is asked.
+        on_answer: takes the one answer, on the thread that ended it.
+        on_piece: takes each piece of text as it comes; the last one is final.
+        should_stop: asked before each step and token: the reason to end with, or None to go on.
 
     Attributes:
-        counts: updated by whoever knows.
+        on_end: takes the request instead of `on_answer` once it has its answer; set by a worker under a scheduler.
+        state: where it is.
+        arrival: its place in the queue; the scheduler's, as are the next four.
+        num_passed: how often a later request of the same priority was taken first.
+        stop_reason: why it must end at its next step, if it must.
+        is_preempted: it was asked to make room for an interactive query.
+        was_preempted: it has made room once, and does not again.
         frames: what the answer is about, in capture order.
+        counts: how much went in and out.
         choices: what was scored, if anything.
         probabilities: of the choices.
-        stream: turns the answer's tokens into text, once decoding began.
-        answer: what became of it, once it has ended.
+        stream: turns the answer's tokens into text, once decoding has begun.
+        answer: the result, once it has ended.
     """
 
-    def __init__(self, ask: Ask, author: Author, now_ns: Callable[[], int], frames: tuple[FrameRef, ...]) -> None:
-        self.query = ask.query
-        self.counts = Counts()
-        self.frames = frames
+    def __init__(
+        self,
+        query: Query,
+        on_answer: OnAnswer,
+        on_piece: OnPiece | None = None,
+        *,
+        should_stop: ShouldStop | None = None,
+    ) -> None:
+        self.query, self.on_answer, self.on_piece, self.should_stop = query, on_answer, on_piece, should_stop
+        self.on_end: Callable[[Request], None] | None = None
+        self.state = RequestState.NEW
+        self.arrival = self.num_passed = 0
+        self.stop_reason: FinishReason | None = None
+        self.is_preempted = self.was_preempted = False
+        self.answer: Answer | None = None
+        self.frames: tuple[FrameRef, ...] = ()
+        self._reset()
+
+    @cached_property
+    def kind(self) -> AnswerKind:
+        """What may be answered; admission sets it, and without one it is parsed when it is first read.
+
+        Raises:
+            QueryError: the query's fields do not describe one.
+        """
+        query = self.query
+        return parse_kind(query.answer_type, query.choices, query.minimum, query.maximum, query.json_schema)
+
+    def begin(self, model: ModelInfo, frames: Sequence[FrameRef], now_ns: Callable[[], int]) -> None:
+        """Start an attempt.
+
+        Args:
+            model: what answers.
+            frames: what the answer is about, in capture order.
+            now_ns: the steady clock.
+        """
+        self._reset()
+        self._model, self._now_ns, self.frames = model, now_ns, tuple(frames)
+        self._last_ns = now_ns()
+        self._accepted_ns = self.query.accepted_ns or self._last_ns
+        self._seconds[Stage.QUEUE] = (self._last_ns - self._accepted_ns) / NS_PER_S
+
+    def _reset(self) -> None:
+        self.answer, self.counts = None, Counts()
+        self.stream: TextStream | None = None
         self.choices: tuple[str, ...] = ()
         self.probabilities: tuple[float, ...] = ()
-        self.stream: TextStream | None = None
-        self.answer: Answer | None = None
-        self._ask, self._author, self._now_ns = ask, author, now_ns
-        self._last_ns = now_ns()
-        self._stage = "vision_s"  # the `Timings` field of what is going on
-        self._accepted_ns = self.query.accepted_ns or self._last_ns
-        self._told = _Told(seconds={"queue_s": (self._last_ns - self._accepted_ns) / 1e9})
+        self._stage, self._seconds = Stage.VISION, dict.fromkeys(Stage, 0.0)
+        self._ttft_s, self._text, self._num_pieces = 0.0, "", 0
 
     def check(self) -> None:
-        """Ask whether to go on, and end the answer if not."""
-        reason = self._ask.should_stop() if self._ask.should_stop else None
+        """End the request if it should stop."""
+        reason = self.should_stop() if self.should_stop else None
         if reason is not None:
             self.end(reason, STOPPED[reason])
 
-    def enter(self, stage: str) -> None:
-        """Book the time up to here under the stage that ends, and what comes, even the answer's end, under this one."""
+    def enter(self, stage: Stage) -> None:
+        """Add the time so far to the stage that ends here; what follows, up to `end`, belongs to the new one."""
         self.mark(self._stage)
         self._stage = stage
 
-    def mark(self, name: str) -> None:
-        """Book the time since the last mark under the name of a `Timings` field."""
-        now = self._now_ns()
-        self._told.seconds[name] = self._told.seconds.get(name, 0.0) + (now - self._last_ns) / 1e9
-        self._last_ns = now
+    def mark(self, stage: Stage) -> None:
+        """Add the time since the last mark to a stage."""
+        now_ns = self._now_ns()
+        self._seconds[stage] += (now_ns - self._last_ns) / NS_PER_S
+        self._last_ns = now_ns
 
     def count(self, **counts: int) -> None:
-        """Book numbers under the names of `Counts` fields."""
+        """Set fields of `counts`."""
         self.counts = replace(self.counts, **counts)
 
     def count_token(self) -> None:
-        """Book one token of the answer."""
+        """Count one token of the answer."""
         self.count(num_answer_tokens=self.counts.num_answer_tokens + 1)
-        self._book_first()
+        self._mark_first()
 
-    def tell(self, text: str, *, is_final: bool = False) -> None:
-        """Give out a piece of text; an empty one is told only if it is the last."""
+    def emit(self, text: str, *, is_final: bool = False) -> None:
+        """Pass on a piece of text; an empty one only if it is the last."""
         if text:
-            self._book_first()
-        self._told.text += text
-        if self._ask.on_piece and (text or is_final):
+            self._mark_first()
+        self._text += text
+        if self.on_piece and (text or is_final):
             newest = self.frames[-1] if self.frames else None
-            index, self._told.num_pieces = self._told.num_pieces, self._told.num_pieces + 1
+            index, self._num_pieces = self._num_pieces, self._num_pieces + 1
             query_id = self.query.query_id
-            self._ask.on_piece(Piece(query_id=query_id, index=index, text=text, is_final=is_final, newest=newest))
+            self.on_piece(Piece(query_id=query_id, index=index, text=text, is_final=is_final, newest=newest))
 
     def end(self, reason: FinishReason, error: str = "") -> None:
-        """Tell what the stream held back, end the stage that is going on and give out the answer."""
+        """End the work: pass on the text that the stream held back, close the stage, make the answer and hand it on."""
         assert self.answer is None, "an answer ends once"
-        self.tell(self.stream.flush() if self.stream else "", is_final=True)
+        self.emit(self.stream.flush() if self.stream else "", is_final=True)
         self.mark(self._stage)
-        seconds = self._told.seconds | {"total_s": (self._last_ns - self._accepted_ns) / 1e9}
+        total_s = (self._last_ns - self._accepted_ns) / NS_PER_S
+        seconds = {stage.value: spent_s for stage, spent_s in self._seconds.items()}
         self.answer = Answer(
             query=self.query,
             finish_reason=reason,
             error=error,
-            text=self._told.text,
+            text=self._text,
             frames=self.frames,
             choices=self.choices,
             probabilities=self.probabilities,
-            timings=Timings(**seconds),
+            timings=Timings(**seconds, ttft_s=self._ttft_s, total_s=total_s),
             counts=self.counts,
-            model=self._author.model,
-            backend=self._author.backend,
-            precision=self._author.precision,
+            model=self._model.model,
+            backend=self._model.backend,
+            precision=self._model.precision,
         )
-        self._ask.on_answer(self.answer)
+        if self.on_end is not None:
+            self.on_end(self)
+        else:
+            self.deliver()
 
-    def _book_first(self) -> None:
-        if "ttft_s" not in self._told.seconds:
-            self._told.seconds["ttft_s"] = (self._now_ns() - self._accepted_ns) / 1e9
+    def refuse(self, reason: FinishReason, error: str, now_ns: int) -> None:
+        """Set the answer to a request on which the model does not work, with the time it waited; not delivered yet."""
+        waited_s = (now_ns - self.query.accepted_ns) / NS_PER_S
+        timings = Timings(queue_s=waited_s, total_s=waited_s)
+        self.answer = Answer(query=self.query, finish_reason=reason, error=error, timings=timings)
+
+    def deliver(self) -> None:
+        """Give the answer to whoever asked."""
+        assert self.answer is not None, "there is no answer yet"
+        self.state = RequestState.ENDED
+        self.on_answer(self.answer)
+
+    def take_place_of(self, older: Request) -> None:
+        """Stand in the queue where an older evaluation of the same query stood; else none would reach its front."""
+        self.arrival, self.num_passed, self.was_preempted = older.arrival, older.num_passed, older.was_preempted
+
+    def _mark_first(self) -> None:
+        if not self._ttft_s:
+            self._ttft_s = (self._now_ns() - self._accepted_ns) / NS_PER_S
 
 
-class Ledgers:
-    """The books of all queries that are worked on together; those that have ended are left out."""
+class RequestGroup:
+    """Requests that are worked on together; those that have ended are left out."""
 
-    def __init__(self, ledgers: Iterable[Ledger]) -> None:
-        self._all = tuple(ledgers)
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._all = tuple(requests)
 
     @property
-    def open(self) -> Sequence[Ledger]:
-        """The books whose answers have not ended."""
-        return [ledger for ledger in self._all if ledger.answer is None]
+    def active(self) -> Sequence[Request]:
+        """The requests that have not ended."""
+        return [request for request in self._all if request.answer is None]
 
     def check(self) -> None:
-        """Ask for each whether to go on.
+        """End those that should stop.
 
         Raises:
-            StopWork: for none of them.
+            StopWork: none is left.
         """
-        for ledger in self.open:
-            ledger.check()
-        if not self.open:
+        for request in self.active:
+            request.check()
+        if not self.active:
             raise StopWork
 
-    def mark(self, name: str) -> None:
-        """Book the time since the last mark in all."""
-        for ledger in self.open:
-            ledger.mark(name)
+    def mark(self, stage: Stage) -> None:
+        """Add the time since the last mark to a stage of all."""
+        for request in self.active:
+            request.mark(stage)
 
-    def enter(self, stage: str) -> None:
-        """Let all begin a stage."""
-        for ledger in self.open:
-            ledger.enter(stage)
+    def enter(self, stage: Stage) -> None:
+        """Let all enter a stage."""
+        for request in self.active:
+            request.enter(stage)
 
     def fail(self, failure: Exception) -> None:
-        """End all, since what they share failed."""
-        for ledger in self.open:
-            ledger.end(*verdict(failure))
+        """End all, since work that they share failed."""
+        for request in self.active:
+            request.end(*finish_reason_for(failure))
 
 
-def verdict(failure: Exception) -> tuple[FinishReason, str]:
-    """Return how an answer ends whose work failed, and what is told of it."""
+def finish_reason_for(failure: Exception) -> tuple[FinishReason, str]:
+    """Return how an answer ends whose work failed, and its error text."""
     if not isinstance(failure, NvilaError):  # the model's runtime may raise anything
         return FinishReason.FAILED, f"{type(failure).__name__}: {failure}"
     by_kind = {NoFramesError: FinishReason.NO_FRAMES, QueryError: FinishReason.INVALID}

@@ -199,6 +199,16 @@ class FinishReason(enum.IntEnum):
         return self in (FinishReason.STOP, FinishReason.LENGTH)
 
 
+class Stage(enum.Enum):
+    """A part of the work on a query; its value is the field of `Timings` that its time is added to."""
+
+    QUEUE = "queue_s"
+    PREPROCESS = "preprocess_s"
+    VISION = "vision_s"
+    PREFILL = "prefill_s"
+    DECODE = "decode_s"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
     """Where the time went, seconds of the steady clock; `ttft_s` and `total_s` count from acceptance."""
@@ -285,8 +295,8 @@ class Bound:
 
 
 OnPiece = Callable[[Piece], None]
-"""Takes each piece of an answer as it is told, on the thread that works."""
+"""Takes each piece of an answer as it comes, on the thread that works."""
 OnAnswer = Callable[[Answer], None]
-"""Takes the one answer of a query, on the thread that settled it."""
+"""Takes the one answer of a query, on the thread that ended it."""
 ShouldStop = Callable[[], FinishReason | None]
 """Asked before each step of work: the reason to end with now, or None to go on."""

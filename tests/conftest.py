@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import random
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from nvila_ros.ros.domain import free_domain
 
 settings.register_profile("dev", max_examples=50, deadline=None)
 settings.register_profile("ci", max_examples=200, derandomize=True, deadline=None)
@@ -17,7 +18,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 # Before rclpy starts: nothing outside this machine, and no other run on it, may take part in a test.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["ROS_LOCALHOST_ONLY"] = "1"
-os.environ["ROS_DOMAIN_ID"] = str(random.Random(os.getpid()).randrange(1, 101))
+os.environ["ROS_DOMAIN_ID"] = str(free_domain())
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
     os.environ.pop(name, None)

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from nvila_ros.ros.domain import free_domain
 from nvila_ros.runtime.cpu import native_decoder
 from nvila_ros.types import FinishReason
 
@@ -138,7 +139,7 @@ def test_the_fast_dds_profile_carries_hd_frames_between_processes(tmp_path: Path
     env = os.environ | {
         "FASTDDS_DEFAULT_PROFILES_FILE": str(ROOT / "config" / "fastdds_shm.xml"),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_DOMAIN_ID": str(1 + os.getpid() % 100),
+        "ROS_DOMAIN_ID": str(free_domain()),
         "ROS_LOG_DIR": str(tmp_path),
         "RMW_IMPLEMENTATION": "rmw_fastrtps_cpp",
     }

@@ -8,24 +8,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nvila_ros.errors import QueryError
-from nvila_ros.request import Ask, StopWork
-from nvila_ros.types import (
-    Answer,
-    Counts,
-    FinishReason,
-    FrameRef,
-    OnPiece,
-    Piece,
-    Query,
-    RawFrame,
-    RawImage,
-    ShouldStop,
-    Timings,
-)
+from nvila_ros.errors import NumericsError, QueryError
+from nvila_ros.request import ModelInfo, Request, StopWork
+from nvila_ros.types import FinishReason, FrameRef, Query, RawFrame, RawImage
 from nvila_ros.video.deferred import DeferredFrame
 
 CRASH = "crash"
+DEADLY = "deadly"
+NO_NUMBER = "no number"
 KNOWN = "known"
 TOO_LONG = "too long"
 
@@ -54,11 +44,10 @@ class FakeModel:
         now_ns: the steady clock.
     """
 
-    model, backend, precision = "fake", "numpy", "none"
-
     def __init__(self, token_s: float = 0.0, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        self.info = ModelInfo("fake", "numpy", "none")
         self.num_warm_ups = 0
-        self.looked_at: list[int] = []
+        self.prefetched: list[int] = []
         self.is_slow_ahead = False
         self._token_s, self._now_ns = token_s, now_ns
         self._thread: threading.Thread | None = None
@@ -67,29 +56,33 @@ class FakeModel:
     def warm_up(self) -> None:
         self.num_warm_ups += 1
 
-    def answer_all(self, asks: Sequence[Ask], frames: Sequence[DeferredFrame]) -> None:
+    def answer_all(self, requests: Sequence[Request], frames: Sequence[DeferredFrame]) -> None:
         self._check(frames)
         assert self._is_busy.acquire(blocking=False), "one call at a time"
-        assert len({ask.query.clip for ask in asks}) == 1, "queries answered together are about one clip"
+        assert len({request.query.clip for request in requests}) == 1, "queries answered together are about one clip"
         try:
-            for ask in asks:
-                ask.on_answer(self._answer(ask.query, frames, ask.on_piece, ask.should_stop))
+            for request in requests:
+                self._answer(request, frames)
         finally:
             self._is_busy.release()
 
-    def knows(self, query: Query) -> bool:
+    def has_conversation(self, query: Query) -> bool:
         return query.is_follow_up and query.conversation == KNOWN
 
     def prefetch(self, frame: DeferredFrame, *, is_alone: bool, should_stop: Callable[[], bool]) -> None:
         self._check([frame])
-        self.looked_at.append(frame.stamp_ns)
+        self.prefetched.append(frame.stamp_ns)
         while self.is_slow_ahead and not should_stop():
             time.sleep(0.001)
         if self.is_slow_ahead:
             raise StopWork
 
     def counters(self) -> dict[str, int]:
-        return {"frames_encoded": len(self.looked_at)}
+        return {"frames_encoded": len(self.prefetched)}
+
+    def words(self, query: Query, frames: Sequence[DeferredFrame]) -> list[str]:
+        """Return the answer, word by word."""
+        return list(query.choices[:1]) or query.question.split(" ")
 
     def _check(self, frames: Sequence[DeferredFrame]) -> None:
         self._thread = self._thread or threading.current_thread()
@@ -101,53 +94,30 @@ class FakeModel:
             assert frame.image.ndim == 3, "frames must be (H, W, 3)"
             assert frame.image.shape[2] == 3, "frames must be RGB"
 
-    def _answer(
-        self, query: Query, frames: Sequence[DeferredFrame], on_piece: OnPiece | None, should_stop: ShouldStop | None
-    ) -> Answer:
-        started_ns = self._now_ns()
+    def _answer(self, request: Request, frames: Sequence[DeferredFrame]) -> None:
+        query = request.query
+        if query.question == DEADLY:
+            raise SystemExit("the worker dies")
         if query.question == CRASH:
             raise ZeroDivisionError("the runtime broke")
+        if query.question == NO_NUMBER:
+            raise NumericsError("1 logit is NaN")
         if query.question == TOO_LONG:
             raise QueryError("prompt and answer must fit 8 positions, got 9")
-        words = list(query.choices[:1]) or query.question.split(" ")
-        reason, pieces = FinishReason.STOP, []
-        for index, word in enumerate(words):
-            stop = should_stop() if should_stop else None
-            if stop is not None or index == query.max_tokens:
-                reason = stop or FinishReason.LENGTH
-                break
+        request.begin(self.info, _refs(frames), self._now_ns)
+        request.choices = query.choices
+        request.probabilities = tuple(float(i == 0) for i in range(len(query.choices)))
+        for index, word in enumerate(self.words(query, frames)):
+            request.check()
+            if request.answer is not None:
+                return
+            if index == query.max_tokens:
+                request.end(FinishReason.LENGTH)
+                return
             time.sleep(self._token_s)
-            pieces.append(word if index == 0 else " " + word)
-            if on_piece:
-                on_piece(self._piece(query, frames, index, pieces[-1], is_final=False))
-        if on_piece:
-            on_piece(self._piece(query, frames, len(pieces), "", is_final=True))
-        return self._finish(query, frames, reason, pieces, started_ns)
-
-    def _piece(self, query: Query, frames: Sequence[DeferredFrame], index: int, text: str, is_final: bool) -> Piece:
-        refs = _refs(frames)
-        newest = refs[-1] if refs else None
-        return Piece(query_id=query.query_id, index=index, text=text, is_final=is_final, newest=newest)
-
-    def _finish(
-        self, query: Query, frames: Sequence[DeferredFrame], reason: FinishReason, pieces: list[str], started_ns: int
-    ) -> Answer:
-        return Answer(
-            query=query,
-            finish_reason=reason,
-            text="".join(pieces),
-            frames=_refs(frames),
-            choices=query.choices,
-            probabilities=tuple(float(i == 0) for i in range(len(query.choices))),
-            timings=Timings(
-                queue_s=(started_ns - query.accepted_ns) / 1e9,
-                total_s=(self._now_ns() - query.accepted_ns) / 1e9,
-            ),
-            counts=Counts(num_answer_tokens=len(pieces)),
-            model=self.model,
-            backend=self.backend,
-            precision=self.precision,
-        )
+            request.count_token()
+            request.emit(word if index == 0 else " " + word)
+        request.end(FinishReason.STOP)
 
 
 def load_fake(model: str, *, backend: str, threads: int, overrides: object, limits: object) -> FakeModel:

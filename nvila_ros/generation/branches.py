@@ -1,8 +1,8 @@
 """Several sequences behind one prefix, in one cache and in few calls.
 
-A branch is the list of its rows behind the prefix; a fork is a copy of that list, so that branches share what they have
-in common. New tokens of all branches go through the decoder together: the mask lets each see the prefix and the rows of
-its own branch, and nothing is copied.
+A branch is the list of its rows behind the prefix; a fork copies that list, so that branches share the rows they have
+in common. New tokens of all branches go through the decoder together (tree attention): a mask shows each the prefix and
+the rows of its own branch, and no key or value is copied.
 
 Shapes: L new tokens, M rows of the cache with them, R tokens whose logits are wanted, D decoder width, V vocabulary.
 """
@@ -23,64 +23,65 @@ MAX_WANTED = 64  # logits in one call, each as long as the vocabulary
 
 @dataclass(slots=True)
 class Branch:
-    """One sequence; `rows` are where its tokens lie in the cache, in order, behind the prefix."""
+    """One sequence; `rows` are the places of its tokens in the cache, in order, behind the prefix."""
 
     rows: list[int] = field(default_factory=list)
 
     def fork(self) -> Branch:
-        """Return a branch that shares all tokens so far and goes its own way from here."""
+        """Return a branch that shares all tokens so far and may continue otherwise."""
         return Branch(list(self.rows))
 
 
 @dataclass(frozen=True, slots=True)
-class Followed:
-    """How likely the token was that a sequence goes on with, and whether it is the likeliest there."""
+class TokenScore:
+    """The log-probability of a given token after those before it, and whether it is the likeliest one there."""
 
     log_prob: float
     is_greedy: bool
 
 
-def follow_row(logits_V: np.ndarray, token: int) -> Followed:
-    """Return how likely a token is behind what these logits were told for."""
-    return Followed(float(logits_V[token]) - log_total(logits_V), int(logits_V.argmax()) == token)
+def score_token(logits_V: np.ndarray, token: int) -> TokenScore:
+    """Return the score of a token, given the logits before it."""
+    return TokenScore(float(logits_V[token]) - log_total(logits_V), int(logits_V.argmax()) == token)
 
 
 class TreeBatch:
-    """The branches behind all that a cache holds now, and the tokens of theirs that wait for the next call."""
+    """The branches behind all that a cache holds now, and their tokens that wait for the next forward pass."""
 
     def __init__(self, engine: Engine, cache: Cache) -> None:
         self._engine, self._cache = engine, cache
         self._prefix = cache.length
         self._ids: list[int] = []
         self._branches: list[tuple[int, ...]] = []  # of each waiting token, its branch's rows up to itself
-        self._wanted: list[tuple[int, int | None]] = []  # which of the waiting, and the token that follows it if known
+        self._wanted: list[tuple[int, int | None]] = []  # index of a waiting token, and the token to score behind it
         self._logits: list[np.ndarray] = []
-        self._followed: list[Followed] = []
+        self._scores: list[TokenScore] = []
 
     def add(self, branch: Branch, ids: list[int]) -> None:
-        """Let tokens of a branch wait, the logits after the last of them to be told."""
+        """Append tokens to a branch; `forward` returns the logits after the last of them."""
         for token in ids[:-1]:
             self._add(branch, token)
         self._add(branch, ids[-1], is_wanted=True)
 
-    def follow(self, branch: Branch, ids: list[int]) -> None:
-        """Let a branch go on with all these tokens but the last; how likely each is behind the others is to be told.
+    def score(self, branch: Branch, ids: list[int]) -> None:
+        """Append all tokens but the last to a branch; `forward` returns the score of each token but the first.
 
-        Of the first one, which follows what the branch holds already, it is not. No row of logits is kept: of many long
-        sequences they would take gigabytes.
+        The first token follows what the branch holds already, so the caller has the logits for it. No row of logits is
+        kept: of many long sequences they would take gigabytes.
         """
         for token, following in itertools.pairwise(ids):
             self._add(branch, token, is_wanted=True, following=following)
 
-    def grow(self) -> tuple[list[np.ndarray], list[Followed]]:
-        """Append what waits; return the logits after what was added, (V,) each, and how likely what was followed is.
+    def forward(self) -> tuple[list[np.ndarray], list[TokenScore]]:
+        """Run the decoder over what waits.
 
-        Both since the last time, and in the order of the calls.
+        Returns:
+            The logits of each `add`, (V,), and the scores of each `score`, since the last call, in order.
         """
         self._flush()
-        told = self._logits, self._followed
-        self._logits, self._followed = [], []
-        return told
+        result = self._logits, self._scores
+        self._logits, self._scores = [], []
+        return result
 
     def _add(self, branch: Branch, token: int, *, is_wanted: bool = False, following: int | None = None) -> None:
         if len(self._ids) == MAX_TOKENS or len(self._wanted) == MAX_WANTED:
@@ -105,7 +106,7 @@ class TreeBatch:
         logits_RV = self._engine.forward_tree(embeds_LD, self._cache, tree)
         for logits_V, (_, following) in zip(logits_RV, self._wanted, strict=True):
             if following is None:
-                self._logits.append(logits_V.copy())  # the row alone, not all that came with it
+                self._logits.append(logits_V.copy())  # the row alone, not the whole batch
             else:
-                self._followed.append(follow_row(logits_V, following))
+                self._scores.append(score_token(logits_V, following))
         self._ids, self._branches, self._wanted = [], [], []

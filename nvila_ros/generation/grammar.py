@@ -18,7 +18,7 @@ import numpy as np
 
 from nvila_ros.errors import BackendError, QueryError
 from nvila_ros.generation.grammar_compile import compile_schema, reason_of, try_schema
-from nvila_ros.prompt.answer_kinds import Constrained, unkept_schema
+from nvila_ros.prompt.answer_kinds import Constrained, schema_error
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Grammars:
             rule = "json_schema must be one that can be tried"
             raise QueryError(f"{rule}, but {error}: this machine is busy; ask again") from error
         if isinstance(compiled, str):
-            raise unkept_schema(compiled)
+            raise schema_error(compiled)
         return _JsonConstraint(compiled.deep_copy(), self._vocab_size)
 
     def _compile_anew(self, schema: str) -> LLMatcher | str:

@@ -16,7 +16,9 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import OrderedDict
 from typing import Any
 
 TRIAL_S = 3  # of a processor's time, which other work on the machine does not use up
@@ -24,6 +26,9 @@ WAIT_S = 10.0  # for those to pass
 TRIAL_BYTES = 512 << 20  # of address space
 MAX_LEXER_STATES = 50_000  # 1 to 2 kB each
 MAX_REASON = 300
+NUM_KEPT = 1024  # results of trials; a schema has 16 kB at most
+_FAULTS: OrderedDict[str, str] = OrderedDict()
+_LOCK = threading.Lock()
 
 
 def compile_schema(tokenizer: Any, schema: str) -> Any:
@@ -51,17 +56,36 @@ def reason_of(matcher: Any) -> str:
     return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 3]}..."
 
 
+def known_fault(schema: str) -> str | None:
+    """Return the result of an earlier `try_schema`, or None if there is none."""
+    with _LOCK:
+        if schema in _FAULTS:
+            _FAULTS.move_to_end(schema)
+        return _FAULTS.get(schema)
+
+
 def try_schema(schema: str) -> str:
-    """Return why a schema cannot be compiled within the limits, or nothing if it can.
+    """Return why a schema cannot be compiled within the limits, or an empty text if it can; each is tried once.
 
     Raises:
-        TimeoutError: the machine is too busy to tell.
+        TimeoutError: the machine is too busy for the trial; says nothing about the schema.
     """
-    told = json.dumps({"path": sys.path, "max_bytes": TRIAL_BYTES, "max_s": TRIAL_S, "schema": schema})
+    fault = known_fault(schema)
+    if fault is None:
+        fault = _run_trial(schema)
+        with _LOCK:
+            _FAULTS[schema] = fault
+            while len(_FAULTS) > NUM_KEPT:
+                _FAULTS.popitem(last=False)
+    return fault
+
+
+def _run_trial(schema: str) -> str:
+    job = json.dumps({"path": sys.path, "max_bytes": TRIAL_BYTES, "max_s": TRIAL_S, "schema": schema})
     # Isolated from folder and environment; the path is this process's own, however it came by it.
     command = [sys.executable, "-I", __file__]
     try:
-        done = subprocess.run(command, input=told, capture_output=True, text=True, timeout=WAIT_S)
+        done = subprocess.run(command, input=job, capture_output=True, text=True, timeout=WAIT_S)
     except subprocess.TimeoutExpired as error:
         raise TimeoutError(f"compiling it did not end within {WAIT_S:g} s") from error
     if done.returncode == -signal.SIGXCPU:
@@ -73,15 +97,15 @@ def try_schema(schema: str) -> str:
 
 
 def main() -> None:
-    """Compile the schema told on stdin, over a vocabulary of single bytes, and print why that fails, if it does."""
-    told = json.load(sys.stdin)
-    resource.setrlimit(resource.RLIMIT_AS, (told["max_bytes"], told["max_bytes"]))
-    sys.path[:] = told["path"]
+    """Compile the schema given on stdin, over a vocabulary of single bytes, and print why that fails, if it does."""
+    job = json.load(sys.stdin)
+    resource.setrlimit(resource.RLIMIT_AS, (job["max_bytes"], job["max_bytes"]))
+    sys.path[:] = job["path"]
     import llguidance
 
-    end_s = math.ceil(time.process_time()) + told["max_s"]
+    end_s = math.ceil(time.process_time()) + job["max_s"]
     resource.setrlimit(resource.RLIMIT_CPU, (end_s, end_s + 1))
-    matcher = compile_schema(llguidance.LLTokenizer("byte", slices=[]), told["schema"])
+    matcher = compile_schema(llguidance.LLTokenizer("byte", slices=[]), job["schema"])
     if not matcher.is_error():
         matcher.compute_bitmask()  # a grammar without any text fails only here
     print(reason_of(matcher))

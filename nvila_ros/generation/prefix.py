@@ -1,9 +1,9 @@
-"""Keys and values of prompts that were read before, for prompts that begin alike.
+"""Keys and values of earlier prompts, for prompts that begin alike.
 
 Each token of a prompt has an identity: the id of text, and of a visual token a digest of its very values. Two prompts
 share a prefix exactly as far as their identities are equal, so the same question about other pixels reuses nothing.
-What is kept is bounded by a number of caches; which of them a new prompt goes on in is decided by what it spares and by
-what it would destroy.
+The number of caches bounds what is kept; which of them a new prompt continues is decided by what that saves and by what
+it would overwrite.
 
 Shapes: L tokens, G visual tokens, D decoder width, V vocabulary.
 """
@@ -17,6 +17,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from nvila_ros.errors import NumericsError
+from nvila_ros.generation.decode import check_finite
 from nvila_ros.prompt.chat import PLACEHOLDER
 from nvila_ros.runtime.contract import PREFILL_CHUNK, Cache, Engine, TopEngine
 
@@ -39,7 +41,7 @@ def identify(ids_L: np.ndarray, visual_GD: np.ndarray) -> np.ndarray:
 
 
 def shared_length(one_L2: np.ndarray, other_L2: np.ndarray) -> int:
-    """Return how many identities two sequences begin with alike."""
+    """Return the length of the common prefix of two sequences of identities."""
     length = min(len(one_L2), len(other_L2))
     differs = (one_L2[:length] != other_L2[:length]).any(axis=1)
     return int(differs.argmax()) if differs.any() else length
@@ -52,7 +54,7 @@ class CachedPrefix:
         self._engine = engine
         self.cache: Cache = engine.new_cache(capacity)
         self.keys_L2 = np.zeros((0, 2), np.int64)
-        self.used = 0  # when it was last asked for
+        self.used = 0  # when it was last used
 
     @property
     def length(self) -> int:
@@ -70,16 +72,17 @@ class CachedPrefix:
         return self.append(self._engine.embed(np.array([token])), np.array([[token, 0]]))
 
     def append_top(self, engine: TopEngine, token: int) -> list[int]:
-        """Append one token of text and return the likeliest ones after it, best first; `engine` is this trunk's own."""
-        ids, _ = engine.forward_top(engine.embed(np.array([token])), self.cache)
+        """Append one token of text and return the likeliest ones after it, best first; `engine` is the prefix's own."""
+        ids, logits = engine.forward_top(engine.embed(np.array([token])), self.cache)
+        check_finite(logits)
         self.keys_L2 = np.concatenate([self.keys_L2, np.array([[token, 0]])])
         return ids.tolist()
 
     def prefill(self, embeds_LD: np.ndarray, keys_L2: np.ndarray, check: Callable[[], None]) -> np.ndarray:
-        """Append what it lacks of a prompt that begins with what it holds, calling `check` before each chunk.
+        """Append the rest of a prompt that begins with what is held, calling `check` before each chunk.
 
         Returns:
-            the logits after the last token, (V,); none, (0,), where nothing was lacking.
+            The logits after the last token, (V,); empty, (0,), where nothing was left to append.
         """
         logits_V = np.empty(0, np.float32)
         for start in range(self.length, len(keys_L2), PREFILL_CHUNK):
@@ -89,7 +92,7 @@ class CachedPrefix:
         return logits_V
 
     def copy(self, source: CachedPrefix, length: int) -> None:
-        """Hold the first `length` tokens of another trunk."""
+        """Hold the first `length` tokens of another prefix."""
         self.cache.copy_prefix(source.cache, length)
         self.keys_L2 = source.keys_L2[:length]
 
@@ -100,55 +103,58 @@ class CachedPrefix:
 
 
 class PrefixCache:
-    """At most `num_trunks` trunks; without any, every prompt is read anew in a trunk of its own."""
+    """At most `num_prefixes` prefixes; without any, every prompt is read in a new one."""
 
-    def __init__(self, engine: Engine, num_trunks: int) -> None:
-        self._engine, self._num_trunks = engine, num_trunks
-        self._trunks: list[CachedPrefix] = []
+    def __init__(self, engine: Engine, num_prefixes: int) -> None:
+        self._engine, self._num_prefixes = engine, num_prefixes
+        self._prefixes: list[CachedPrefix] = []
         self._uses = itertools.count(1)
 
     def __len__(self) -> int:
-        return len(self._trunks)
+        return len(self._prefixes)
 
     def find(self, keys_L2: np.ndarray) -> int:
-        """Return how many tokens of a prompt some trunk holds."""
-        return max((shared_length(trunk.keys_L2, keys_L2) for trunk in self._trunks), default=0)
+        """Return how many tokens of a prompt some prefix holds."""
+        return max((shared_length(prefix.keys_L2, keys_L2) for prefix in self._prefixes), default=0)
 
     @contextmanager
     def take(self, keys_L2: np.ndarray, num_rows: int) -> Iterator[CachedPrefix]:
-        """Lend a trunk with room for `num_rows` that holds as much of a prompt as is known, and nothing else."""
-        trunk = self._choose(keys_L2, num_rows)
+        """Lend a prefix with room for `num_rows` that holds as much of a prompt as is cached, and nothing else."""
+        prefix = self._choose(keys_L2, num_rows)
         try:
-            yield trunk
+            yield prefix
+        except NumericsError:
+            prefix.cut(0)  # its keys and values may hold what is no number
+            raise
         finally:
-            trunk.cut(trunk.length)  # rows of branches, or of a call that failed, have no identity
+            prefix.cut(prefix.length)  # rows of branches, or of a call that failed, have no identity
 
     def _choose(self, keys_L2: np.ndarray, num_rows: int) -> CachedPrefix:
-        """Return the trunk that costs least to go on in.
+        """Return the prefix that is cheapest to continue.
 
-        A trunk is cut back where it keeps the larger part of its tokens. Otherwise the known prefix is copied into the
-        trunk that was not used for longest, which costs far less than reading it again.
+        A prefix is cut back where it keeps the larger part of its tokens. Otherwise the shared part is copied over the
+        least recently used prefix, which costs far less than a prefill.
         """
-        best = max(self._trunks, key=lambda trunk: shared_length(trunk.keys_L2, keys_L2), default=None)
+        best = max(self._prefixes, key=lambda prefix: shared_length(prefix.keys_L2, keys_L2), default=None)
         shared = shared_length(best.keys_L2, keys_L2) if best else 0
-        trunk = best if best and shared >= len(best.keys_L2) - shared else self._victim()
-        if trunk is None or trunk.cache.capacity < num_rows:
-            trunk = self._replace(trunk, num_rows)
-        if best is not None and trunk is not best:
-            trunk.copy(best, shared)
-        trunk.cut(shared)
-        trunk.used = next(self._uses)
-        return trunk
+        prefix = best if best and shared >= len(best.keys_L2) - shared else self._victim()
+        if prefix is None or prefix.cache.capacity < num_rows:
+            prefix = self._replace(prefix, num_rows)
+        if best is not None and prefix is not best:
+            prefix.copy(best, shared)
+        prefix.cut(shared)
+        prefix.used = next(self._uses)
+        return prefix
 
     def _victim(self) -> CachedPrefix | None:
-        """Return the trunk to be overwritten, or None where there is room for one more or none are kept."""
-        is_full = 0 < self._num_trunks == len(self._trunks)
-        return min(self._trunks, key=lambda trunk: trunk.used) if is_full else None
+        """Return the prefix to be overwritten, or None where there is room for one more, or none are kept."""
+        is_full = 0 < self._num_prefixes == len(self._prefixes)
+        return min(self._prefixes, key=lambda prefix: prefix.used) if is_full else None
 
     def _replace(self, old: CachedPrefix | None, num_rows: int) -> CachedPrefix:
-        """Return an empty trunk that stands in the place of another."""
+        """Return an empty prefix that takes the place of another."""
         rounded = -(-num_rows // ROUND_ROWS) * ROUND_ROWS
-        trunk = CachedPrefix(self._engine, max(num_rows, min(rounded, self._engine.spec.decoder.max_positions)))
-        if self._num_trunks:
-            self._trunks = [kept for kept in self._trunks if kept is not old] + [trunk]
-        return trunk
+        prefix = CachedPrefix(self._engine, max(num_rows, min(rounded, self._engine.spec.decoder.max_positions)))
+        if self._num_prefixes:
+            self._prefixes = [kept for kept in self._prefixes if kept is not old] + [prefix]
+        return prefix

@@ -29,6 +29,7 @@ BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipl
 VALUES = ("const", "default", "enum", "examples")  # whose values are no schemas
 MAX_INTEGER = 2**53  # up to here a number is the same in every reader of JSON
 MAX_SCHEMA_BYTES = 16_384
+MAX_TYPE_CHARACTERS = 32
 MAX_SCHEMA_DEPTH = 48  # braces and brackets in each other
 
 
@@ -94,6 +95,21 @@ YES_NO = Scored(
 )
 
 
+def check_lengths(answer_type: str, json_schema: str) -> None:
+    """Refuse fields by their length, before any other work on them.
+
+    Raises:
+        QueryError: a field is longer than any that is known.
+    """
+    if len(answer_type) > MAX_TYPE_CHARACTERS:
+        raise QueryError(f"answer_type must be one of {list(ANSWER_TYPES)}, got {len(answer_type)} characters")
+    num_bytes = len(json_schema) if json_schema.isascii() else len(json_schema.encode("utf-8", "replace"))
+    if num_bytes > MAX_SCHEMA_BYTES:
+        raise QueryError(
+            f"json_schema must have at most {MAX_SCHEMA_BYTES} bytes, got {num_bytes}; ask for less at once"
+        )
+
+
 def parse_kind(
     answer_type: str = "", choices: Sequence[str] = (), minimum: int = 0, maximum: int = 0, json_schema: str = ""
 ) -> AnswerKind:
@@ -104,6 +120,7 @@ def parse_kind(
             range is empty or too wide, or the schema is too large or not a JSON object. Whether the schema can be
             decoded is known only to `grammar`.
     """
+    check_lengths(answer_type, json_schema)
     answer_type = answer_type or ("choices" if choices else "text")
     if answer_type not in ANSWER_TYPES:
         near = difflib.get_close_matches(answer_type, ANSWER_TYPES, n=2) or list(ANSWER_TYPES)
@@ -146,11 +163,6 @@ def _integer(minimum: int, maximum: int) -> AnswerKind:
 
 
 def _json(text: str) -> Constrained:
-    num_bytes = len(text.encode("utf-8", "replace"))
-    if num_bytes > MAX_SCHEMA_BYTES:
-        raise QueryError(
-            f"json_schema must have at most {MAX_SCHEMA_BYTES} bytes, got {num_bytes}; ask for less at once"
-        )
     try:
         schema = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -168,8 +180,8 @@ def _json(text: str) -> Constrained:
     return Constrained(_dump(schema))
 
 
-def unkept_schema(reason: str) -> QueryError:
-    """Return the error of a schema of which no grammar can be made."""
+def schema_error(reason: str) -> QueryError:
+    """Return the error of a schema that no grammar can be made of."""
     return QueryError(f"json_schema must be one that answers can be held to, but {reason}; simplify it")
 
 

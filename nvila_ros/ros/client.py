@@ -20,7 +20,7 @@ from nvila_ros.ros.client_future import ClientFuture, NodeWaiter
 from nvila_ros.ros.client_goal import GoalCall
 from nvila_ros.ros.client_messages import answer_value, ask_message, event_value, status_value
 from nvila_ros.ros.client_streams import AnswerStream, EventStream
-from nvila_ros.ros.messages import LATCHED, REQUESTS
+from nvila_ros.ros.messages import REQUESTS, TRANSIENT_LOCAL
 from nvila_ros.ros.standing_messages import query_from_message, query_message
 from nvila_ros.serving.model_loader import ModelState, Status
 from nvila_ros.serving.query_fields import QueryFields, require_answer
@@ -63,7 +63,7 @@ class NvilaClient:
         self._status: Status | None = None
         self._ready: list[ClientFuture[Status]] = []
         self._statuses = node.create_subscription(
-            StatusMessage, f"{name}/status", self._on_status, LATCHED, callback_group=self._group
+            StatusMessage, f"{name}/status", self._on_status, TRANSIENT_LOCAL, callback_group=self._group
         )
 
     @property

@@ -37,7 +37,7 @@ from nvila_ros.video.image_decoding import LAYOUT_BY_ENCODING, check_layout, che
 
 REQUESTS = QoSProfile(depth=1024)
 """Of what others ask, reliable: with the usual 10 a burst would lose questions that nobody answers or counts."""
-LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+TRANSIENT_LOCAL = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 """Of topics whose last message is told to whoever subscribes later, if they subscribe likewise."""
 
 

@@ -1,9 +1,9 @@
-"""The ROS node: images and questions in, answers out; it only wires the rooms together.
+"""The ROS node: images and questions in, answers out; it only connects the rooms.
 
-Four threads, and a fifth while a schema is tried. The executor's runs every callback, and none of them works: they
-store a frame, queue a query, publish. The loader's loads or builds the model, and the worker's owns it from then on.
-The main one waits for a signal. What takes long is a coroutine that waits for a future which another thread completes,
-so that the executor goes on meanwhile; it is in a reentrant group, since it would hold up its own. The executor is the
+Four threads, and a fifth while a schema is tried. The executor's runs every callback, and each is short: it stores a
+frame, queues a request, publishes. The loader's loads or builds the model, and the worker's owns it from then on. The
+main one waits for a signal. What takes long is a coroutine that awaits a future which another thread completes, so that
+the executor goes on meanwhile; it is in a reentrant group, since it would block its own. The executor is the
 single-threaded one: rclpy's EventsExecutor deadlocks when another thread publishes, and the multi-threaded one costs
 more and delays more for callbacks as short as these.
 """
@@ -33,17 +33,18 @@ from std_msgs.msg import String
 
 from nvila_ros.action import AskVideo
 from nvila_ros.config import NodeConfig, bounds, replace
-from nvila_ros.errors import ConfigError, NvilaError, QueryError
+from nvila_ros.errors import ConfigError, NvilaError
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import AnswerToken
 from nvila_ros.msg import Status as StatusMessage
+from nvila_ros.request import Request
 from nvila_ros.ros import messages, process
 from nvila_ros.ros.cameras import Camera
-from nvila_ros.ros.standing_server import Desk, StandingQueryServer
-from nvila_ros.serving.admission import check_query
+from nvila_ros.ros.standing_server import NodeServices, StandingQueryServer
+from nvila_ros.serving.admission import Admission
 from nvila_ros.serving.model_loader import ModelLoader, ModelState, Status
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
-from nvila_ros.serving.scheduler import Scheduler, Ticket
+from nvila_ros.serving.scheduler import Scheduler
 from nvila_ros.serving.worker import LookAhead, Worker
 from nvila_ros.srv import Ask
 from nvila_ros.types import Answer, FinishReason, Piece, Query, RawFrame
@@ -52,7 +53,7 @@ from nvila_ros.video.buffer import MAX_DISORDER_NS, FrameBuffer
 ANSWER_DEPTH = 16
 STREAM_DEPTH = 256
 DEADLINE_EVERY_S = 0.1
-PROGRESS_EVERY_S = 10.0  # in the log; the topic tells every step
+PROGRESS_EVERY_S = 10.0  # in the log; the topic has every step
 
 
 class NvilaNode(Node):
@@ -76,12 +77,13 @@ class NvilaNode(Node):
         self._answers = self.create_publisher(AnswerMessage, "~/answer", ANSWER_DEPTH)
         self._pieces = self.create_publisher(AnswerToken, "~/answer_stream", STREAM_DEPTH)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
-        self._statuses = self.create_publisher(StatusMessage, "~/status", messages.LATCHED)
+        self._statuses = self.create_publisher(StatusMessage, "~/status", messages.TRANSIENT_LOCAL)
         self._status = Status(state=ModelState.LOADING)
         self._worker: Worker | None = None
         self._cameras = [Camera(self, name, self.config, self.buffer) for name in self.config.cameras]
-        self._open_doors()
-        self.standing = StandingQueryServer(self, self._desk())
+        self.admission = Admission(self.scheduler, lambda: self.config, lambda: self._status.refusal)
+        self._create_endpoints()
+        self.standing = StandingQueryServer(self, self._node_services())
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._jump_handle = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-MAX_DISORDER_NS), on_clock_change=True),
@@ -92,7 +94,7 @@ class NvilaNode(Node):
         self.create_timer(1.0, self._on_second, clock=steady)
         self.create_timer(DEADLINE_EVERY_S, lambda: self.scheduler.expire(_now_ns()), clock=steady)
 
-    def tell_status(self, status: Status) -> None:
+    def publish_status(self, status: Status) -> None:
         """Publish and log what the model is doing; from any thread."""
         before, self._status = self._status, status
         self._statuses.publish(messages.status_message(status, self.get_clock().now().nanoseconds))
@@ -110,24 +112,24 @@ class NvilaNode(Node):
             self.get_logger().info(state, throttle_duration_sec=PROGRESS_EVERY_S)
 
     def make_worker(self, model: VisionLanguageModel) -> Worker:
-        """Return the worker that answers by a model."""
+        """Return the worker that answers with a model."""
         self._worker = Worker(
             model, self.scheduler, self.buffer, messages.decode_frame, ahead=self._ahead, oldest_ns=self._oldest_ns
         )
         return self._worker
 
     def _oldest_ns(self) -> int | None:
-        """Return before which capture a camera has stalled, or None where that is no matter."""
+        """Return the capture time before which a camera has stalled, or None where any age will do."""
         max_age_s = self.config.max_age_s
         return self.get_clock().now().nanoseconds - round(max_age_s * 1e9) if max_age_s else None
 
     def _ahead(self) -> LookAhead:
-        """Return which frames are worth encoding ahead: those of a question that names none, as the parameters are."""
+        """Return which frames to encode ahead: those of a question that names none, by the parameters as they are."""
         config = self.config
         is_alone = config.num_frames_of(config.cameras) == 1
         return LookAhead(rate_hz=config.encode_hz, cameras=config.cameras, is_alone=is_alone)
 
-    def _open_doors(self) -> None:
+    def _create_endpoints(self) -> None:
         waiting = ReentrantCallbackGroup()
         self.create_subscription(String, "~/question", self._on_question, messages.REQUESTS)
         self.create_service(Ask, "~/ask", self._on_ask, qos_profile=messages.REQUESTS, callback_group=waiting)
@@ -144,10 +146,10 @@ class NvilaNode(Node):
             cancel_service_qos_profile=messages.REQUESTS,
         )
 
-    def _desk(self) -> Desk:
-        return Desk(
+    def _node_services(self) -> NodeServices:
+        return NodeServices(
             config=lambda: self.config,
-            admit=self._admit,
+            admission=self.admission,
             cancel=lambda name: self.scheduler.cancel_standing(name, _now_ns()),
             publish=self._answers.publish,
             new_id=self._query_ids.__next__,
@@ -166,8 +168,8 @@ class NvilaNode(Node):
         if not error:
             return GoalResponse.ACCEPT
         query = messages.query_from_request(goal, self.config, next(self._query_ids), _now_ns())
-        ticket = Ticket(query=query, on_answer=lambda answer: self._publish_answer(answer, None))
-        self.scheduler.refuse(ticket, FinishReason.REJECTED, error, _now_ns())
+        request = Request(query, lambda answer: self._publish_answer(answer, None))
+        self.scheduler.refuse(request, FinishReason.REJECTED, error, _now_ns())
         return GoalResponse.REJECT
 
     async def _on_goal(self, goal: ServerGoalHandle) -> AskVideo.Result:
@@ -186,7 +188,7 @@ class NvilaNode(Node):
         return CancelResponse.ACCEPT if is_canceled else CancelResponse.REJECT
 
     def _submit(self, query: Query, on_token: Callable[[AnswerToken], None] | None = None) -> Future:
-        """Queue a query, or answer it at once if it breaks a rule; the future's result is the answer's message."""
+        """Queue a query, or answer it at once if it breaks a rule; the result of the future is the answer's message."""
         future = Future(executor=self.executor)
 
         def on_piece(piece: Piece) -> None:
@@ -195,25 +197,8 @@ class NvilaNode(Node):
             if on_token is not None:
                 on_token(token)
 
-        ticket = Ticket(query=query, on_answer=lambda answer: self._publish_answer(answer, future), on_piece=on_piece)
-        try:
-            check_query(query, self.config)
-        except QueryError as error:
-            self.scheduler.refuse(ticket, FinishReason.INVALID, str(error), _now_ns())
-        except Exception as error:  # raised from a callback it would end the node for everybody
-            self.get_logger().error(f"query_id={query.query_id} cannot be checked: {error!r}")
-            self.scheduler.refuse(ticket, FinishReason.FAILED, f"it cannot be checked: {error!r}", _now_ns())
-        else:
-            self._admit([ticket])
+        self.admission.admit([Request(query, lambda answer: self._publish_answer(answer, future), on_piece)])
         return future
-
-    def _admit(self, tickets: Sequence[Ticket]) -> None:
-        refusal = self._status.refusal
-        if not refusal:
-            self.scheduler.submit(tickets, _now_ns())
-            return
-        for ticket in tickets:
-            self.scheduler.refuse(ticket, FinishReason.REJECTED, refusal, _now_ns())
 
     def _publish_answer(self, answer: Answer, future: Future | None) -> None:
         message = messages.answer_message(answer, self.get_clock().now().nanoseconds)
@@ -242,12 +227,17 @@ class NvilaNode(Node):
         warnings = [warning for camera in self._cameras if (warning := camera.check_loss())]
         has_died = self._worker is not None and self._worker.has_died
         if has_died:
-            warnings.append("the thread that answers has died; see the log, and restart the node")
+            warnings.append("the worker thread has died; see the log, and restart the node")
+        numerics_fault = self._worker.numerics_fault if self._worker else ""
+        if numerics_fault:
+            warnings.append(numerics_fault)
         if self._status.state is ModelState.FAILED:
             warnings.append(self._status.text)
         elif self._status.refusal:
             warnings.append(self._status.refusal)
-        is_error = has_died or (self._status.state is ModelState.FAILED and bool(self._status.refusal))
+        is_error = (
+            has_died or bool(numerics_fault) or (self._status.state is ModelState.FAILED and bool(self._status.refusal))
+        )
         state, queue = self.buffer.state(), self.scheduler.state()
         values: dict[str, Any] = {
             "model_state": self._status.state.name,
@@ -305,13 +295,8 @@ def run(load: Callable[..., VisionLanguageModel]) -> int:
     node = NvilaNode()
     try:
         logging.getLogger("nvila_ros").addHandler(messages.RosLogHandler(node))
-        loader = ModelLoader(node.config, load, node.tell_status)
-        return process.spin(
-            node,
-            node.scheduler,
-            loader,
-            node.make_worker,
-        )
+        loader = ModelLoader(node.config, load, node.publish_status)
+        return process.spin(node, node.scheduler, loader, node.make_worker)
     finally:
         node.standing.close()
         node.destroy_node()

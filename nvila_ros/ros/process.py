@@ -1,6 +1,6 @@
-"""The life of the node's process: its threads are started, signals are noted, and all ends in order.
+"""The node's process: it starts the threads, records signals, and ends all in order.
 
-The main thread works through none of it: it hands each new model to the worker, and waits for a signal.
+The main thread does no work: it hands each new model to the worker, and waits for a signal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.serving.model_loader import ModelLoader
-from nvila_ros.serving.scheduler import Scheduler, unanswered
+from nvila_ros.serving.scheduler import Scheduler
 from nvila_ros.serving.worker import Worker
 from nvila_ros.types import FinishReason
 
@@ -47,13 +47,13 @@ def spin(node: Node, scheduler: Scheduler, loader: ModelLoader, make_worker: Cal
     """Run executor, loader and worker until a signal comes; then answer what is open, and end all in order.
 
     Args:
-        node: turned by the executor.
-        scheduler: of the node's queries.
+        node: spun by the executor.
+        scheduler: of the node's requests.
         loader: where models come from.
         make_worker: takes the first model; later ones replace it.
 
     Returns:
-        0 after a signal, 1 if the executor ended by itself.
+        0 after a signal, 1 if the executor or the worker ended by itself, so that a launch file may respawn the node.
 
     Raises:
         Exception: what the loader ended with before there was a model.
@@ -61,13 +61,13 @@ def spin(node: Node, scheduler: Scheduler, loader: ModelLoader, make_worker: Cal
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     signals: list[int] = []
-    # From here on a signal is only noted: an exception between any two lines would leave a thread behind.
+    # From here on a signal is only recorded: an exception between any two lines would leave a thread behind.
     _on_signals(lambda number, _: signals.append(number))
     thread = threading.Thread(target=executor.spin, name="nvila_executor")
     worker: Worker | None = None
     loader.start()
     thread.start()
-    while thread.is_alive() and not signals and loader.error is None:
+    while thread.is_alive() and not signals and loader.error is None and not (worker and worker.has_died):
         thread.join(POLL_S)
         worker = _hand_over(worker, scheduler, loader, make_worker)
     _on_signals(signal.SIG_DFL)  # a second one ends the process at once
@@ -100,7 +100,7 @@ def leave(code: int) -> int:
 def _hand_over(
     worker: Worker | None, scheduler: Scheduler, loader: ModelLoader, make_worker: Callable[[Any], Worker]
 ) -> Worker | None:
-    """Hand a new model to the worker; without a worker, settle the queries that would wait in vain."""
+    """Hand a new model to the worker; without a worker, refuse the requests that would wait in vain."""
     model = loader.take_model()
     if model is not None and worker is None:
         worker = make_worker(model)
@@ -108,20 +108,21 @@ def _hand_over(
     elif model is not None and worker is not None:
         worker.use(model)
     elif worker is None:
-        _settle_waiting(scheduler, loader.status.refusal)
+        _refuse_waiting(scheduler, loader.status.refusal)
     return worker
 
 
-def _settle_waiting(scheduler: Scheduler, refusal: str) -> None:
+def _refuse_waiting(scheduler: Scheduler, refusal: str) -> None:
     now_ns = time.monotonic_ns()
     scheduler.expire(now_ns)
-    while refusal and (tickets := scheduler.pop(now_ns)):
-        for ticket in tickets:
-            scheduler.finish(unanswered(ticket.query, FinishReason.REJECTED, refusal, now_ns), now_ns)
+    while refusal and (requests := scheduler.pop(now_ns)):
+        for request in requests:
+            request.refuse(FinishReason.REJECTED, refusal, now_ns)
+            scheduler.finish(request, now_ns)
 
 
 def _flush(executor: SingleThreadedExecutor) -> None:
-    """Let the executor turn until the last answers are sent: the coroutine, its result, the result's response."""
+    """Let the executor spin until the last answers are sent: the coroutine, its result, the result's response."""
     for _ in range(3):
         turned = threading.Event()
         executor.create_task(turned.set)

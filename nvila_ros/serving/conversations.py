@@ -1,9 +1,8 @@
-"""What was said before, so that a question can go on from it: bounded in conversations, turns and bytes.
-
-The first turn of a conversation is kept however large it is, since the model has just held it.
+"""Earlier turns of conversations, bounded in conversations, turns and bytes.
 
 A conversation keeps the visual tokens of the frames that its turns showed. A question that names no frames of its own
-is about those; the tokens of the whole conversation so far are the prefix that the next prompt begins with.
+is about those; the tokens of the whole conversation so far are the prefix that the next prompt begins with. The first
+turn of a conversation is kept however large it is, since the model has just held it.
 
 Shapes: G visual tokens, D decoder width.
 """
@@ -25,65 +24,65 @@ MAX_BYTES = 64 << 20  # of visual tokens over all conversations
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One question with what it showed, and its answer."""
+class Exchange:
+    """One question with the frames it showed, and its answer."""
 
-    seen: VisualPrompt
+    visual: VisualPrompt
     frames: tuple[FrameRef, ...]
     question: str
     answer: str
 
 
-class Conversations:
-    """Turns by conversation; the conversation that was not gone on with for longest is forgotten first."""
+class ConversationStore:
+    """Exchanges by conversation; the least recently continued conversation is forgotten first."""
 
     def __init__(self) -> None:
-        self._turns: OrderedDict[str, tuple[Turn, ...]] = OrderedDict()
+        self._exchanges: OrderedDict[str, tuple[Exchange, ...]] = OrderedDict()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._turns
+        return name in self._exchanges
 
     def __len__(self) -> int:
-        return len(self._turns)
+        return len(self._exchanges)
 
-    def turns(self, name: str, shown: VisualPrompt) -> tuple[Turn, ...]:
-        """Return the turns so far, none of a conversation that is new or was forgotten.
+    def history(self, name: str, visual: VisualPrompt) -> tuple[Exchange, ...]:
+        """Return the exchanges so far, none of a conversation that is new or was forgotten.
 
         Args:
             name: of the conversation.
-            shown: what the next turn shows.
+            visual: what the next question shows.
 
         Raises:
-            QueryError: it has as many turns as one may have, or as much to remember.
+            QueryError: it has as many exchanges, or as many bytes, as one may have.
         """
-        turns = self._turns.get(name, ())
-        if len(turns) >= MAX_TURNS:
+        history = self._exchanges.get(name, ())
+        if len(history) >= MAX_TURNS:
             raise QueryError(f"conversation {name!r} has {MAX_TURNS} turns, the most there may be; begin a new one")
-        num_new = shown.visual_GD.nbytes
-        if turns and num_new and _num_bytes(turns) + num_new > MAX_BYTES:
+        num_new = visual.visual_GD.nbytes
+        if history and num_new and _num_bytes(history) + num_new > MAX_BYTES:
             raise QueryError(
                 f"conversation {name!r} may hold {MAX_BYTES >> 20} MiB of visual tokens, these frames are too many; "
                 "ask on about those that it has, or begin a new conversation"
             )
-        return turns
+        return history
 
-    def add(self, name: str, turn: Turn) -> None:
-        """Append a turn, and forget others where there are too many."""
-        self._turns[name] = (*self._turns.get(name, ()), turn)
-        self._turns.move_to_end(name)
-        while len(self._turns) > MAX_CONVERSATIONS or (len(self._turns) > 1 and self.num_bytes > MAX_BYTES):
-            self._turns.popitem(last=False)
+    def add(self, name: str, exchange: Exchange) -> None:
+        """Append an exchange, and forget other conversations where there are too many."""
+        self._exchanges[name] = (*self._exchanges.get(name, ()), exchange)
+        self._exchanges.move_to_end(name)
+        while len(self._exchanges) > MAX_CONVERSATIONS or (len(self._exchanges) > 1 and self.num_bytes > MAX_BYTES):
+            self._exchanges.popitem(last=False)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of visual tokens held."""
-        return sum(map(_num_bytes, self._turns.values()))
+        return sum(map(_num_bytes, self._exchanges.values()))
 
 
-def _num_bytes(turns: tuple[Turn, ...]) -> int:
-    return sum(turn.seen.visual_GD.nbytes for turn in turns)
+def _num_bytes(history: tuple[Exchange, ...]) -> int:
+    return sum(exchange.visual.visual_GD.nbytes for exchange in history)
 
 
-def all_visual(turns: tuple[Turn, ...], seen: VisualPrompt) -> np.ndarray:
-    """Return the visual tokens of earlier turns and of what is shown now, in prompt order, (G, D)."""
-    return np.concatenate([*(turn.seen.visual_GD for turn in turns), seen.visual_GD])
+def all_visual(history: tuple[Exchange, ...], visual: VisualPrompt) -> np.ndarray:
+    """Return the visual tokens of earlier exchanges and of what is shown now, in prompt order, (G, D)."""
+    return np.concatenate([*(exchange.visual.visual_GD for exchange in history), visual.visual_GD])

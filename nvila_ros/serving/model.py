@@ -94,7 +94,7 @@ class Model:
     """
 
     def __init__(self, model: VisionLanguageModel, thread: ThreadPoolExecutor) -> None:
-        self.name, self.backend, self.precision = model.model, model.backend, model.precision
+        self.name, self.backend, self.precision = model.info.model, model.info.backend, model.info.precision
         self._model, self._thread = model, thread
         self._num_asked = 0
 

@@ -1,12 +1,11 @@
-"""Where the worker's model comes from: it is loaded, or built first, while the node is up already.
+"""Loads the worker's model, or builds it first, while the node is already up.
 
-In: the node's parameters. Out: a model, and word of how far it is. Where a recipe's build is missing, it is built in a
-process of its own; until then the unquantized checkpoint may answer. That is the node's parameter and not the
-recipe's: what is built for a device does not depend on it, but answers of other numbers than asked for do, and
-whoever runs the robot must want them.
+In: the node's parameters. Out: a model, and its progress. Where a recipe's build is missing, it is built in a process
+of its own; until then the unquantized checkpoint may answer. Whether it may is a parameter of the node and not of the
+recipe: a build is the same either way, but answers in another precision need the consent of whoever runs the robot.
 
-What is refused before any model answered ends the node. A build that fails does not: a launch file that starts the
-node again would build forever, so the node stays, says why, and refuses queries or goes on with the plain checkpoint.
+An error before any model has answered ends the node. A failed build does not: a launch file that restarts the node
+would build forever, so the node stays up, says why, and refuses queries or goes on with the plain checkpoint.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from nvila_ros.models.checkpoint import read_object
 from nvila_ros.models.spec import Overrides
 from nvila_ros.models.variants import VARIANTS
 from nvila_ros.paths import build_folder
+from nvila_ros.request import ModelInfo
 from nvila_ros.runtime.loading import AUTO, backend_for, find_checkpoint
 from nvila_ros.serving.pipeline import CacheLimits
 
@@ -77,11 +77,9 @@ class Status:
 
 
 class LoadedModel(Protocol):
-    """What is told of a model that answers; `pipeline.VisionLanguageModel` is the one there is."""
+    """What the loader needs of a model; `pipeline.VisionLanguageModel` is the one there is."""
 
-    model: str
-    backend: str
-    precision: str
+    info: ModelInfo
 
     def warm_up(self) -> None:
         """Run it once."""
@@ -92,9 +90,9 @@ class PlannedBuild:
     """A build that a node may need.
 
     Attributes:
-        recipe: what it is made by.
-        backend: what it is to run on.
-        folder: where it is to lie.
+        recipe: of the build.
+        backend: that it runs on.
+        folder: of the finished build.
         arguments: of `nvila build`.
         has_weights: only plans for this machine are missing, for which neither checkpoint nor media are needed.
     """
@@ -107,7 +105,7 @@ class PlannedBuild:
 
     @property
     def command(self) -> str:
-        """What to type for it."""
+        """The command that makes it."""
         return shlex.join(["nvila", "build", *self.arguments])
 
 
@@ -120,7 +118,7 @@ class ModelLoader:
         on_status: takes every change, on the thread of the loader.
 
     Attributes:
-        error: what ended it before there was a model.
+        error: ended the loading before there was a model.
     """
 
     def __init__(self, config: NodeConfig, load: Callable[..., Any], on_status: Callable[[Status], None]) -> None:
@@ -136,7 +134,7 @@ class ModelLoader:
 
     @property
     def status(self) -> Status:
-        """How far it is."""
+        """The model's state."""
         return self._status
 
     def start(self) -> None:
@@ -165,7 +163,7 @@ class ModelLoader:
             if self._is_closed:
                 return
             if self._has_built:
-                self._tell(ModelState.FAILED, text=str(error) or type(error).__name__)
+                self._report(ModelState.FAILED, text=str(error) or type(error).__name__)
             else:
                 self.error = error
 
@@ -194,13 +192,13 @@ class ModelLoader:
         if config.answer_while_building:
             self._put(config.checkpoint or planned.recipe.model, FALLBACK_BACKEND, ModelState.BUILDING)
         self._has_built = True
-        self._tell(ModelState.BUILDING, text=f"{why}; running {planned.command}")
+        self._report(ModelState.BUILDING, text=f"{why}; running {planned.command}")
         with self._lock:
             if self._is_closed:
                 return
             self._process = BuildProcess(planned.arguments)
         for step in self._process:
-            self._tell(ModelState.BUILDING, progress=step.share, part=step.part, text=_describe(step))
+            self._report(ModelState.BUILDING, progress=step.share, part=step.part, text=_describe(step))
         self._put(str(planned.folder), planned.backend, ModelState.READY)
 
     def _put(self, model: str, backend: str, state: ModelState) -> None:
@@ -209,7 +207,7 @@ class ModelLoader:
         Of two models that overlap here, the build's process, which needed more, has ended.
         """
         config = self._config
-        self._tell(ModelState.LOADING, progress=self._status.progress, text=f"loading {model} on {backend}")
+        self._report(ModelState.LOADING, progress=self._status.progress, text=f"loading {model} on {backend}")
         overrides = Overrides(video_mode=config.video_mode, max_tiles=config.max_tiles, pixel_dtype=config.pixel_dtype)
         limits = CacheLimits(
             frame_bytes=config.frame_cache_bytes,
@@ -223,11 +221,10 @@ class ModelLoader:
             loaded.warm_up()
         with self._lock:
             self._model = loaded
-        author = {"model": loaded.model, "backend": loaded.backend, "precision": loaded.precision}
-        self._tell(state, progress=float(state is ModelState.READY), **author)
+        self._report(state, progress=float(state is ModelState.READY), **dataclasses.asdict(loaded.info))
 
-    def _tell(self, state: ModelState, **changes: Any) -> None:
-        """Tell a new state; who answers stays unless it is among the changes."""
+    def _report(self, state: ModelState, **changes: Any) -> None:
+        """Report a new state; who answers stays unless it is among the changes."""
         fresh: dict[str, Any] = {"progress": 0.0, "part": "", "text": ""}
         self._status = dataclasses.replace(self._status, state=state, **fresh | changes)
         if not self._is_closed:
@@ -253,7 +250,7 @@ def plan_build(config: NodeConfig, *, has_weights: bool = False) -> PlannedBuild
 def check_build(planned: PlannedBuild) -> None:
     """Make sure that there is a build of this recipe; whether its files are whole shows when it is loaded.
 
-    On which media it was calibrated is no matter: they may have lain on another machine.
+    Its calibration media are not compared: they may have been on another machine.
 
     Raises:
         CheckpointError: there is none, or it was made by other values.
@@ -263,7 +260,7 @@ def check_build(planned: PlannedBuild) -> None:
         raise CheckpointError(f"recipe {planned.recipe.name} has no finished build in {folder}")
     built = read_object(folder / MANIFEST).get("recipe")
     if not isinstance(built, dict):
-        raise CheckpointError(f"{folder / MANIFEST} does not tell its recipe")
+        raise CheckpointError(f"{folder / MANIFEST} does not name its recipe")
     changed = [name for name in changed_weights(built, planned.recipe) if name != MEDIA]
     if changed:
         raise CheckpointError(f"{folder} was built before the recipe changed in {', '.join(changed)}")

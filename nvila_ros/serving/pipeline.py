@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nvila_ros.errors import BackendError, QueryError
-from nvila_ros.generation.generator import Generator, Plan
+from nvila_ros.generation.generator import Generator, PreparedPrompt
 from nvila_ros.models.spec import PUBLISHED, Overrides
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.request import Ask, Author, Ledger, Ledgers, StopWork
+from nvila_ros.request import ModelInfo, Request, RequestGroup, StopWork
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.runtime.loading import AUTO, choose_backend, find_checkpoint, load_engine, open_model
-from nvila_ros.serving.conversations import Conversations, Turn, all_visual
-from nvila_ros.types import Answer, FinishReason, Frame, FrameRef, OnPiece, Query, ShouldStop
+from nvila_ros.serving.conversations import ConversationStore, Exchange, all_visual
+from nvila_ros.types import Answer, FinishReason, Frame, FrameRef, OnPiece, Query, ShouldStop, Stage
 from nvila_ros.visual.encode import VisualPrompt
 from nvila_ros.visual.frame_encoder import FrameEncoder, FrameLike, SilentProgress
 
@@ -44,7 +44,11 @@ class CacheLimits:
 
 
 class VisionLanguageModel:
-    """Answers queries about frames."""
+    """Answers queries about frames.
+
+    Attributes:
+        info: name, backend and precision, as in every answer.
+    """
 
     def __init__(
         self,
@@ -55,12 +59,12 @@ class VisionLanguageModel:
         limits: CacheLimits = CacheLimits(),
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self.model, self.backend, self.precision = engine.spec.name, backend, engine.precision
+        self.info = ModelInfo(engine.spec.name, backend, engine.precision)
         self._num_positions = engine.spec.decoder.max_positions
         self._tokenizer, self._now_ns = tokenizer, now_ns
         self._frame_encoder = FrameEncoder(engine, limits.frame_bytes, limits.repeat_threshold)
         self._generator = Generator(engine, tokenizer, limits.num_prefixes)
-        self._conversations = Conversations()
+        self._conversations = ConversationStore()
         self._num_tokens = self._num_reused = 0
 
     def answer(
@@ -80,54 +84,52 @@ class VisionLanguageModel:
             QueryError: the question is empty, or prompt and answer exceed the model's positions.
         """
         answers: list[Answer] = []
-        self.answer_all(
-            [Ask(query=query, on_answer=answers.append, on_piece=on_piece, should_stop=should_stop)], frames
-        )
+        self.answer_all([Request(query, answers.append, on_piece, should_stop=should_stop)], frames)
         if answers[0].finish_reason is FinishReason.INVALID:
             raise QueryError(answers[0].error)
         return answers[0]
 
-    def answer_all(self, asks: Sequence[Ask], frames: Sequence[FrameLike]) -> None:
-        """Answer queries about the same frames in capture order, each as if it were alone.
+    def answer_all(self, requests: Sequence[Request], frames: Sequence[FrameLike]) -> None:
+        """Answer requests about the same frames in capture order, each as if it were alone.
 
         Args:
-            asks: their windows were already resolved into `frames`; a query that breaks a rule is answered INVALID. One
+            requests: their windows were already resolved into `frames`; one that breaks a rule is answered INVALID. One
                 that belongs to a conversation comes alone.
             frames: what the answers are about; none for text alone, or for the frames that a conversation has.
 
         Raises:
-            Exception: as the engine does; all queries are answered before.
+            Exception: as the engine does; all requests are answered before.
         """
         shown = frames[len(frames) - self._frame_encoder.num_shown(frames) :]
-        author = Author(self.model, self.backend, self.precision)
         refs = tuple(FrameRef(stamp_ns=f.stamp_ns, camera=f.camera, frame_id=f.frame_id) for f in shown)
-        ledgers = [Ledger(ask, author, self._now_ns, refs) for ask in asks]
-        work = Ledgers(ledgers)
+        for request in requests:
+            request.begin(self.info, refs, self._now_ns)
+        group = RequestGroup(requests)
         try:
-            for ledger in ledgers:  # before the tower works for nothing
-                self._check_length(ledger)
-            work.check()
+            for request in requests:  # before the tower works for nothing
+                self._check_length(request)
+            group.check()
             num_encoded = self._frame_encoder.num_encoded
-            seen = self._frame_encoder.see(shown, work)
+            visual = self._frame_encoder.encode_frames(shown, group)
             num_encoded = self._frame_encoder.num_encoded - num_encoded
-            for ledger in work.open:
-                ledger.count(num_frames_dropped=len(frames) - len(shown), num_frames_encoded=num_encoded)
-            self._answer_about(seen, refs, work)
+            for request in group.active:
+                request.count(num_frames_dropped=len(frames) - len(shown), num_frames_encoded=num_encoded)
+            self._answer_about(visual, refs, group)
         except StopWork:
             pass
         except Exception as failure:
-            work.fail(failure)  # what was told of it so far has an end as well
+            group.fail(failure)  # what was streamed so far has an end as well
             raise
 
-    def knows(self, query: Query) -> bool:
-        """Whether a query goes on with a conversation about the frames that it has."""
+    def has_conversation(self, query: Query) -> bool:
+        """Whether a query continues a conversation about the frames that it has."""
         return query.is_follow_up and query.conversation in self._conversations
 
     def prefetch(self, frame: FrameLike, *, is_alone: bool, should_stop: Callable[[], bool] = lambda: False) -> None:
         """Encode a frame before a question about it comes, alone in its prompt or among others.
 
         Raises:
-            StopWork: it should stop; asked before each tile.
+            StopWork: it should stop; checked before each tile.
         """
 
         def check() -> None:
@@ -137,14 +139,14 @@ class VisionLanguageModel:
         self._frame_encoder.encode(frame, SilentProgress(check), is_alone=is_alone)
 
     def counters(self) -> dict[str, int]:
-        """Return how much work was done and how much was spared, since the model was loaded; from any thread."""
-        frame_encoder = self._frame_encoder
+        """Return how much work was done and how much was saved, since the model was loaded; from any thread."""
+        encoder = self._frame_encoder
         return {
-            "frames_encoded": frame_encoder.num_encoded,
-            "frames_found": frame_encoder.num_found,
-            "frames_shared": frame_encoder.num_shared,
-            "frames_evicted": frame_encoder.cache.num_evicted,
-            "frame_cache_bytes": frame_encoder.cache.num_bytes,
+            "frames_encoded": encoder.num_encoded,
+            "frames_found": encoder.num_found,
+            "frames_shared": encoder.num_shared,
+            "frames_evicted": encoder.cache.num_evicted,
+            "frame_cache_bytes": encoder.cache.num_bytes,
             "prompt_tokens": self._num_tokens,
             "prompt_tokens_reused": self._num_reused,
             "conversations": len(self._conversations),
@@ -155,30 +157,31 @@ class VisionLanguageModel:
         pixels = np.zeros((8, 8, 3), np.uint8)
         self.answer(Query(query_id="warm-up", question="?", max_tokens=1), [Frame(image=pixels, stamp_ns=0)])
 
-    def _answer_about(self, seen: VisualPrompt, frames: tuple[FrameRef, ...], work: Ledgers) -> None:
-        plans = []
-        work.enter("preprocess_s")
-        for ledger in work.open:
+    def _answer_about(self, visual: VisualPrompt, frames: tuple[FrameRef, ...], group: RequestGroup) -> None:
+        prompts = []
+        group.enter(Stage.PREPROCESS)
+        for request in group.active:
             try:
-                plans.append(self._plan(ledger, seen))
-                ledger.enter("queue_s")
+                prompts.append(self._prepare(request, visual))
+                request.enter(Stage.QUEUE)  # until the decoder reads it
             except QueryError as error:
-                ledger.end(FinishReason.INVALID, str(error))
+                request.end(FinishReason.INVALID, str(error))
             except BackendError as error:  # what this one needs is not installed; the others do not need it
-                ledger.end(FinishReason.FAILED, str(error))
+                request.end(FinishReason.FAILED, str(error))
         try:
-            self._generator.say(plans, work)
+            self._generator.generate(prompts, group)
         finally:
-            for plan in plans:
-                self._num_tokens += plan.ledger.counts.num_prompt_tokens
-                self._num_reused += plan.ledger.counts.num_reused_tokens
-                self._remember(plan.ledger, seen, frames)
+            for request in (prompt.request for prompt in prompts):
+                self._num_tokens += request.counts.num_prompt_tokens
+                self._num_reused += request.counts.num_reused_tokens
+                self._remember(request, visual, frames)
 
-    def _check_length(self, ledger: Ledger) -> None:
-        num_tokens, num_more = len(self._tokenizer.encode(ledger.query.question)), ledger.query.max_tokens
-        is_told = not ledger.query.choices and not ledger.query.answer_type
-        if num_tokens + (num_more if is_told else 0) > self._num_positions:
-            ledger.end(FinishReason.INVALID, self._too_long(num_tokens, num_more))
+    def _check_length(self, request: Request) -> None:
+        query = request.query
+        num_tokens = len(self._tokenizer.encode(query.question))
+        is_text = not query.choices and not query.answer_type
+        if num_tokens + (query.max_tokens if is_text else 0) > self._num_positions:
+            request.end(FinishReason.INVALID, self._too_long(num_tokens, query.max_tokens))
 
     def _too_long(self, num_tokens: int, num_more: int) -> str:
         return (
@@ -186,27 +189,31 @@ class VisionLanguageModel:
             "ask about fewer frames, ask shorter, lower max_tokens or begin a new conversation"
         )
 
-    def _plan(self, ledger: Ledger, seen: VisualPrompt) -> Plan:
-        """Return the prompt of a query, with the conversation that it belongs to."""
-        query, tokenizer = ledger.query, self._tokenizer
+    def _prepare(self, request: Request, visual: VisualPrompt) -> PreparedPrompt:
+        """Return the prompt of a request, behind the conversation that it belongs to.
+
+        Raises:
+            QueryError: the question is empty, too long, or belongs to a conversation that is full.
+        """
+        query, tokenizer = request.query, self._tokenizer
         if not query.question.strip():
             raise QueryError("a question must hold text, got none")
-        turns = self._conversations.turns(query.conversation, seen) if query.conversation else ()
-        told = [([*turn.seen.parts, turn.question], turn.answer) for turn in turns]
-        ids_L = build_prompt(tokenizer, [*seen.parts, query.question], told)
-        plan = self._generator.plan(ledger, ids_L, all_visual(turns, seen))
-        if len(ids_L) + plan.num_more > self._num_positions:
-            raise QueryError(self._too_long(len(ids_L), plan.num_more))
-        known = [frame for turn in turns for frame in turn.frames]
-        ledger.frames = tuple(sorted([*known, *ledger.frames], key=lambda frame: frame.stamp_ns))
-        ledger.count(num_visual_tokens=len(plan.visual_GD), num_prompt_tokens=len(ids_L))
-        return plan
+        history = self._conversations.history(query.conversation, visual) if query.conversation else ()
+        turns = [([*exchange.visual.parts, exchange.question], exchange.answer) for exchange in history]
+        ids_L = build_prompt(tokenizer, [*visual.parts, query.question], turns)
+        prompt = self._generator.prepare(request, ids_L, all_visual(history, visual))
+        if len(ids_L) + prompt.num_more > self._num_positions:
+            raise QueryError(self._too_long(len(ids_L), prompt.num_more))
+        known = [frame for exchange in history for frame in exchange.frames]
+        request.frames = tuple(sorted([*known, *request.frames], key=lambda frame: frame.stamp_ns))
+        request.count(num_visual_tokens=len(prompt.visual_GD), num_prompt_tokens=len(ids_L))
+        return prompt
 
-    def _remember(self, ledger: Ledger, seen: VisualPrompt, frames: tuple[FrameRef, ...]) -> None:
-        """Keep what was said, where it belongs to a conversation and was said to its end."""
-        query, answer = ledger.query, ledger.answer
+    def _remember(self, request: Request, visual: VisualPrompt, frames: tuple[FrameRef, ...]) -> None:
+        """Keep the exchange, where it belongs to a conversation and came to its end."""
+        query, answer = request.query, request.answer
         if query.conversation and answer is not None and answer.finish_reason.is_answered:
-            self._conversations.add(query.conversation, Turn(seen, frames, query.question, answer.text))
+            self._conversations.add(query.conversation, Exchange(visual, frames, query.question, answer.text))
 
 
 def load_model(

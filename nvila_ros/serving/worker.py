@@ -1,9 +1,9 @@
-"""The one thread that owns the model: it takes queries, looks at the frames they ask about, and answers.
+"""The one thread that owns the model: it takes requests, selects the frames they ask about, and answers.
 
-In: tickets from the scheduler, frames from the buffer. Out: one answer per ticket, through the scheduler. Frames are
-chosen when a query's turn comes and not when it was asked, so that the answer is about what the camera sees then. Only
-frames that the model does not know yet are converted to RGB. While nothing is asked, the newest frames may be encoded
-ahead, so that a question finds them ready.
+In: requests from the scheduler, frames from the buffer. Out: one answer per request, through the scheduler. Frames are
+selected when a request's turn comes and not when it was asked, so that the answer is about what the camera sees then.
+Only frames that the model has not encoded yet are converted to RGB. While nothing is asked, the newest frames may be
+encoded ahead of a question.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from nvila_ros.errors import NvilaError
-from nvila_ros.request import Ask, StopWork, verdict
-from nvila_ros.serving.scheduler import Scheduler, Ticket, unanswered
+from nvila_ros.errors import NumericsError, NvilaError
+from nvila_ros.request import Request, StopWork, finish_reason_for
+from nvila_ros.serving.scheduler import Scheduler
 from nvila_ros.serving.throttle import Throttle
-from nvila_ros.types import NS_PER_S, Answer, FinishReason, Frame, Query, RawFrame
+from nvila_ros.types import NS_PER_S, FinishReason, Frame, Query, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.deferred import DeferredFrame
 from nvila_ros.video.selection import select_frames
@@ -28,14 +29,14 @@ LOG = logging.getLogger(__name__)
 WARN_EVERY_S = 5.0
 
 
-class Answerer(Protocol):
+class AnsweringModel(Protocol):
     """What the worker needs of the model; `pipeline.VisionLanguageModel` is the one there is."""
 
-    def answer_all(self, asks: Sequence[Ask], frames: Sequence[DeferredFrame]) -> None:
-        """Answer queries about the same frames in capture order, each once."""
+    def answer_all(self, requests: Sequence[Request], frames: Sequence[DeferredFrame]) -> None:
+        """Answer requests about the same frames in capture order, each once."""
 
-    def knows(self, query: Query) -> bool:
-        """Whether a query goes on with a conversation about the frames that it has."""
+    def has_conversation(self, query: Query) -> bool:
+        """Whether a query continues a conversation about the frames that it has."""
 
     def prefetch(self, frame: DeferredFrame, *, is_alone: bool, should_stop: Callable[[], bool]) -> None:
         """Encode a frame before a question about it comes; raises `StopWork` where it should stop."""
@@ -61,21 +62,24 @@ class LookAhead:
 
 
 class Worker:
-    """Works the scheduler's queries off on a thread of its own.
+    """Answers the scheduler's requests on a thread of its own.
 
     Args:
         model: used on the worker's thread only.
         scheduler: closing it ends the thread.
         buffer: where the frames are.
-        decode: converts a frame that is looked at; raises FrameError.
-        ahead: tells what is done while nothing is asked; asked each time.
-        oldest_ns: tells before which capture a camera has stalled, see `select_frames`; asked each time.
+        decode: converts a frame that is to be encoded; raises FrameError.
+        ahead: returns what to encode while nothing is asked; called each time.
+        oldest_ns: returns before which capture a camera has stalled, see `select_frames`; called each time.
         now_ns: the steady clock.
+
+    Attributes:
+        numerics_fault: why the model's last result was no number; empty again once it has answered.
     """
 
     def __init__(
         self,
-        model: Answerer,
+        model: AnsweringModel,
         scheduler: Scheduler,
         buffer: FrameBuffer[RawFrame],
         decode: Callable[[RawFrame], Frame],
@@ -84,13 +88,14 @@ class Worker:
         oldest_ns: Callable[[], int | None] = lambda: None,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        self.numerics_fault = ""
         self._model = model
         self._scheduler = scheduler
         self._buffer = buffer
         self._decode = decode
         self._ahead = ahead
         self._oldest_ns = oldest_ns
-        self._ahead_ns = 0  # when frames are looked at next
+        self._ahead_ns = 0  # when frames are encoded ahead next
         self._warnings = Throttle(WARN_EVERY_S)
         self._now_ns = now_ns
         self._thread = threading.Thread(target=self._run, name="nvila_worker")
@@ -109,8 +114,8 @@ class Worker:
         """Whether the thread was started and has ended."""
         return self._thread.ident is not None and not self._thread.is_alive()
 
-    def use(self, model: Answerer) -> None:
-        """Take another model from the next query on; the old one is let go."""
+    def use(self, model: AnsweringModel) -> None:
+        """Take another model from the next request on; the old one is released."""
         self._model = model
 
     def counters(self) -> dict[str, int]:
@@ -118,60 +123,63 @@ class Worker:
         return self._model.counters()
 
     def _run(self) -> None:
+        error = "the worker thread ended"
         try:
-            self._work_on()
-        except Exception:
-            LOG.exception("the thread that answers has died")
+            self._serve()
+        except BaseException as failure:  # whatever it is, nobody may wait for this thread any more
+            LOG.exception("the worker thread has died")
+            error = f"the worker thread has died ({type(failure).__name__}: {failure}), and the node ends"
         finally:
-            self._scheduler.close(self._now_ns())  # nobody else would answer what waits or comes
+            self._scheduler.abort(self._now_ns(), error)
 
-    def _work_on(self) -> None:
+    def _serve(self) -> None:
         while self._scheduler.wait(self._idle_s()):
-            tickets = self._scheduler.pop(self._now_ns())
-            if tickets:
-                self._work(tickets)
+            requests = self._scheduler.pop(self._now_ns())
+            if requests:
+                self._work(requests)
             elif (ahead := self._ahead()).rate_hz and self._now_ns() >= self._ahead_ns:
-                self._look_ahead(ahead)
+                self._encode_ahead(ahead)
 
     def _idle_s(self) -> float | None:
         if not self._ahead().rate_hz:
             return None
         return max(self._ahead_ns - self._now_ns(), 0) / NS_PER_S
 
-    def _work(self, tickets: Sequence[Ticket]) -> None:
-        """Answer queries about one clip; whatever goes wrong, each gets its answer."""
-        left = {ticket.query.query_id: ticket.query for ticket in tickets}
-
-        def finish(answer: Answer) -> None:
-            del left[answer.query.query_id]
-            self._scheduler.finish(answer, self._now_ns())
-
+    def _work(self, requests: Sequence[Request]) -> None:
+        """Answer requests about one clip; whatever goes wrong, each gets its answer."""
         reason, error = FinishReason.FAILED, "the model gave no answer"
+        left = list(requests)
+
+        def finish(request: Request) -> None:
+            left.remove(request)
+            if request.answer is not None and request.answer.finish_reason.is_answered:
+                self.numerics_fault = ""
+            self._scheduler.finish(request, self._now_ns())
+
+        for request in requests:
+            request.should_stop = partial(self._should_stop, request)
+            request.on_end = finish
         try:
-            self._answer(tickets, finish)
-        except Exception as failure:  # whatever it is, the next query must still be answered
-            reason, error = verdict(failure)
+            self._answer(requests)
+        except Exception as failure:  # whatever it is, the next request must still be answered
+            reason, error = finish_reason_for(failure)
+            self.numerics_fault = error if isinstance(failure, NumericsError) else self.numerics_fault
             if reason is FinishReason.FAILED:
-                names = ",".join(ticket.query.query_id for ticket in tickets)
+                names = ",".join(request.query.query_id for request in requests)
                 LOG.error("query_id=%s failed: %s", names, error, exc_info=not isinstance(failure, NvilaError))
-        for query in list(left.values()):
-            finish(unanswered(query, reason, error, self._now_ns()))
+        for request in list(left):
+            request.refuse(reason, error, self._now_ns())
+            finish(request)
 
-    def _answer(self, tickets: Sequence[Ticket], finish: Callable[[Answer], None]) -> None:
-        model, query = self._model, tickets[0].query
-        raw = [] if model.knows(query) else select_frames(self._buffer, query, self._oldest_ns())
-        asks = [self._ask(ticket, finish) for ticket in tickets]
-        model.answer_all(asks, [DeferredFrame(frame, self._decode) for frame in raw])
+    def _should_stop(self, request: Request) -> FinishReason | None:
+        return self._scheduler.should_stop(request, self._now_ns())
 
-    def _ask(self, ticket: Ticket, finish: Callable[[Answer], None]) -> Ask:
-        query_id = ticket.query.query_id
+    def _answer(self, requests: Sequence[Request]) -> None:
+        model, query = self._model, requests[0].query
+        raw = [] if model.has_conversation(query) else select_frames(self._buffer, query, self._oldest_ns())
+        model.answer_all(requests, [DeferredFrame(frame, self._decode) for frame in raw])
 
-        def should_stop() -> FinishReason | None:
-            return self._scheduler.should_stop(query_id, self._now_ns())
-
-        return Ask(query=ticket.query, on_answer=finish, on_piece=ticket.on_piece, should_stop=should_stop)
-
-    def _look_ahead(self, ahead: LookAhead) -> None:
+    def _encode_ahead(self, ahead: LookAhead) -> None:
         """Encode the newest frame of each camera, until somebody asks."""
         self._ahead_ns = self._now_ns() + round(NS_PER_S / ahead.rate_hz)
         for camera in ahead.cameras:
@@ -179,11 +187,11 @@ class Worker:
             if newest_ns is None or self._scheduler.has_other_work():
                 continue
             try:
-                for frame in self._buffer.window([camera], newest_ns, newest_ns)[0]:
-                    sight = DeferredFrame(frame, self._decode)
-                    self._model.prefetch(sight, is_alone=ahead.is_alone, should_stop=self._scheduler.has_other_work)
+                for raw in self._buffer.window([camera], newest_ns, newest_ns)[0]:
+                    frame = DeferredFrame(raw, self._decode)
+                    self._model.prefetch(frame, is_alone=ahead.is_alone, should_stop=self._scheduler.has_other_work)
             except StopWork:
                 return
-            except Exception as failure:  # nobody asked: a question about this frame will tell its asker
+            except Exception as failure:  # nobody asked: a question about this frame will report it
                 if self._warnings.is_due((camera, type(failure)), self._now_ns()):
-                    LOG.warning("camera=%s cannot be looked at ahead: %s", camera, failure)
+                    LOG.warning("camera=%s cannot be encoded ahead: %s", camera, failure)

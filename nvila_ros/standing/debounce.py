@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from nvila_ros.standing.observation import Reading
+from nvila_ros.standing.observation import Observation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Change:
 
     state: str
     previous: str | None
-    first: Reading
+    first: Observation
     num_agreed: int
     num_counted: int
 
@@ -36,12 +36,12 @@ class Debounce:
 
     def __init__(self, n: int, m: int) -> None:
         self._n = n
-        self._votes: deque[tuple[str, Reading]] = deque(maxlen=m)
+        self._votes: deque[tuple[str, Observation]] = deque(maxlen=m)
         self._state: str | None = None
 
-    def push(self, state: str, reading: Reading) -> Change | None:
+    def push(self, state: str, observation: Observation) -> Change | None:
         """Count one answer; returns the change that it makes, if any."""
-        self._votes.append((state, reading))
+        self._votes.append((state, observation))
         agreeing = [vote for said, vote in self._votes if said == state]
         if state == self._state or len(agreeing) < self._n:
             return None

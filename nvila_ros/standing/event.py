@@ -1,4 +1,4 @@
-"""What a standing query tells when its answers make its trigger fire."""
+"""What a standing query publishes when its answers fire its trigger."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nvila_ros.types import Answer
 
 
 class Phase(enum.IntEnum):
-    """Which part of an event is told; the values are those of `msg/Event`."""
+    """Which part of an event this is; the values are those of `msg/Event`."""
 
     BEGIN = 1
     END = 2
@@ -30,18 +30,18 @@ class EndReason(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One telling: a begin, the end with the same id, or an instant that has no end.
+    """One report: a begin, the end with the same id, or an instant that has no end.
 
     Attributes:
-        event_id: unique in the life of the node, equal for begin and end.
+        event_id: unique in the epoch of the node, equal for begin and end.
         query: whose event it is.
         begin_stamp_ns: newest frame of the first answer that counted towards the begin.
-        confirmed_stamp_ns: newest frame of the answer that decided this telling.
+        confirmed_stamp_ns: newest frame of the answer that decided this report.
         end_stamp_ns: of an end, newest frame of the first answer that counted towards it; where no answer decided it,
             of the last that counted; else 0.
         probability: of the target in the deciding answer, 0 to 1; without a target, of what it says.
         num_agreed: answers that agreed, of `num_counted` that were looked at; 0 of 0 where no answer decided it.
-        previous: text that was told before, for on_change; else empty.
+        previous: text that was reported before, for on_change; else empty.
         answer: the deciding one; where none decided an end, the last that counted.
     """
 

@@ -17,7 +17,7 @@ from nvila_ros.types import Answer, FinishReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Observation:
     """One answer that counts.
 
     Attributes:
@@ -33,7 +33,7 @@ class Reading:
     answer: Answer
 
 
-def read_answer(query: StandingQuery, answer: Answer) -> Reading | None:
+def read_answer(query: StandingQuery, answer: Answer) -> Observation | None:
     """Return what an answer says, or None where it does not count: the model did not speak, or not to the question."""
     if not answer.finish_reason.is_answered or not answer.frames:
         return None
@@ -41,7 +41,7 @@ def read_answer(query: StandingQuery, answer: Answer) -> Reading | None:
     if value is None or _may_be_cut(query, answer):
         return None
     probability = _probability(answer, _condition(query, value), value)
-    return Reading(value=value, probability=probability, stamp_ns=answer.frames[-1].stamp_ns, answer=answer)
+    return Observation(value=value, probability=probability, stamp_ns=answer.frames[-1].stamp_ns, answer=answer)
 
 
 def _may_be_cut(query: StandingQuery, answer: Answer) -> bool:

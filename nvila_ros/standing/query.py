@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from nvila_ros.config import NodeConfig, check_fields, setting
 from nvila_ros.errors import ConfigError, QueryError
 from nvila_ros.generation.grammar_compile import try_schema
-from nvila_ros.prompt.answer_kinds import ANSWER_TYPES, MAX_INTEGER, YES_NO, parse_kind, unkept_schema
+from nvila_ros.prompt.answer_kinds import ANSWER_TYPES, MAX_INTEGER, YES_NO, Constrained, parse_kind, schema_error
 from nvila_ros.serving.admission import MAX_PRIORITY, check_query
 from nvila_ros.types import NS_PER_S, Query
 from nvila_ros.video.selection import SAMPLINGS
@@ -80,7 +80,7 @@ class StandingQuery:
 
     @property
     def period_ns(self) -> int:
-        """Time from one asking to the next, a whole number of ticks."""
+        """Time from one evaluation to the next, a whole number of ticks."""
         return max(1, math.ceil(round(NS_PER_S / self.rate_hz) / TICK_NS)) * TICK_NS
 
     @property
@@ -93,7 +93,7 @@ def complete(query: StandingQuery, config: NodeConfig) -> StandingQuery:
     """Fill in from the node's parameters what a query leaves at zero, and hold it against the rules of every query.
 
     Raises:
-        QueryError: as `admission.check_query`. A prompt that is too long for the model is told when it is asked.
+        QueryError: as `admission.check_query`. A prompt that is too long for the model is reported when it is asked.
     """
     cameras = query.cameras or config.cameras
     query = dataclasses.replace(
@@ -108,17 +108,18 @@ def complete(query: StandingQuery, config: NodeConfig) -> StandingQuery:
 
 
 def check_schema(query: StandingQuery) -> None:
-    """Make sure that answers can be held to a query's schema; takes up to seconds, and nothing without one.
+    """Try a query's schema here and now, which takes up to seconds; without one, do nothing.
 
     Raises:
-        QueryError: no grammar can be made of it; better now than as the answer of each asking.
+        QueryError: no grammar can be made of it.
     """
+    kind = parse_kind(query.answer_type, query.choices, query.minimum, query.maximum, query.json_schema)
     try:
-        reason = try_schema(query.json_schema) if query.answer_type == "json" else ""
-    except TimeoutError:  # a busy machine is told of by the first asking
+        fault = try_schema(kind.schema) if isinstance(kind, Constrained) else ""
+    except TimeoutError:  # the first evaluation reports a busy machine
         return
-    if reason:
-        raise unkept_schema(reason)
+    if fault:
+        raise schema_error(fault)
 
 
 def to_query(query: StandingQuery, query_id: str, accepted_ns: int) -> Query:
@@ -126,7 +127,7 @@ def to_query(query: StandingQuery, query_id: str, accepted_ns: int) -> Query:
 
     Args:
         query: complete.
-        query_id: unique in the life of the node.
+        query_id: unique in the epoch of the node.
         accepted_ns: steady clock.
     """
     deadline_ns = accepted_ns + round(query.deadline_s * NS_PER_S) if query.deadline_s else None
@@ -200,7 +201,7 @@ def _check_times(query: StandingQuery) -> None:
     if query.debounce_n > query.debounce_m:
         raise ConfigError(f"debounce_n must be at most debounce_m, got {query.debounce_n} of {query.debounce_m}")
     if query.trigger == "every" and query.debounce_m > 1:
-        raise ConfigError(f"every tells each answer by itself, got debounce_m {query.debounce_m}; use on_change")
+        raise ConfigError(f"every reports each answer by itself, got debounce_m {query.debounce_m}; use on_change")
     if query.stale_s * NS_PER_S < 2 * query.period_ns:
         raise ConfigError(
             f"stale_s must be at least two periods = {2 * query.period_ns / NS_PER_S:g} s, got {query.stale_s:g}; "

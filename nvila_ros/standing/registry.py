@@ -2,9 +2,9 @@
 
 In: queries from YAML and services, the ROS clock as `now_ns`, and the answers. Out: groups of queries to ask now, and
 events. Nothing here reads a clock or waits; the caller holds a lock around each call together with what it does with
-the events, so that an end is never told before its begin.
+the events, so that an end is never reported before its begin.
 
-Two times are told apart. The clock decides when a query is asked and when its knowledge is stale; capture stamps
+Two clocks are kept apart. The clock decides when a query is asked and when its knowledge is stale; capture stamps
 decide everything about events. Either jumping back means that another past has begun: what was known is forgotten.
 """
 
@@ -19,7 +19,7 @@ from nvila_ros.errors import QueryError
 from nvila_ros.standing.event import EndReason, Event
 from nvila_ros.standing.observation import read_answer
 from nvila_ros.standing.query import StandingQuery
-from nvila_ros.standing.trigger_state import Watch
+from nvila_ros.standing.trigger_state import TriggerState
 from nvila_ros.types import NS_PER_S, Answer, FinishReason
 from nvila_ros.video.buffer import MAX_DISORDER_NS
 
@@ -30,26 +30,26 @@ class Evaluation:
 
     Attributes:
         query: complete.
-        number: of the asking, from 1, over all queries of the book.
-        life: changes when the query is forgotten, so that an answer about another past is known as such.
+        number: of the evaluation, from 1, over all queries of the registry.
+        epoch: changes when the query is forgotten, so that an answer about another past is known as such.
     """
 
     query: StandingQuery
     number: int
-    life: int
+    epoch: int
 
 
 @dataclass(slots=True)
-class Counts:
-    """What became of the askings of one query: each is answered, missed, repeated, or still open.
+class EvaluationCounts:
+    """What became of the evaluations of one query: each is answered, missed, repeated, or still open.
 
     Attributes:
         asked: how often it was handed out.
         answered: answers that counted.
         missed: no answer came, or one that says nothing or is about another past.
         repeated: answers about frames no newer than those of the last one; they count for nothing.
-        skipped: times it was asked while the asking before was still open, which the scheduler then replaces.
-        events: begins, ends and instants told.
+        skipped: times it was asked while the evaluation before was still open, which the scheduler then replaces.
+        events: begins, ends and instants reported.
     """
 
     asked: int = 0
@@ -69,12 +69,12 @@ class StandingState:
         counts: a copy.
         answer: the last that counted, or None where nothing is known.
         open_event: the event that has begun and not ended, or None.
-        last_reason: how the last asking ended.
-        last_error: what was told of it.
+        last_reason: how the last evaluation ended.
+        last_error: its error text.
     """
 
     query: StandingQuery
-    counts: Counts
+    counts: EvaluationCounts
     answer: Answer | None
     open_event: Event | None
     last_reason: FinishReason = FinishReason.UNKNOWN
@@ -82,21 +82,21 @@ class StandingState:
 
 
 class _Entry:
-    """What the book holds of one query."""
+    """What the registry holds of one query."""
 
-    def __init__(self, query: StandingQuery, watch: Watch, life: int) -> None:
-        self.query, self.watch = query, watch
-        self.first_life = self.life = life
-        self.counts = Counts()
+    def __init__(self, query: StandingQuery, trigger: TriggerState, epoch: int) -> None:
+        self.query, self.trigger = query, trigger
+        self.first_epoch = self.epoch = epoch
+        self.counts = EvaluationCounts()
         self.next_due_ns = 0  # at once
         self.heard_ns = 0
         self.seen_ns: int | None = None  # the newest frame of the last answer, also once nothing is known any more
         self.last_reason = FinishReason.UNKNOWN
         self.last_error = ""
-        self.last_asked = self.last_settled = self.last_counted = 0  # numbers of askings
+        self.last_asked = self.last_settled = self.last_counted = 0  # numbers of evaluations
 
     def is_stale(self, now_ns: int) -> bool:
-        return self.watch.last is not None and now_ns - self.heard_ns >= self.query.stale_s * NS_PER_S
+        return self.trigger.last is not None and now_ns - self.heard_ns >= self.query.stale_s * NS_PER_S
 
 
 class QueryRegistry:
@@ -110,7 +110,7 @@ class QueryRegistry:
         self._capacity = capacity
         self._entries: dict[str, _Entry] = {}
         self._event_ids = map("e{:06d}".format, itertools.count(1))
-        self._numbers, self._lives = itertools.count(1), itertools.count(1)
+        self._numbers, self._epochs = itertools.count(1), itertools.count(1)
         self._now_ns = 0
 
     def add(self, query: StandingQuery, *, is_replacing: bool = False) -> list[Event]:
@@ -128,7 +128,7 @@ class QueryRegistry:
         if query.name not in self._entries and len(self._entries) >= self._capacity:
             raise QueryError(f"max_standing = {self._capacity} queries stand already; remove one")
         events = self.remove(query.name) if query.name in self._entries else []
-        self._entries[query.name] = _Entry(query, Watch(query, self._event_ids.__next__), next(self._lives))
+        self._entries[query.name] = _Entry(query, TriggerState(query, self._event_ids.__next__), next(self._epochs))
         return events
 
     def remove(self, name: str) -> list[Event]:
@@ -162,14 +162,14 @@ class QueryRegistry:
             if has_jumped:
                 events += self._forget(entry, EndReason.TIME_JUMP)
             elif entry.is_stale(self._now_ns):
-                events += _tell(entry, entry.watch.forget(EndReason.STALE))
+                events += _count_events(entry, entry.trigger.forget(EndReason.STALE))
         return events
 
     def due(self, now_ns: int) -> list[list[Evaluation]]:
         """Hand out the queries to be asked now, those that can share a clip together, higher priority first.
 
         A query is due at the multiples of its period, counted from the clock's zero, and once when it is new; late
-        calls lose askings and never pile them up. `expire` must have been told the time before.
+        calls lose evaluations and never pile them up. `expire` must have been called with this time before.
         """
         assert now_ns >= self._now_ns - MAX_DISORDER_NS, "expire comes before due"
         due = [e for e in self._entries.values() if e.query.enabled and e.next_due_ns <= now_ns]
@@ -178,29 +178,29 @@ class QueryRegistry:
             groups.setdefault(entry.query.clip, []).append(self._ask(entry, now_ns))
         return list(groups.values())
 
-    def observe(self, asking: Evaluation, answer: Answer, now_ns: int) -> list[Event]:
-        """Take the answer of an asking; each gets exactly one."""
+    def observe(self, evaluation: Evaluation, answer: Answer, now_ns: int) -> list[Event]:
+        """Take the answer of an evaluation; each gets exactly one."""
         events = self.expire(now_ns)
-        entry = self._entries.get(asking.query.name)
-        if entry is None or asking.life < entry.first_life:
+        entry = self._entries.get(evaluation.query.name)
+        if entry is None or evaluation.epoch < entry.first_epoch:
             return events  # the query was removed meanwhile
-        is_known = asking.life == entry.life and asking.number > entry.last_counted
-        reading = read_answer(entry.query, answer) if is_known else None
+        is_known = evaluation.epoch == entry.epoch and evaluation.number > entry.last_counted
+        observation = read_answer(entry.query, answer) if is_known else None
         entry.last_reason, entry.last_error = answer.finish_reason, answer.error
-        entry.last_settled = max(entry.last_settled, asking.number)
-        if reading is None:
+        entry.last_settled = max(entry.last_settled, evaluation.number)
+        if observation is None:
             entry.counts.missed += 1
             return events
-        last_ns = reading.stamp_ns - 1 if entry.seen_ns is None else entry.seen_ns
-        if reading.stamp_ns < last_ns - MAX_DISORDER_NS:
-            events += _tell(entry, entry.watch.forget(EndReason.TIME_JUMP))
-        elif reading.stamp_ns <= last_ns:
+        last_ns = observation.stamp_ns - 1 if entry.seen_ns is None else entry.seen_ns
+        if observation.stamp_ns < last_ns - MAX_DISORDER_NS:
+            events += _count_events(entry, entry.trigger.forget(EndReason.TIME_JUMP))
+        elif observation.stamp_ns <= last_ns:
             entry.counts.repeated += 1
             return events
         entry.counts.answered += 1
-        entry.seen_ns = reading.stamp_ns
-        entry.last_counted, entry.heard_ns = asking.number, self._now_ns
-        return events + _tell(entry, entry.watch.push(reading))
+        entry.seen_ns = observation.stamp_ns
+        entry.last_counted, entry.heard_ns = evaluation.number, self._now_ns
+        return events + _count_events(entry, entry.trigger.push(observation))
 
     def states(self) -> list[StandingState]:
         """Return how each query stands, in the order in which they were added."""
@@ -208,8 +208,8 @@ class QueryRegistry:
             StandingState(
                 query=entry.query,
                 counts=dataclasses.replace(entry.counts),
-                answer=entry.watch.last.answer if entry.watch.last else None,
-                open_event=entry.watch.open_event,
+                answer=entry.trigger.last.answer if entry.trigger.last else None,
+                open_event=entry.trigger.open_event,
                 last_reason=entry.last_reason,
                 last_error=entry.last_error,
             )
@@ -227,18 +227,18 @@ class QueryRegistry:
         entry.counts.asked += 1
         entry.counts.skipped += entry.last_settled < entry.last_asked
         entry.last_asked = next(self._numbers)
-        return Evaluation(query=entry.query, number=entry.last_asked, life=entry.life)
+        return Evaluation(query=entry.query, number=entry.last_asked, epoch=entry.epoch)
 
     def _forget(self, entry: _Entry, reason: EndReason) -> list[Event]:
-        """Begin another life: answers to what was asked before count no more, and the query is due at once."""
-        entry.life = next(self._lives)
+        """Begin another epoch: answers to what was asked before count no more, and the query is due at once."""
+        entry.epoch = next(self._epochs)
         entry.next_due_ns = 0
         entry.last_settled = entry.last_asked
         if reason is EndReason.TIME_JUMP:
             entry.seen_ns = None
-        return _tell(entry, entry.watch.forget(reason))
+        return _count_events(entry, entry.trigger.forget(reason))
 
 
-def _tell(entry: _Entry, events: list[Event]) -> list[Event]:
+def _count_events(entry: _Entry, events: list[Event]) -> list[Event]:
     entry.counts.events += len(events)
     return events

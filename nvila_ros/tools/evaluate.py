@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -162,7 +163,7 @@ def run_suite(args: argparse.Namespace) -> int:
 
 
 def _names(model: VisionLanguageModel) -> dict[str, str]:
-    return {"model": model.model, "backend": model.backend, "precision": model.precision}
+    return dataclasses.asdict(model.info)
 
 
 class _Progress:

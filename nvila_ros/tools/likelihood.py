@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.errors import QueryError
-from nvila_ros.generation.branches import Branch, Followed, TreeBatch, follow_row
+from nvila_ros.generation.branches import Branch, TokenScore, TreeBatch, score_token
 from nvila_ros.generation.generator import embed_prompt
 from nvila_ros.generation.prefix import PrefixCache, identify
 from nvila_ros.prompt.chat import build_prompt
@@ -57,31 +57,29 @@ class LikelihoodScorer:
         Raises:
             QueryError: a text is empty, or prompt and text exceed the model's positions.
         """
-        seen = self._frame_encoder.see(frames, SilentProgress())
-        ids_L = build_prompt(self._tokenizer, [*seen.parts, question])
+        visual = self._frame_encoder.encode_frames(frames, SilentProgress())
+        ids_L = build_prompt(self._tokenizer, [*visual.parts, question])
         sequences = [[*self._tokenizer.encode(text), self._tokenizer.im_end] for text in texts]
         room = self._engine.spec.decoder.max_positions - len(ids_L)
         for text, ids in zip(texts, sequences, strict=True):
             if not text or len(ids) > room:
                 rule = f"an answer must have 1 to {room - 1} tokens behind this prompt of {len(ids_L)}"
                 raise QueryError(f"{rule}, got {len(ids) - 1} of {text!r:.40}")
-        return [each for group in _groups(sequences, room) for each in self._score(ids_L, seen.visual_GD, group)]
+        return [each for group in _groups(sequences, room) for each in self._score(ids_L, visual.visual_GD, group)]
 
     def _score(self, ids_L: np.ndarray, visual_GD: np.ndarray, sequences: Sequence[list[int]]) -> list[Likelihood]:
         keys_L2 = identify(ids_L, visual_GD)
         # The last token is read in any case, since its logits are wanted.
-        with self._prefixes.take(keys_L2[:-1], len(ids_L) + sum(map(len, sequences))) as trunk:
-            logits_V = trunk.prefill(embed_prompt(self._engine, ids_L, visual_GD), keys_L2, _go_on)
-            grove = TreeBatch(self._engine, trunk.cache)
+        with self._prefixes.take(keys_L2[:-1], len(ids_L) + sum(map(len, sequences))) as prefix:
+            logits_V = prefix.prefill(embed_prompt(self._engine, ids_L, visual_GD), keys_L2, _go_on)
+            batch = TreeBatch(self._engine, prefix.cache)
             for ids in sequences:
-                grove.follow(Branch(), ids)
-            followed = iter(grove.grow()[1])
-            return [
-                _likelihood([follow_row(logits_V, ids[0]), *(next(followed) for _ in ids[1:])]) for ids in sequences
-            ]
+                batch.score(Branch(), ids)
+            scores = iter(batch.forward()[1])
+            return [_likelihood([score_token(logits_V, ids[0]), *(next(scores) for _ in ids[1:])]) for ids in sequences]
 
 
-def _likelihood(tokens: Sequence[Followed]) -> Likelihood:
+def _likelihood(tokens: Sequence[TokenScore]) -> Likelihood:
     return Likelihood(tuple(token.log_prob for token in tokens), all(token.is_greedy for token in tokens))
 
 

@@ -95,9 +95,9 @@ def measure(plan: Plan, tell: Callable[[str], object]) -> dict[str, Any]:
     kept_bytes = memory_bytes("VmRSS")
     prompt = min(plan.prompt, engine.spec.decoder.max_positions - plan.tokens)
     figures: dict[str, Any] = {
-        "model": vlm.model,
+        "model": vlm.info.model,
         "backend": backend,
-        "precision": vlm.precision,
+        "precision": vlm.info.precision,
         "load_s": load_s,
     }
     for name, act in (

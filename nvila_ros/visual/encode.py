@@ -1,4 +1,4 @@
-"""From a view to what stands in the prompt, in steps that a caller may look between.
+"""From a view to its part of the prompt, in steps, so that a caller may inspect what lies between.
 
     tiles -> [tower] -> features -> projector input -> [projector] -> visual tokens -> prompt parts
 
@@ -23,10 +23,10 @@ from nvila_ros.visual.views import View
 
 @dataclass(frozen=True, slots=True)
 class VisualPrompt:
-    """What a view became.
+    """How a prompt shows frames.
 
     Attributes:
-        visual_GD: all visual tokens in prompt order, without what stands around them.
+        visual_GD: all visual tokens in prompt order, without the text around them.
         parts: how the prompt shows them.
     """
 

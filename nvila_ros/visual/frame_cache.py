@@ -1,7 +1,7 @@
-"""What frames became, so that each is encoded once: their visual tokens, within a bound of bytes.
+"""The visual tokens of encoded frames, so that each is encoded once, within a bound of bytes.
 
-The frame that was not asked for longest goes first: a stream moves on, and what no question looks at any more is of no
-use. A frame that nearly repeats one of its camera's may share its tokens, where a threshold allows it; they count once.
+The least recently used frame is evicted first: a stream moves on, and old frames are asked about no more. A frame that
+nearly repeats an earlier one of its camera may share its tokens, where a threshold allows it; they count once.
 
 Shapes: B blocks that the projector read, G visual tokens of a block, D decoder width.
 """
@@ -32,11 +32,11 @@ class FrameKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """What a frame became: its view, without the pixels, and its visual tokens, (B, G, D) float32.
+class EncodedFrame:
+    """A frame's view, without the pixels, and its visual tokens, (B, G, D) float32.
 
     Attributes:
-        thumbnail: (32, 32) uint8, or None where near repeats are not looked for.
+        thumbnail: (32, 32) uint8, or None where near repeats are not searched.
     """
 
     view: View
@@ -57,22 +57,22 @@ class FrameCache:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._held: OrderedDict[FrameKey, Encoded] = OrderedDict()
+        self._held: OrderedDict[FrameKey, EncodedFrame] = OrderedDict()
         self._num_sharing: Counter[int] = Counter()  # frames by the id of their tokens
         self.num_bytes = self.num_evicted = 0
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def get(self, key: FrameKey) -> Encoded | None:
-        """Return what a frame became, if it is known, and take note that it is of use."""
+    def get(self, key: FrameKey) -> EncodedFrame | None:
+        """Return an encoded frame, if it is held, and mark it as recently used."""
         found = self._held.get(key)
         if found is not None:
             self._held.move_to_end(key)
         return found
 
-    def put(self, key: FrameKey, encoded: Encoded) -> None:
-        """Keep what a frame became; one larger than the bound is not kept."""
+    def put(self, key: FrameKey, encoded: EncodedFrame) -> None:
+        """Keep an encoded frame; one larger than the bound is not kept."""
         if ENTRY_BYTES + encoded.visual_BGD.nbytes > self._max_bytes or key in self._held:
             return
         self._held[key] = encoded
@@ -82,7 +82,7 @@ class FrameCache:
             self._count(oldest, -1)
             self.num_evicted += 1
 
-    def _count(self, encoded: Encoded, change: int) -> None:
+    def _count(self, encoded: EncodedFrame, change: int) -> None:
         tokens = encoded.visual_BGD
         before, after = self._num_sharing[id(tokens)], self._num_sharing[id(tokens)] + change
         self._num_sharing[id(tokens)] = after
@@ -90,8 +90,8 @@ class FrameCache:
         if not after:
             del self._num_sharing[id(tokens)]
 
-    def find_like(self, key: FrameKey, thumbnail: np.ndarray, threshold: float) -> Encoded | None:
-        """Return what the camera's newest frame became whose thumbnail differs nowhere by more than a share of 255."""
+    def find_like(self, key: FrameKey, thumbnail: np.ndarray, threshold: float) -> EncodedFrame | None:
+        """Return the camera's newest frame whose thumbnail differs nowhere by more than a share of 255."""
         alike = [
             (known.stamp_ns, encoded)
             for known, encoded in self._held.items()

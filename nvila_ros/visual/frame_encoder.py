@@ -3,7 +3,7 @@
     frame -> view (tiles) -> [tower] -> features -> projector input -> [projector] -> visual tokens -> prompt parts
 
 A frame is encoded by itself, also within a clip: pooling over frames comes after the projector. So a new frame in a
-window costs one tower pass, and the others are found.
+window costs one pass of the tower, and the others come from the cache.
 
 Shapes: N tiles, B blocks that the projector reads, G visual tokens, D decoder width.
 """
@@ -18,16 +18,16 @@ import numpy as np
 
 from nvila_ros.errors import FrameError
 from nvila_ros.runtime.contract import Engine
-from nvila_ros.types import RawFrame
+from nvila_ros.types import RawFrame, Stage
 from nvila_ros.video.thumbnails import thumbnail
 from nvila_ros.visual.encode import VisualPrompt, arrange, merge_features
-from nvila_ros.visual.frame_cache import Encoded, FrameCache, FrameKey
+from nvila_ros.visual.frame_cache import EncodedFrame, FrameCache, FrameKey
 from nvila_ros.visual.tiles import normalize_tiles
 from nvila_ros.visual.views import View, clip_length, view_image, view_images
 
 
 class FrameLike(Protocol):
-    """What a frame_encoder needs of a frame; the pixels are asked for only where it is not known yet."""
+    """What the encoder needs of a frame; the pixels are asked for only where it is not encoded yet."""
 
     @property
     def camera(self) -> str: ...  # noqa: D102
@@ -48,43 +48,43 @@ class FrameLike(Protocol):
     def raw(self) -> RawFrame: ...  # noqa: D102
 
 
-class Watch(Protocol):
-    """Told of the work's steps: it may end the work by raising, and it books what took how long."""
+class ProgressHook(Protocol):
+    """Called at each step of the work: it may end the work by raising, and adds up where the time went."""
 
     def check(self) -> None:
         """Raise where the work should end."""
 
-    def mark(self, name: str) -> None:
-        """Book the time since the last mark."""
+    def mark(self, stage: Stage) -> None:
+        """Add the time since the last mark to a stage."""
 
 
 class SilentProgress:
-    """A watch over work that nobody waits for; `check` may stop it by an exception."""
+    """The hook of work that no request waits for; `check` may stop it by an exception."""
 
     def __init__(self, check: Callable[[], None] = lambda: None) -> None:
         self._check = check
 
     def check(self) -> None:
-        """Go on, or not."""
+        """Go on, or raise."""
         self._check()
 
-    def mark(self, name: str) -> None:
-        """Book nothing."""
+    def mark(self, stage: Stage) -> None:
+        """Record nothing."""
 
 
 class FrameEncoder:
-    """Owns what frames became.
+    """Owns the visual tokens of frames.
 
     Args:
         engine: runs tower and projector.
         max_bytes: of visual tokens kept; 0 keeps none.
-        repeat_threshold: a frame whose thumbnail differs nowhere by more than this share of full scale from a known one
-            of its camera takes its tokens; 0 never does.
+        repeat_threshold: a frame whose thumbnail differs nowhere by more than this share of full scale from an encoded
+            one of its camera takes that one's tokens; 0 never does.
 
     Attributes:
-        cache: what is known.
+        cache: the encoded frames.
         num_encoded: frames that went through the tower.
-        num_found: frames that were known.
+        num_found: frames that were found in the cache.
         num_shared: frames that took the tokens of a near repeat.
     """
 
@@ -98,48 +98,48 @@ class FrameEncoder:
         """Return how many frames, the newest, the model is shown: of a clip, those that make whole groups."""
         return self._clip_length(frames) or len(frames)
 
-    def see(self, frames: Sequence[FrameLike], watch: Watch) -> VisualPrompt:
+    def encode_frames(self, frames: Sequence[FrameLike], progress: ProgressHook) -> VisualPrompt:
         """Return the visual tokens of frames in capture order, and how the prompt shows them."""
         if not frames:
             return VisualPrompt(np.empty((0, self._spec.decoder.width), np.float32), ())
-        known = [self.encode(frame, watch, is_alone=len(frames) == 1) for frame in frames]
-        visual_BGD = np.concatenate([encoded.visual_BGD for encoded in known])
+        encoded = [self.encode(frame, progress, is_alone=len(frames) == 1) for frame in frames]
+        visual_BGD = np.concatenate([each.visual_BGD for each in encoded])
         several = View((), "clip" if self._clip_length(frames) else "image")
-        seen = arrange(self._spec, known[0].view if len(frames) == 1 else several, visual_BGD)
-        watch.mark("vision_s")
-        return seen
+        shown = arrange(self._spec, encoded[0].view if len(frames) == 1 else several, visual_BGD)
+        progress.mark(Stage.VISION)
+        return shown
 
-    def encode(self, frame: FrameLike, watch: Watch, *, is_alone: bool) -> Encoded:
-        """Return what a frame becomes, alone in its prompt or among others."""
+    def encode(self, frame: FrameLike, progress: ProgressHook, *, is_alone: bool) -> EncodedFrame:
+        """Return the visual tokens of a frame, alone in its prompt or among others."""
         # Alone it is cut into tiles, but not by every model.
         key = FrameKey(frame.camera, frame.stamp_ns, frame.digest, is_alone and self._spec.image_mode != "resize")
-        encoded = self.cache.get(key)
-        if encoded is not None:
+        found = self.cache.get(key)
+        if found is not None:
             self.num_found += 1
-            return encoded
+            return found
         small = _thumbnail(frame) if self._threshold else None
         encoded = None if small is None else self.cache.find_like(key, small, self._threshold)
         if encoded is not None:
             self.num_shared += 1
         else:
-            encoded = replace(self._encode(frame.image, watch, key.is_alone), thumbnail=small)
+            encoded = replace(self._encode(frame.image, progress, key.is_alone), thumbnail=small)
             self.num_encoded += 1
         self.cache.put(key, encoded)
         return encoded
 
-    def _encode(self, image: np.ndarray, watch: Watch, is_alone: bool) -> Encoded:
-        watch.check()
+    def _encode(self, image: np.ndarray, progress: ProgressHook, is_alone: bool) -> EncodedFrame:
+        progress.check()
         spec, engine = self._spec, self._engine
         view = view_image(spec, image) if is_alone else view_images(spec, [image])
         tile_NCHW = normalize_tiles(view.tiles, spec.pixel_dtype)
-        watch.mark("preprocess_s")
+        progress.mark(Stage.PREPROCESS)
         # Few at once: the tower dwarfs the calls, and a cancel waits for one call only.
         size = engine.batch_tiles
-        feat_NPE = np.concatenate([engine.vision(tile) for tile in _steps(tile_NCHW, size, watch.check)])
+        feat_NPE = np.concatenate([engine.vision(tile) for tile in _batches(tile_NCHW, size, progress.check)])
         merged_BPE = merge_features(spec, view, feat_NPE)
-        visual_BGD = np.concatenate([engine.project(block) for block in _steps(merged_BPE, size, watch.check)])
-        watch.mark("vision_s")
-        return Encoded(replace(view, tiles=()), visual_BGD)
+        visual_BGD = np.concatenate([engine.project(block) for block in _batches(merged_BPE, size, progress.check)])
+        progress.mark(Stage.VISION)
+        return EncodedFrame(replace(view, tiles=()), visual_BGD)
 
     def _clip_length(self, frames: Sequence[FrameLike]) -> int:
         return clip_length(self._spec, len(frames), len({frame.camera for frame in frames}))
@@ -152,8 +152,8 @@ def _thumbnail(frame: FrameLike) -> np.ndarray | None:
         return None
 
 
-def _steps(array: np.ndarray, size: int, check: Callable[[], None]) -> Iterator[np.ndarray]:
-    """Yield the rows of an array, so many at once, asking before each time."""
+def _batches(array: np.ndarray, size: int, check: Callable[[], None]) -> Iterator[np.ndarray]:
+    """Yield the rows of an array in batches, calling `check` before each."""
     for first in range(0, len(array), size):
         check()
         yield array[first : first + size]

@@ -54,11 +54,11 @@ def test_forks_and_later_tokens_get_what_each_sequence_gets_alone(
             for fork in forks:
                 told.append((branch.fork(), ids + fork))
                 grove.add(told[-1][0], fork)
-                grove.follow(branch.fork(), [*fork, STOP])
-        first, followed = grove.grow()
+                grove.score(branch.fork(), [*fork, STOP])
+        first, followed = grove.forward()
         for branch, ids in told:
             grove.add(branch, [ids[-1]])
-        second, none = grove.grow()
+        second, none = grove.forward()
 
     for (_, ids), logits_V, later_V in zip(told, first, second, strict=True):
         assert_near("logits", logits_V, alone(prefix + ids), 1e-4)

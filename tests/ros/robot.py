@@ -24,7 +24,7 @@ from std_msgs.msg import String
 
 from nvila_ros.action import AskVideo
 from nvila_ros.msg import Answer, AnswerToken, Status
-from nvila_ros.ros.messages import LATCHED
+from nvila_ros.ros.messages import TRANSIENT_LOCAL
 from nvila_ros.srv import Ask
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +111,7 @@ class Robot:
         self._state = state
         self.node.create_subscription(Answer, "nvila/answer", self.answers.append, 100)
         self.node.create_subscription(AnswerToken, "nvila/answer_stream", self.tokens.append, 1000)
-        self.node.create_subscription(Status, "nvila/status", self.statuses.append, LATCHED)
+        self.node.create_subscription(Status, "nvila/status", self.statuses.append, TRANSIENT_LOCAL)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self.question = self.node.create_publisher(String, "nvila/question", 10)
         self._ask = self.node.create_client(Ask, "nvila/ask")

@@ -11,6 +11,7 @@ pytest.importorskip("nvila_ros.msg")
 
 from nvila_ros.msg import Answer
 from tests.ros.robot import REAL_NODE, ROOT, NodeProcess, Robot, result_of, running, wait_until
+from tests.tiny import DEADLY
 
 TINY = ROOT / "checkpoints" / "nvila-tiny"
 needs_tiny = pytest.mark.skipif(not (TINY / "config.json").is_file(), reason="no embedded checkpoint")
@@ -40,6 +41,18 @@ def test_signal_while_answering_still_answers_everyone(number: int) -> None:
         answers = [result_of(future).answer for future in asked] + [result_of(goal).result.answer]
         assert {answer.finish_reason for answer in answers} == {Answer.CANCELED}
         assert {answer.error for answer in answers} == {"the node is shutting down"}
+
+
+def test_death_of_the_worker_answers_everyone_and_ends_the_process_for_a_respawn() -> None:
+    with running("-p", "model:=fake:0.02") as (robot, camera):
+        robot.show(camera, 1)
+        asked = [robot.ask_later("word " * 20), robot.ask_later(DEADLY), robot.ask_later("waiting")]
+
+        assert robot.process.wait() == 1
+
+        answers = [result_of(future).answer for future in asked]
+        assert [answer.finish_reason for answer in answers] == [Answer.STOP, Answer.FAILED, Answer.FAILED]
+        assert {answer.error.split(" (")[0] for answer in answers[1:]} == {"the worker thread has died"}
 
 
 @pytest.mark.parametrize(

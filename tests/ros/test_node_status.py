@@ -17,7 +17,7 @@ pytest.importorskip("nvila_ros.msg")
 
 from nvila_ros.models.build import is_build
 from nvila_ros.msg import Answer, Status
-from nvila_ros.ros.messages import LATCHED
+from nvila_ros.ros.messages import TRANSIENT_LOCAL
 from tests.ros.robot import REAL_NODE, SLOW_NODE, NodeProcess, Robot, running, wait_until
 
 RECIPE = """
@@ -94,7 +94,7 @@ def test_missing_build_is_built_and_then_answers(recipe: Path) -> None:
         assert [status.progress for status in building] == sorted(status.progress for status in building)
         assert {"llm", "vision_tower"} <= {status.part for status in building}
         late: list[Status] = []
-        robot.node.create_subscription(Status, "nvila/status", late.append, LATCHED)
+        robot.node.create_subscription(Status, "nvila/status", late.append, TRANSIENT_LOCAL)
         wait_until(lambda: bool(late), "who comes late is told")
         assert late[0].state == Status.READY
 

@@ -18,7 +18,7 @@ from nvila_ros.msg import StandingQuery as StandingQueryMessage
 from nvila_ros.ros.standing_messages import event_message, query_from_message, query_message, state_message
 from nvila_ros.standing.event import EndReason, Event, Phase
 from nvila_ros.standing.query import StandingQuery
-from nvila_ros.standing.registry import Counts, StandingState
+from nvila_ros.standing.registry import EvaluationCounts, StandingState
 from nvila_ros.types import Answer, FinishReason, FrameRef, Query
 from tests.standing.obvious import S
 
@@ -141,20 +141,20 @@ def test_end_carries_its_reason() -> None:
 
 
 def test_state_tells_counts_and_what_is_known() -> None:
-    counts = Counts(asked=6, answered=3, missed=2, repeated=1, skipped=4, events=5)
+    counts = EvaluationCounts(asked=6, answered=3, missed=2, repeated=1, skipped=4, events=5)
 
     last = {"last_reason": FinishReason.DEADLINE, "last_error": "too late"}
     message = state_message(
         StandingState(query=QUERY, counts=counts, answer=event().answer, open_event=event(), **last)  # type: ignore[arg-type]
     )
 
-    assert [getattr(message, field.name) for field in dataclasses.fields(Counts)] == [6, 3, 2, 1, 4, 5]
+    assert [getattr(message, field.name) for field in dataclasses.fields(EvaluationCounts)] == [6, 3, 2, 1, 4, 5]
     assert (message.open_event_id, message.text, message.text_stamp.sec) == ("e000001", "yes", 4)
     assert (message.finish_reason, message.error) == (FinishReason.DEADLINE, "too late")
     assert query_from_message(message.query) == QUERY
 
 
 def test_state_of_which_nothing_is_known_is_empty() -> None:
-    message = state_message(StandingState(query=QUERY, counts=Counts(), answer=None, open_event=None))
+    message = state_message(StandingState(query=QUERY, counts=EvaluationCounts(), answer=None, open_event=None))
 
     assert (message.open_event_id, message.text, message.text_stamp.sec) == ("", "", 0)

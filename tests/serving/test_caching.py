@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nvila_ros.errors import QueryError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.request import Ask, StopWork
+from nvila_ros.request import Request, StopWork
 from nvila_ros.runtime.onnxruntime.engine import load
 from nvila_ros.serving.pipeline import CacheLimits, VisionLanguageModel
 from nvila_ros.types import Answer, FinishReason, Frame, Query
@@ -78,7 +78,7 @@ def ask_all(
     vlm: VisionLanguageModel, queries: Sequence[Query], numbers: Sequence[int], stop: Callable[[], FinishReason | None]
 ) -> dict[str, Answer]:
     answers: list[Answer] = []
-    asks = [Ask(query=asked, on_answer=answers.append, should_stop=stop) for asked in queries]
+    asks = [Request(asked, answers.append, should_stop=stop) for asked in queries]
     vlm.answer_all(asks, [frame(number) for number in numbers])
     assert len(answers) == len(queries)
     return {answer.query.query_id: answer for answer in answers}
@@ -216,7 +216,7 @@ def test_conversation_goes_on_about_its_frames_and_reuses_what_was_said() -> Non
     vlm = make()
     first = vlm.answer(query("What is it?", conversation="c"), [frame(1)])
     follow = query("How many are there?", conversation="c", is_follow_up=True)
-    assert vlm.knows(follow)
+    assert vlm.has_conversation(follow)
 
     second = vlm.answer(follow, [])
 
@@ -232,7 +232,7 @@ def test_canceled_turn_is_not_part_of_its_conversation() -> None:
     vlm = make()
     vlm.answer(query("What is it?", conversation="c"), [frame(1)], should_stop=lambda: FinishReason.CANCELED)
 
-    assert not vlm.knows(query("And?", conversation="c", is_follow_up=True))
+    assert not vlm.has_conversation(query("And?", conversation="c", is_follow_up=True))
 
 
 def test_conversations_are_forgotten_in_order_and_bounded() -> None:
@@ -240,7 +240,7 @@ def test_conversations_are_forgotten_in_order_and_bounded() -> None:
     for i in range(20):
         vlm.answer(query("Hi", conversation=str(i)), [])
 
-    known = [i for i in range(20) if vlm.knows(query("?", conversation=str(i), is_follow_up=True))]
+    known = [i for i in range(20) if vlm.has_conversation(query("?", conversation=str(i), is_follow_up=True))]
 
     assert known == list(range(4, 20))
 

@@ -16,6 +16,7 @@ from PIL import Image
 import nvila_ros
 from nvila_ros import FinishReason, Frame, Model, NvilaError, load, read_clip
 from nvila_ros.errors import CheckpointError, FrameError, QueryError, UnansweredError
+from nvila_ros.request import ModelInfo
 from nvila_ros.serving.pipeline import load_model
 from nvila_ros.types import Answer, OnPiece, Piece, Query, ShouldStop
 
@@ -203,7 +204,7 @@ def test_threads_of_a_program_share_a_model(model: Model, frames: list[Frame]) -
 class Endless:
     """Says words until it should stop; strict about its thread."""
 
-    model, backend, precision = "endless", "none", "none"
+    info = ModelInfo("endless", "none", "none")
 
     def __init__(self) -> None:
         self.threads: set[str] = set()

@@ -18,7 +18,7 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import PUBLISHED, VIDEO_MODES, Overrides
 from nvila_ros.prompt.chat import PLACEHOLDER
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.request import Ask
+from nvila_ros.request import Request
 from nvila_ros.runtime.onnxruntime.engine import OnnxRuntimeEngine
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.types import Answer, FinishReason, Frame, Piece, Query
@@ -236,7 +236,7 @@ def test_stream_ends_and_tells_what_it_was_about_where_the_runtime_breaks() -> N
     pieces: list[Piece] = []
 
     with pytest.raises(ZeroDivisionError):
-        broken.answer_all([Ask(query=make_query(), on_answer=answers.append, on_piece=pieces.append)], [make_frame(7)])
+        broken.answer_all([Request(make_query(), answers.append, pieces.append)], [make_frame(7)])
 
     (answer,) = answers
     assert (answer.finish_reason, answer.error) == (FinishReason.FAILED, "ZeroDivisionError: the runtime broke")

@@ -1,204 +1,315 @@
 from __future__ import annotations
 
+import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nvila_ros.serving.scheduler import MAX_PASSES, SHUTTING_DOWN, Ticket
+from nvila_ros.request import Request
+from nvila_ros.serving.scheduler import MAX_PASSES, SHUTTING_DOWN, Scheduler
 from nvila_ros.types import Answer, FinishReason, Query
-from tests.serving.scheduler_desk import Desk, S
+from tests.serving.scheduler_harness import S, SchedulerHarness
 
 
 def test_higher_priority_goes_first_and_equals_in_order_of_arrival() -> None:
-    desk = Desk(capacity=4)
+    harness = SchedulerHarness(capacity=4)
     for query_id, priority in (("a", 0), ("b", 2), ("c", 0), ("d", 2)):
-        desk.submit(query_id, priority=priority)
+        harness.submit(query_id, priority=priority)
 
     order = []
     for _ in range(4):
-        (query_id,) = desk.pop()
+        (query_id,) = harness.pop()
         order.append(query_id)
-        desk.finish(query_id)
+        harness.finish(query_id)
 
     assert order == ["b", "d", "a", "c"]
 
 
 def test_full_queue_rejects_and_names_the_limit() -> None:
-    desk = Desk(capacity=1)
-    assert desk.submit("a")
+    harness = SchedulerHarness(capacity=1)
+    assert harness.submit("a")
 
-    assert not desk.submit("b")
+    assert not harness.submit("b")
 
-    assert desk.told() == [("b", "REJECTED")]
-    assert "queue_size = 1" in desk.answers[0].error
+    assert harness.ended() == [("b", "REJECTED")]
+    assert "queue_size = 1" in harness.answers[0].error
 
 
 def test_running_query_takes_no_place_in_the_queue() -> None:
-    desk = Desk(capacity=1)
-    desk.submit("a")
-    desk.pop()
+    harness = SchedulerHarness(capacity=1)
+    harness.submit("a")
+    harness.pop()
 
-    assert desk.submit("b")
+    assert harness.submit("b")
 
 
 def test_deadline_that_passed_while_waiting_is_answered_without_work() -> None:
-    desk = Desk()
-    desk.submit("a", now_ns=0, deadline_ns=2 * S)
+    harness = SchedulerHarness()
+    harness.submit("a", now_ns=0, deadline_ns=2 * S)
 
-    assert desk.pop(now_ns=3 * S) == []
+    assert harness.pop(now_ns=3 * S) == []
 
-    assert desk.told() == [("a", "DEADLINE")]
-    assert desk.answers[0].timings.total_s == 3
+    assert harness.ended() == [("a", "DEADLINE")]
+    assert harness.answers[0].timings.total_s == 3
 
 
 def test_deadline_of_a_waiting_query_is_told_while_another_runs() -> None:
-    desk = Desk()
-    desk.submit("a")
-    desk.submit("b", deadline_ns=S)
-    desk.pop()
+    harness = SchedulerHarness()
+    harness.submit("a")
+    harness.submit("b", deadline_ns=S)
+    harness.pop()
 
-    assert desk.should_stop("a", 2 * S) is None
+    assert harness.should_stop("a", 2 * S) is None
 
-    assert desk.told() == [("b", "DEADLINE")]
+    assert harness.ended() == [("b", "DEADLINE")]
 
 
 def test_running_query_stops_at_its_deadline() -> None:
-    desk = Desk()
-    desk.submit("a", deadline_ns=S)
-    desk.pop(now_ns=0)
+    harness = SchedulerHarness()
+    harness.submit("a", deadline_ns=S)
+    harness.pop(now_ns=0)
 
-    assert desk.should_stop("a", S - 1) is None
-    assert desk.should_stop("a", S) is FinishReason.DEADLINE
+    assert harness.should_stop("a", S - 1) is None
+    assert harness.should_stop("a", S) is FinishReason.DEADLINE
 
 
 def test_waiting_query_is_canceled_at_once() -> None:
-    desk = Desk()
-    desk.submit("a")
+    harness = SchedulerHarness()
+    harness.submit("a")
 
-    assert desk.scheduler.cancel("a", 0)
+    assert harness.scheduler.cancel("a", 0)
 
-    assert desk.told() == [("a", "CANCELED")]
-    assert desk.pop() == []
+    assert harness.ended() == [("a", "CANCELED")]
+    assert harness.pop() == []
 
 
 def test_running_query_is_told_to_stop_when_canceled() -> None:
-    desk = Desk()
-    desk.submit("a")
-    desk.pop()
+    harness = SchedulerHarness()
+    harness.submit("a")
+    harness.pop()
 
-    assert desk.scheduler.cancel("a", 0)
+    assert harness.scheduler.cancel("a", 0)
 
-    assert desk.told() == []
-    assert desk.should_stop("a") is FinishReason.CANCELED
+    assert harness.ended() == []
+    assert harness.should_stop("a") is FinishReason.CANCELED
 
 
 def test_cancel_does_not_reach_the_next_query() -> None:
-    desk = Desk()
+    harness = SchedulerHarness()
     for query_id in "ab":
-        desk.submit(query_id)
-    desk.pop()
-    desk.scheduler.cancel("a", 0)
-    desk.finish("a", FinishReason.CANCELED)
+        harness.submit(query_id)
+    harness.pop()
+    harness.scheduler.cancel("a", 0)
+    harness.finish("a", FinishReason.CANCELED)
 
-    assert desk.pop() == ["b"]
-    assert desk.should_stop("b") is None
+    assert harness.pop() == ["b"]
+    assert harness.should_stop("b") is None
 
 
 @pytest.mark.parametrize("is_known", [True, False])
 def test_query_that_is_over_cannot_be_canceled(is_known: bool) -> None:
-    desk = Desk()
+    harness = SchedulerHarness()
     if is_known:
-        desk.submit("a")
-        desk.pop()
-        desk.finish("a")
+        harness.submit("a")
+        harness.pop()
+        harness.finish("a")
 
-    assert not desk.scheduler.cancel("a", 0)
+    assert not harness.scheduler.cancel("a", 0)
 
 
 def test_close_answers_all_and_says_why() -> None:
-    desk = Desk()
+    harness = SchedulerHarness()
     for query_id in "abc":
-        desk.submit(query_id)
-    desk.pop()
+        harness.submit(query_id)
+    harness.pop()
 
-    desk.scheduler.close(0)
-    assert desk.should_stop("a") is FinishReason.CANCELED
-    desk.finish("a", FinishReason.CANCELED)
-    desk.submit("d")
+    harness.scheduler.close(0)
+    assert harness.should_stop("a") is FinishReason.CANCELED
+    harness.finish("a", FinishReason.CANCELED)
+    harness.submit("d")
 
-    assert desk.told() == [("b", "CANCELED"), ("c", "CANCELED"), ("a", "CANCELED"), ("d", "REJECTED")]
-    assert {answer.error for answer in desk.answers} == {SHUTTING_DOWN}
+    assert harness.ended() == [("b", "CANCELED"), ("c", "CANCELED"), ("a", "CANCELED"), ("d", "REJECTED")]
+    assert {answer.error for answer in harness.answers} == {SHUTTING_DOWN}
 
 
 def test_wait_ends_when_a_query_comes_and_when_closed() -> None:
-    desk = Desk()
+    harness = SchedulerHarness()
     waits: list[bool] = []
-    thread = threading.Thread(target=lambda: waits.append(desk.scheduler.wait()))
+    thread = threading.Thread(target=lambda: waits.append(harness.scheduler.wait()))
     thread.start()
-    desk.submit("a")
+    harness.submit("a")
     thread.join(60)
     assert waits == [True]
 
-    desk.scheduler.close(0)
-    assert not desk.scheduler.wait()
+    harness.scheduler.close(0)
+    assert not harness.scheduler.wait()
 
 
 def test_query_that_cannot_be_answered_in_time_is_not_begun_until_hope_returns() -> None:
-    desk = Desk()
-    desk.submit("slow")
-    desk.pop()
-    desk.finish("slow", work_s=2.0)
+    harness = SchedulerHarness()
+    harness.submit("slow")
+    harness.pop()
+    harness.finish("slow", work_s=2.0)
     outcomes = []
     for i in range(5):
-        desk.submit(f"late {i}", deadline_ns=S)
-        outcomes.append(desk.pop())
+        harness.submit(f"late {i}", deadline_ns=S)
+        outcomes.append(harness.pop())
         for query_id in outcomes[-1]:
-            desk.finish(query_id)
+            harness.finish(query_id)
 
     assert outcomes == [[], [], [], [], ["late 4"]]  # 2 s, 1.6, 1.28, 1.02, 0.82
-    assert "too short to answer in" in desk.answers[1].error
+    assert "too short to answer in" in harness.answers[1].error
 
 
 def test_short_answer_is_not_judged_by_long_ones() -> None:
-    desk = Desk()
-    desk.submit("long", max_tokens=64)
-    desk.pop()
-    desk.finish("long", work_s=3.0)
-    desk.submit("short", max_tokens=1, deadline_ns=S)
+    harness = SchedulerHarness()
+    harness.submit("long", max_tokens=64)
+    harness.pop()
+    harness.finish("long", work_s=3.0)
+    harness.submit("short", max_tokens=1, deadline_ns=S)
 
-    assert desk.pop() == ["short"]
+    assert harness.pop() == ["short"]
 
 
 def test_many_that_are_not_begun_ease_the_expectation_once() -> None:
-    desk = Desk(capacity=9)
-    desk.submit("slow")
-    desk.pop()
-    desk.finish("slow", work_s=2.0)
+    harness = SchedulerHarness(capacity=9)
+    harness.submit("slow")
+    harness.pop()
+    harness.finish("slow", work_s=2.0)
     for i in range(9):
-        desk.submit(f"late {i}", deadline_ns=S)
+        harness.submit(f"late {i}", deadline_ns=S)
 
-    assert desk.pop() == []
-    assert [reason for _, reason in desk.told()] == ["STOP", *["DEADLINE"] * 9]
+    assert harness.pop() == []
+    assert [reason for _, reason in harness.ended()] == ["STOP", *["DEADLINE"] * 9]
 
 
 def test_asker_that_cannot_be_told_harms_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
-    desk = Desk()
+    harness = SchedulerHarness()
 
     def fail(answer: Answer) -> None:
         raise RuntimeError("the asker is gone")
 
-    desk.queries["gone"] = Query(query_id="gone", question="?")
-    desk.scheduler.submit([Ticket(query=desk.queries["gone"], on_answer=fail)], 0)
-    desk.submit("next")
-    desk.pop()
-    desk.finish("gone")
+    harness.requests["gone"] = Request(Query(query_id="gone", question="?"), fail)
+    harness.scheduler.submit([harness.requests["gone"]], 0)
+    harness.submit("next")
+    harness.pop()
+    harness.finish("gone")
 
-    assert desk.pop() == ["next"]
-    assert [record.message for record in caplog.records] == ["query_id=gone: its answer cannot be told"]
+    assert harness.pop() == ["next"]
+    assert [record.message for record in caplog.records] == ["query_id=gone: its answer cannot be delivered"]
+
+
+def test_held_request_waits_in_its_place_until_it_is_released() -> None:
+    harness = SchedulerHarness()
+    harness.submit("held", is_held=True)
+    harness.submit("next")
+
+    assert harness.pop() == ["next"]
+    harness.finish("next")
+    assert not harness.scheduler.has_other_work()
+    assert harness.pop() == []
+    harness.scheduler.release(harness.requests["held"])
+    assert harness.pop() == ["held"]
+
+
+def test_held_request_takes_room_in_the_queue() -> None:
+    harness = SchedulerHarness(capacity=1)
+    harness.submit("held", is_held=True)
+
+    assert not harness.submit("next")
+    assert "queue_size = 1" in harness.answers[0].error
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (lambda scheduler: scheduler.cancel("held", 0), "CANCELED"),
+        (lambda scheduler: scheduler.expire(2 * S), "DEADLINE"),
+        (lambda scheduler: scheduler.close(0), "CANCELED"),
+        (lambda scheduler: scheduler.abort(0, "the worker is gone"), "FAILED"),
+    ],
+)
+def test_held_request_that_has_ended_is_neither_released_nor_refused(
+    end: Callable[[Scheduler], object], reason: str
+) -> None:
+    harness = SchedulerHarness()
+    harness.submit("held", is_held=True, deadline_ns=S)
+    end(harness.scheduler)
+
+    harness.scheduler.release(harness.requests["held"])
+    harness.scheduler.refuse(harness.requests["held"], FinishReason.INVALID, "too late", 0)
+
+    assert harness.ended() == [("held", reason)]
+    assert harness.pop() == []
+
+
+def test_held_request_that_breaks_a_rule_is_answered_and_leaves_the_queue() -> None:
+    harness = SchedulerHarness(capacity=1)
+    harness.submit("held", is_held=True)
+
+    harness.scheduler.refuse(harness.requests["held"], FinishReason.INVALID, "its schema is bad", 0)
+
+    assert harness.ended() == [("held", "INVALID")]
+    assert harness.submit("next")
+
+
+def test_requests_that_a_dead_worker_leaves_fail_with_the_reason_and_nothing_is_taken_any_more() -> None:
+    harness = SchedulerHarness()
+    harness.submit("running")
+    harness.submit("waiting")
+    harness.pop()
+
+    harness.scheduler.abort(0, "the worker is gone")
+
+    assert not harness.submit("late")
+    assert [(answer.finish_reason.name, answer.error) for answer in harness.answers] == [
+        ("FAILED", "the worker is gone"),
+        ("FAILED", "the worker is gone"),
+        ("REJECTED", "the worker is gone"),
+    ]
+
+
+def test_threads_that_submit_cancel_and_work_at_once_lose_no_answer_and_give_none_twice() -> None:
+    scheduler = Scheduler(capacity=4)
+    answers: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def on_answer(answer: Answer) -> None:
+        with lock:
+            answers[answer.query.query_id] += 1
+
+    def ask(name: str) -> None:
+        rng = random.Random(name)
+        for k in range(300):
+            query = Query(query_id=f"{name}-{k}", question="?", standing=rng.choice(["", "", "a", "b"]))
+            scheduler.submit([Request(query, on_answer)], k)
+            if rng.random() < 0.3:
+                scheduler.cancel(f"{name}-{rng.randrange(k + 1)}", k)
+
+    def work() -> None:
+        while scheduler.wait():
+            for request in scheduler.pop(0):
+                reason = scheduler.should_stop(request, 0) or FinishReason.STOP
+                request.answer = Answer(query=request.query, finish_reason=reason)
+                scheduler.finish(request, 0)
+
+    worker = threading.Thread(target=work)
+    askers = [threading.Thread(target=ask, args=(name,)) for name in "xyz"]
+    for thread in (worker, *askers):
+        thread.start()
+    for thread in askers:
+        thread.join(30)
+    scheduler.close(0)
+    worker.join(30)
+
+    assert answers == {f"{name}-{k}": 1 for name in "xyz" for k in range(300)}
+    state = scheduler.state()
+    assert (state.num_waiting, state.num_running, sum(state.num_ended.values())) == (0, 0, 900)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -206,7 +317,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.desk = Desk(capacity=3)
+        self.harness = SchedulerHarness(capacity=3)
         self.now_ns = 0
         self.submitted: dict[str, Query] = {}
         self.running: list[str] = []
@@ -226,7 +337,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         fields: dict[str, Any] = {"priority": priority, "deadline_ns": deadline_ns, "num_frames": num_frames}
         self.place[query_id] = self.place.get(self.asked(standing), int(query_id))
         self.submitted[query_id] = Query(query_id=query_id, question="?", standing=standing, **fields)
-        self.desk.submit(query_id, self.now_ns, standing=standing, **fields)
+        self.harness.submit(query_id, self.now_ns, standing=standing, **fields)
 
     @rule(seconds=st.integers(0, 2))
     def pass_time(self, seconds: int) -> None:
@@ -235,7 +346,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.running)
     @rule()
     def pop(self) -> None:
-        self.running = self.desk.pop(self.now_ns)
+        self.running = self.harness.pop(self.now_ns)
         if not self.running:
             return
         group = [self.submitted[query_id] for query_id in self.running]
@@ -253,29 +364,29 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 9), work_s=st.floats(0, 4))
     def work(self, pick: int, work_s: float) -> None:
         query_id = self.running.pop(pick % len(self.running))
-        stop = self.desk.should_stop(query_id, self.now_ns)
-        self.desk.finish(query_id, stop or FinishReason.STOP, work_s)
-        if (query_id, "REPLACED") in self.desk.told():
+        stop = self.harness.should_stop(query_id, self.now_ns)
+        self.harness.finish(query_id, stop or FinishReason.STOP, work_s)
+        if (query_id, "REPLACED") in self.harness.ended():
             self.place[self.asked(self.submitted[query_id].standing)] = self.place[query_id]
 
     @precondition(lambda self: self.submitted)
     @rule(pick=st.integers(0, 100))
     def cancel(self, pick: int) -> None:
-        self.desk.scheduler.cancel(str(pick % len(self.submitted)), self.now_ns)
+        self.harness.scheduler.cancel(str(pick % len(self.submitted)), self.now_ns)
 
     @rule(name=st.sampled_from("xyz"))
     def cancel_standing(self, name: str) -> None:
-        self.desk.scheduler.cancel_standing(name, self.now_ns)
+        self.harness.scheduler.cancel_standing(name, self.now_ns)
 
     @rule()
     def close(self) -> None:
-        self.desk.scheduler.close(self.now_ns)
+        self.harness.scheduler.close(self.now_ns)
         self.is_closed = True
 
     @invariant()
     def every_query_is_answered_once_or_still_open(self) -> None:
-        answered = [answer.query.query_id for answer in self.desk.answers]
-        state = self.desk.scheduler.state()
+        answered = [answer.query.query_id for answer in self.harness.answers]
+        state = self.harness.scheduler.state()
         assert len(answered) == len(set(answered))
         assert len(answered) + state.num_waiting + state.num_running == len(self.submitted)
         assert state.num_running == len(self.running)
@@ -286,7 +397,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(names) == len(set(names))
 
     def waiting(self) -> list[str]:
-        over = {answer.query.query_id for answer in self.desk.answers} | set(self.running)
+        over = {answer.query.query_id for answer in self.harness.answers} | set(self.running)
         return [query_id for query_id in self.submitted if query_id not in over]
 
     def asked(self, standing: str) -> str:

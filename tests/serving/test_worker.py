@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from nvila_ros.errors import FrameError
-from nvila_ros.serving.scheduler import SHUTTING_DOWN, Scheduler, Ticket
+from nvila_ros.request import ModelInfo, Request
+from nvila_ros.serving.scheduler import SHUTTING_DOWN, Scheduler
 from nvila_ros.serving.worker import LookAhead, Worker
 from nvila_ros.types import NS_PER_S, Answer, FinishReason, Frame, Piece, Query, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.image_decoding import decode
-from tests.tiny import CRASH, KNOWN, TOO_LONG, FakeModel, raw_frame
+from tests.tiny import CRASH, DEADLY, KNOWN, NO_NUMBER, TOO_LONG, FakeModel, raw_frame
 
 WAIT_S = 60.0
 NEVER = LookAhead()
@@ -45,9 +46,7 @@ class Bench:
     def ask(self, question: str = "what is this", query_id: str = "a", **fields: object) -> None:
         values = {"cameras": ("camera",), "window_s": 2.0} | fields
         query = Query(query_id=query_id, question=question, **values)  # type: ignore[arg-type]
-        self.scheduler.submit(
-            [Ticket(query=query, on_answer=self.answers.append, on_piece=self.pieces.append)], now_ns=0
-        )
+        self.scheduler.submit([Request(query, self.answers.append, self.pieces.append)], now_ns=0)
 
     def work(self) -> list[Answer]:
         """Work off what waits, one after the other, and return all answers."""
@@ -135,6 +134,42 @@ def test_broken_runtime_fails_the_query_and_the_worker_goes_on(bench: Bench, cap
     ]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_worker_that_dies_fails_what_runs_waits_and_comes_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench()
+    bench.buffer.push(raw_frame(1))
+    bench.ask(DEADLY, query_id="running")
+    bench.ask(query_id="waiting")
+
+    bench.worker.start()
+    assert bench.worker.join(WAIT_S)
+    bench.ask(query_id="late")
+
+    assert bench.worker.has_died
+    assert [(a.query.query_id, a.finish_reason.name) for a in bench.answers] == [
+        ("running", "FAILED"),
+        ("waiting", "FAILED"),
+        ("late", "REJECTED"),
+    ]
+    assert {answer.error for answer in bench.answers} == {
+        "the worker thread has died (SystemExit: the worker dies), and the node ends"
+    }
+
+
+def test_result_that_is_no_number_is_a_fault_until_the_model_answers(bench: Bench) -> None:
+    bench.buffer.push(raw_frame(1))
+    bench.ask(NO_NUMBER)
+    (failed,) = bench.work()
+    fault = bench.worker.numerics_fault
+
+    bench.ask()
+    bench.work()
+
+    assert failed.finish_reason is FinishReason.FAILED
+    assert failed.error == fault == "1 logit is NaN"
+    assert bench.worker.numerics_fault == ""
+
+
 def test_close_while_answering_ends_at_a_token_and_answers_all() -> None:
     bench = Bench(token_s=0.01)
     bench.buffer.push(raw_frame(1))
@@ -156,15 +191,12 @@ def test_close_while_answering_ends_at_a_token_and_answers_all() -> None:
 
 def test_standing_queries_of_one_clip_are_answered_together_and_the_broken_one_alone_fails(bench: Bench) -> None:
     bench.buffer.push(raw_frame(1))
-    tickets = [
-        Ticket(
-            query=Query(query_id=name, question=name, standing=name, cameras=("camera",)),
-            on_answer=bench.answers.append,
-        )
+    requests = [
+        Request(Query(query_id=name, question=name, standing=name, cameras=("camera",)), bench.answers.append)
         for name in ("a", "b", "c")
     ]
 
-    bench.scheduler.submit(tickets, 0)
+    bench.scheduler.submit(requests, 0)
 
     answers = bench.work()
     assert [answer.text for answer in answers] == ["a", "b", "c"]
@@ -179,13 +211,13 @@ def test_follow_up_of_a_known_conversation_needs_no_frame(bench: Bench) -> None:
     assert reasons == {"known": FinishReason.STOP, "unknown": FinishReason.NO_FRAMES}
 
 
-def test_newest_frame_is_looked_at_ahead_while_nothing_is_asked() -> None:
+def test_newest_frame_is_encoded_ahead_while_nothing_is_asked() -> None:
     bench = Bench(ahead=LookAhead(rate_hz=200.0, cameras=("camera",)))
     bench.buffer.push(raw_frame(1))
     bench.worker.start()
-    wait_until(lambda: bench.model.looked_at[:2] == [NS_PER_S] * 2)
+    wait_until(lambda: bench.model.prefetched[:2] == [NS_PER_S] * 2)
     bench.buffer.push(raw_frame(2))
-    wait_until(lambda: 2 * NS_PER_S in bench.model.looked_at)
+    wait_until(lambda: 2 * NS_PER_S in bench.model.prefetched)
 
     bench.ask()
 
@@ -194,12 +226,12 @@ def test_newest_frame_is_looked_at_ahead_while_nothing_is_asked() -> None:
     assert bench.worker.join(WAIT_S)
 
 
-def test_looking_ahead_gives_way_to_a_question() -> None:
+def test_encoding_ahead_stops_for_a_question() -> None:
     bench = Bench(ahead=LookAhead(rate_hz=200.0, cameras=("camera",)))
     bench.model.is_slow_ahead = True
     bench.buffer.push(raw_frame(1))
     bench.worker.start()
-    wait_until(lambda: bool(bench.model.looked_at))
+    wait_until(lambda: bool(bench.model.prefetched))
 
     bench.ask()
 
@@ -208,17 +240,17 @@ def test_looking_ahead_gives_way_to_a_question() -> None:
     assert bench.worker.join(WAIT_S)
 
 
-def test_frame_that_cannot_be_looked_at_is_told_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
+def test_frame_that_cannot_be_encoded_is_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench(ahead=LookAhead(rate_hz=500.0, cameras=("camera",)))
     frame = raw_frame(1)
     bench.buffer.push(replace(frame, image=replace(frame.image, encoding="nonsense")))
     bench.worker.start()
-    wait_until(lambda: "cannot be looked at ahead" in caplog.text)
+    wait_until(lambda: "cannot be encoded ahead" in caplog.text)
     wait_until(lambda: bench.num_decoded > 20)
     bench.scheduler.close(0)
     assert bench.worker.join(WAIT_S)
 
-    assert caplog.text.count("cannot be looked at ahead") == 1
+    assert caplog.text.count("cannot be encoded ahead") == 1
 
 
 def test_another_model_answers_from_the_next_query_on(bench: Bench) -> None:
@@ -226,7 +258,7 @@ def test_another_model_answers_from_the_next_query_on(bench: Bench) -> None:
     bench.ask()
     bench.work()
     other = FakeModel()
-    other.model = "other"  # type: ignore[misc]
+    other.info = ModelInfo("other", "numpy", "none")
 
     bench.worker.use(other)
     bench.ask()

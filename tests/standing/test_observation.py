@@ -20,8 +20,8 @@ TEXT = StandingQuery(name="q", question="?", answer_type="text")
 
 
 def value(query: StandingQuery, text: str) -> str | None:
-    reading = read_answer(query, answer_of(query, text, S))
-    return reading.value if reading else None
+    observation = read_answer(query, answer_of(query, text, S))
+    return observation.value if observation else None
 
 
 @pytest.mark.parametrize("reason", [reason for reason in FinishReason if not reason.is_answered])
@@ -61,9 +61,9 @@ def test_what_an_answer_says(query: StandingQuery, text: str, said: str | None) 
     [(COUNT, "1", None), (JSON, "1", None), (JSON, '{"a": 1}', '{"a": 1}'), (TEXT, "Room 1", "room 1")],
 )
 def test_number_that_may_have_been_cut_off_says_nothing(query: StandingQuery, text: str, said: str | None) -> None:
-    reading = read_answer(query, answer_of(query, text, S, reason=FinishReason.LENGTH))
+    observation = read_answer(query, answer_of(query, text, S, reason=FinishReason.LENGTH))
 
-    assert (reading.value if reading else None) == said
+    assert (observation.value if observation else None) == said
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.booleans() | st.none(), max_size=5), st.randoms())
@@ -77,33 +77,33 @@ def test_order_of_keys_changes_no_json(given_: dict[str, object], random: object
 def test_probability_is_that_of_the_target_and_not_of_what_was_said() -> None:
     answer = answer_of(YES_NO, "no", S, choices=("yes", "no"), probabilities=(0.3, 0.7))
 
-    reading = read_answer(YES_NO, answer)
+    observation = read_answer(YES_NO, answer)
 
-    assert reading is not None
-    assert (reading.value, reading.probability) == ("no", 0.3)
+    assert observation is not None
+    assert (observation.value, observation.probability) == ("no", 0.3)
 
 
 def test_probability_without_a_target_is_that_of_what_was_said() -> None:
     answer = answer_of(CHOICE, "Green", S, choices=("red", "Green"), probabilities=(0.2, 0.8))
 
-    reading = read_answer(CHOICE, answer)
+    observation = read_answer(CHOICE, answer)
 
-    assert reading is not None
-    assert reading.probability == 0.8
+    assert observation is not None
+    assert observation.probability == 0.8
 
 
 def test_probability_of_a_number_is_that_of_reaching_it() -> None:
     answer = answer_of(CROWD, "1", S, choices=tuple("0123"), probabilities=(0.1, 0.4, 0.3, 0.2))
 
-    reading = read_answer(CROWD, answer)
+    observation = read_answer(CROWD, answer)
 
-    assert reading is not None
-    assert (reading.value, reading.probability) == ("1", 0.5)
+    assert observation is not None
+    assert (observation.value, observation.probability) == ("1", 0.5)
 
 
 @pytest.mark.parametrize(("text", "probability"), [("yes", 1.0), ("no", 0.0)])
 def test_answer_without_probabilities_is_taken_as_certain(text: str, probability: float) -> None:
-    reading = read_answer(YES_NO, answer_of(YES_NO, text, S))
+    observation = read_answer(YES_NO, answer_of(YES_NO, text, S))
 
-    assert reading is not None
-    assert reading.probability == probability
+    assert observation is not None
+    assert observation.probability == probability

@@ -57,7 +57,7 @@ CHOICES = {"answer_type": "choices", "choices": ("red", "green")}
         ({"trigger": "rising", "threshold": 0.3, "hysteresis": 0.3}, "hysteresis must be below threshold"),
         ({"debounce_n": 3, "debounce_m": 2}, "debounce_n must be at most debounce_m"),
         ({"debounce_m": 65}, "debounce_m must lie in"),
-        ({"trigger": "every", "debounce_m": 2}, "every tells each answer by itself"),
+        ({"trigger": "every", "debounce_m": 2}, "every reports each answer by itself"),
         ({"rate_hz": 0.01}, "stale_s must be at least two periods = 200 s"),
         ({"priority": 256}, "priority must lie in"),
         ({"enabled": 1}, "enabled must be of type bool"),

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from nvila_ros.errors import QueryError
 from nvila_ros.standing.event import EndReason, Event, Phase
-from nvila_ros.standing.observation import Reading
+from nvila_ros.standing.observation import Observation
 from nvila_ros.standing.query import TICK_NS, StandingQuery
-from nvila_ros.standing.registry import Counts, Evaluation, QueryRegistry
+from nvila_ros.standing.registry import Evaluation, EvaluationCounts, QueryRegistry
 from nvila_ros.types import FinishReason
 from tests.standing.obvious import S, answer_of, yes_no_answer
 
@@ -34,18 +34,18 @@ def tick(book: QueryRegistry, seconds: float) -> list[list[Evaluation]]:
 
 
 def names(groups: list[list[Evaluation]]) -> list[list[str]]:
-    return [[asking.query.name for asking in group] for group in groups]
+    return [[evaluation.query.name for evaluation in group] for group in groups]
 
 
 def ask_and_answer(book: QueryRegistry, seconds: float, yes: float = 1.0, stamp_s: float | None = None) -> list[Event]:
     now_ns = round(seconds * S)
     events = book.expire(now_ns)
-    ((asking,),) = book.due(now_ns)
+    ((evaluation,),) = book.due(now_ns)
     stamp_ns = round((seconds if stamp_s is None else stamp_s) * S)
-    return events + book.observe(asking, yes_no_answer(asking.query, yes, stamp_ns), now_ns)
+    return events + book.observe(evaluation, yes_no_answer(evaluation.query, yes, stamp_ns), now_ns)
 
 
-def counts(book: QueryRegistry) -> Counts:
+def counts(book: QueryRegistry) -> EvaluationCounts:
     (state,) = book.states()
     return state.counts
 
@@ -111,7 +111,7 @@ def test_asking_again_before_the_answer_is_counted_as_skipped() -> None:
     book.observe(second, yes_no_answer(second.query, 0, 2 * S), 2 * S)
     tick(book, 3)
 
-    assert counts(book) == Counts(asked=3, answered=1, missed=1, skipped=1)
+    assert counts(book) == EvaluationCounts(asked=3, answered=1, missed=1, skipped=1)
 
 
 def test_answer_that_is_overtaken_does_not_count() -> None:
@@ -179,9 +179,9 @@ def test_stamps_that_restarted_while_nothing_was_known_begin_anew() -> None:
 
 def test_last_outcome_is_known() -> None:
     book = new_book(standing())
-    ((asking,),) = tick(book, 1)
+    ((evaluation,),) = tick(book, 1)
 
-    book.observe(asking, answer_of(asking.query, "", None, reason=FinishReason.DEADLINE), S)
+    book.observe(evaluation, answer_of(evaluation.query, "", None, reason=FinishReason.DEADLINE), S)
 
     (state,) = book.states()
     assert state.last_reason is FinishReason.DEADLINE
@@ -239,12 +239,12 @@ def test_open_event_ends_with_what_ends_its_query(act: Any, reason: EndReason) -
 
 def test_answer_to_a_removed_query_says_nothing_about_the_next_of_that_name() -> None:
     book = new_book(standing())
-    ((asking,),) = tick(book, 1)
+    ((evaluation,),) = tick(book, 1)
     book.add(standing(question="Is it now?"), is_replacing=True)
     tick(book, 1)
 
-    assert book.observe(asking, yes_no_answer(asking.query, 1, S), 2 * S) == []
-    assert counts(book) == Counts(asked=1)
+    assert book.observe(evaluation, yes_no_answer(evaluation.query, 1, S), 2 * S) == []
+    assert counts(book) == EvaluationCounts(asked=1)
 
 
 def test_disabled_query_is_not_asked_and_enabled_again_at_once() -> None:
@@ -287,11 +287,11 @@ def test_memory_does_not_grow_with_answers() -> None:
     for second in range(1, 1001):
         now_ns = second * S
         book.expire(now_ns)
-        ((asking,),) = book.due(now_ns)
-        book.observe(asking, answer_of(query, str(second), now_ns), now_ns)
+        ((evaluation,),) = book.due(now_ns)
+        book.observe(evaluation, answer_of(query, str(second), now_ns), now_ns)
 
     assert num_readings() - others <= 64 + 2
 
 
 def num_readings() -> int:
-    return sum(type(held) is Reading for held in gc.get_objects())  # others may warn when asked what they are
+    return sum(type(held) is Observation for held in gc.get_objects())  # others may warn when asked what they are

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nvila_ros.standing.event import EndReason, Event, Phase
 from nvila_ros.standing.query import StandingQuery
-from nvila_ros.standing.registry import Counts, Evaluation, QueryRegistry
+from nvila_ros.standing.registry import Evaluation, EvaluationCounts, QueryRegistry
 from nvila_ros.types import Answer, FinishReason
 from tests.standing.obvious import S, answer_of, expect, told, yes_no_answer
 
@@ -51,11 +51,11 @@ class Model:
     seen_ns: int | None = None
     heard_ns: int = 0
     asked_ns: int | None = None
-    life: int = 0
+    epoch: int = 0
     counted: int = 0
     settled: int = 0
     numbers: list[int] = field(default_factory=list)
-    counts: Counts = field(default_factory=Counts)
+    counts: EvaluationCounts = field(default_factory=EvaluationCounts)
 
     def check(self, ended_by: EndReason | None = None) -> None:
         want = expect(self.query, self.stamps_ns, self.said, last_begin_ns=self.last_begin_ns, ended_by=ended_by)
@@ -71,7 +71,7 @@ class Model:
 
     def restart(self, reason: EndReason) -> None:
         self.forget(reason)
-        self.life += 1
+        self.epoch += 1
         self.asked_ns = None
         self.settled = self.numbers[-1] if self.numbers else 0
 
@@ -138,11 +138,11 @@ class BookMachine(RuleBasedStateMachine):
         first, second = (book.due(self.now_ns) for book in self.books)
         assert first == second
         enabled = {state.query.name for state in self.books[0].states() if state.query.enabled}
-        asked = [asking.query.name for group in first for asking in group]
+        asked = [evaluation.query.name for group in first for evaluation in group]
         assert sorted(asked) == sorted(n for n, m in self.models.items() if n in enabled and self._is_due(m))
         assert len({group[0].query.clip for group in first}) == len(first)
         for group, twins in zip(first, second, strict=True):
-            assert len({asking.query.clip for asking in group}) == 1
+            assert len({evaluation.query.clip for evaluation in group}) == 1
             for pair in zip(group, twins, strict=True):
                 self._note_asking(pair)
 
@@ -164,16 +164,16 @@ class BookMachine(RuleBasedStateMachine):
         is_late=st.booleans(),
     )
     def answer(self, which: int, yes: float, age: int, is_late: bool) -> None:
-        askings, model, life = self.open.pop(which % len(self.open))
+        evaluations, model, epoch = self.open.pop(which % len(self.open))
         self.now_ns += is_late * STEP_NS
         stamp_ns = self.now_ns + self.camera_ns - age * STEP_NS
-        self._observe(askings, yes_no_answer(model.query, yes, stamp_ns), model, life, (stamp_ns, yes))
+        self._observe(evaluations, yes_no_answer(model.query, yes, stamp_ns), model, epoch, (stamp_ns, yes))
 
     @precondition(lambda self: self.open)
     @rule(which=st.integers(0, 2), reason=st.sampled_from([r for r in FinishReason if not r.is_answered]))
     def miss(self, which: int, reason: FinishReason) -> None:
-        askings, model, life = self.open.pop(which % len(self.open))
-        self._observe(askings, answer_of(model.query, "yes", None, reason=reason), model, life, None)
+        evaluations, model, epoch = self.open.pop(which % len(self.open))
+        self._observe(evaluations, answer_of(model.query, "yes", None, reason=reason), model, epoch, None)
 
     @invariant()
     def tells_what_the_whole_history_says(self) -> None:
@@ -193,14 +193,14 @@ class BookMachine(RuleBasedStateMachine):
         period_ns = round(S / model.query.rate_hz)
         return model.asked_ns is None or model.asked_ns // period_ns != self.now_ns // period_ns
 
-    def _note_asking(self, askings: tuple[Evaluation, Evaluation]) -> None:
-        model = self.models[askings[0].query.name]
+    def _note_asking(self, evaluations: tuple[Evaluation, Evaluation]) -> None:
+        model = self.models[evaluations[0].query.name]
         model.counts.asked += 1
         if model.numbers and model.settled < model.numbers[-1]:
             model.counts.skipped += 1
         model.asked_ns = self.now_ns
-        model.numbers.append(askings[0].number)
-        self.open.append((askings, model, model.life))
+        model.numbers.append(evaluations[0].number)
+        self.open.append((evaluations, model, model.epoch))
 
     def _expire(self, *, has_jumped: bool = False) -> None:
         first, second = (book.expire(self.now_ns) for book in self.books)
@@ -216,25 +216,25 @@ class BookMachine(RuleBasedStateMachine):
 
     def _observe(
         self,
-        askings: tuple[Evaluation, Evaluation],
+        evaluations: tuple[Evaluation, Evaluation],
         answer: Answer,
         model: Model,
-        life: int,
-        reading: tuple[int, float] | None,
+        epoch: int,
+        observation: tuple[int, float] | None,
     ) -> None:
         self._expire()  # so that what ends here is told apart from what the answer does
-        first, second = (b.observe(a, answer, self.now_ns) for a, b in zip(askings, self.books, strict=True))
-        number = askings[0].number
+        first, second = (b.observe(a, answer, self.now_ns) for a, b in zip(evaluations, self.books, strict=True))
+        number = evaluations[0].number
         if model not in self.models.values():
             assert first == []
             return
-        is_known = life == model.life and number > model.counted
+        is_known = epoch == model.epoch and number > model.counted
         model.settled = max(model.settled, number)
-        if reading is None or not is_known:
+        if observation is None or not is_known:
             assert first == []
             model.counts.missed += 1
             return
-        stamp_ns, yes = reading
+        stamp_ns, yes = observation
         if model.seen_ns is not None and stamp_ns < model.seen_ns - S:
             ends = [event for event in first if event.end_reason is EndReason.TIME_JUMP]
             self.take((ends, [event for event in second if event.end_reason is EndReason.TIME_JUMP]))

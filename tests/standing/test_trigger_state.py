@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nvila_ros.standing.event import EndReason, Event, Phase
 from nvila_ros.standing.observation import read_answer
 from nvila_ros.standing.query import StandingQuery
-from nvila_ros.standing.trigger_state import Watch
+from nvila_ros.standing.trigger_state import TriggerState
 from tests.standing.obvious import S, answer_of, expect, told, yes_no_answer
 
 FORCED = [EndReason.STALE, EndReason.TIME_JUMP, EndReason.REMOVED, EndReason.DISABLED]
@@ -23,23 +23,25 @@ def standing(**changes: Any) -> StandingQuery:
     return StandingQuery(**{"name": "door", "question": "Is the door open?", "trigger": "rising"} | changes)
 
 
-def new_watch(query: StandingQuery) -> Watch:
-    return Watch(query, map("e{}".format, itertools.count(1)).__next__)
+def new_trigger(query: StandingQuery) -> TriggerState:
+    return TriggerState(query, map("e{}".format, itertools.count(1)).__next__)
 
 
-def push_yes(watch: Watch, query: StandingQuery, seconds: Sequence[float], yes: Sequence[float]) -> list[Event]:
+def push_yes(
+    trigger: TriggerState, query: StandingQuery, seconds: Sequence[float], yes: Sequence[float]
+) -> list[Event]:
     events = []
     for second, probability in zip(seconds, yes, strict=True):
-        reading = read_answer(query, yes_no_answer(query, probability, round(second * S)))
-        assert reading is not None
-        events += watch.push(reading)
+        observation = read_answer(query, yes_no_answer(query, probability, round(second * S)))
+        assert observation is not None
+        events += trigger.push(observation)
     return events
 
 
 def tell(yes: Sequence[float], **changes: Any) -> list[tuple[str, int, int]]:
     """Ask once a second; return phase, begin and confirmation in seconds."""
     query = standing(**changes)
-    events = push_yes(new_watch(query), query, range(1, len(yes) + 1), yes)
+    events = push_yes(new_trigger(query), query, range(1, len(yes) + 1), yes)
     return [(e.phase.name, e.begin_stamp_ns // S, e.confirmed_stamp_ns // S) for e in events]
 
 
@@ -84,24 +86,24 @@ def test_begin_that_is_over_before_the_cooldown_is_never_told() -> None:
 
 def test_integer_rises_where_the_number_is_reached() -> None:
     query = standing(answer_type="integer", minimum=0, maximum=9, target="3")
-    watch = new_watch(query)
+    trigger = new_trigger(query)
     events = []
     for second, text in enumerate(["2", "3", "7", "1"], start=1):
-        reading = read_answer(query, answer_of(query, text, second * S))
-        assert reading is not None
-        events += watch.push(reading)
+        observation = read_answer(query, answer_of(query, text, second * S))
+        assert observation is not None
+        events += trigger.push(observation)
 
     assert [(e.phase.name, e.answer.text) for e in events] == [("BEGIN", "3"), ("END", "1")]
 
 
 def test_on_change_tells_the_first_answer_and_each_change_with_what_was_before() -> None:
     query = standing(answer_type="text", trigger="on_change")
-    watch = new_watch(query)
+    trigger = new_trigger(query)
     events = []
     for second, text in enumerate(["A red cube.", "a red  cube", "A ball."], start=1):
-        reading = read_answer(query, answer_of(query, text, second * S))
-        assert reading is not None
-        events += watch.push(reading)
+        observation = read_answer(query, answer_of(query, text, second * S))
+        assert observation is not None
+        events += trigger.push(observation)
 
     assert [(e.phase, e.previous, e.answer.text) for e in events] == [
         (Phase.INSTANT, "", "A red cube."),
@@ -112,25 +114,25 @@ def test_on_change_tells_the_first_answer_and_each_change_with_what_was_before()
 @pytest.mark.parametrize("reason", FORCED)
 def test_forgetting_ends_an_open_event_at_the_last_frames_that_were_seen(reason: EndReason) -> None:
     query = standing()
-    watch = new_watch(query)
-    (begin,) = push_yes(watch, query, [1, 2], [1, 1])
+    trigger = new_trigger(query)
+    (begin,) = push_yes(trigger, query, [1, 2], [1, 1])
 
-    (end,) = watch.forget(reason)
+    (end,) = trigger.forget(reason)
 
     assert (end.event_id, end.phase, end.end_reason) == (begin.event_id, Phase.END, reason)
     assert (end.begin_stamp_ns, end.end_stamp_ns, end.confirmed_stamp_ns) == (S, 2 * S, 2 * S)
-    assert watch.last is None
-    assert watch.forget(reason) == []
+    assert trigger.last is None
+    assert trigger.forget(reason) == []
 
 
 def test_cooldown_outlives_staleness_and_not_a_jump_of_time() -> None:
     query = standing(cooldown_s=100)
     for reason, num_events in ((EndReason.STALE, 0), (EndReason.TIME_JUMP, 1)):
-        watch = new_watch(query)
-        push_yes(watch, query, [1, 2], [1, 0])
-        watch.forget(reason)
+        trigger = new_trigger(query)
+        push_yes(trigger, query, [1, 2], [1, 0])
+        trigger.forget(reason)
 
-        assert len(push_yes(watch, query, [3], [1])) == num_events
+        assert len(push_yes(trigger, query, [3], [1])) == num_events
 
 
 @st.composite
@@ -152,10 +154,10 @@ def test_conditions_are_those_of_the_obvious_way(
     query: StandingQuery, steps: list[tuple[int, float]], reason: EndReason | None
 ) -> None:
     seconds = list(itertools.accumulate(gap for gap, _ in steps))
-    watch = new_watch(query)
+    trigger = new_trigger(query)
 
-    events = push_yes(watch, query, seconds, [yes for _, yes in steps])
-    events += watch.forget(reason) if reason else []
+    events = push_yes(trigger, query, seconds, [yes for _, yes in steps])
+    events += trigger.forget(reason) if reason else []
 
     said = [("", 1 - yes if query.target == "no" else yes) for _, yes in steps]
     assert [told(e) for e in events] == expect(query, [second * S for second in seconds], said, ended_by=reason)
@@ -173,13 +175,13 @@ def test_instants_are_those_of_the_obvious_way(
 ) -> None:
     debounce = {} if trigger == "every" else {"debounce_n": n, "debounce_m": n + extra}
     query = standing(answer_type="text", trigger=trigger, cooldown_s=cooldown_s, **debounce)
-    watch = new_watch(query)
+    trigger = new_trigger(query)
     stamps_ns = [second * S for second in itertools.accumulate(gap for gap, _ in steps)]
     events = []
     for stamp_ns, (_, text) in zip(stamps_ns, steps, strict=True):
-        reading = read_answer(query, answer_of(query, text, stamp_ns))
-        assert reading is not None
-        events += watch.push(reading)
+        observation = read_answer(query, answer_of(query, text, stamp_ns))
+        assert observation is not None
+        events += trigger.push(observation)
 
     assert [told(e) for e in events] == expect(query, stamps_ns, [(text, 1.0) for _, text in steps])
-    assert watch.open_event is None
+    assert trigger.open_event is None

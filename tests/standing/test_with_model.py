@@ -47,10 +47,10 @@ def watch(model: VisionLanguageModel, query: StandingQuery, shown: Sequence[Scen
     for second, scene in enumerate(shown, start=1):
         now_ns = second * S
         events += book.expire(now_ns)
-        ((asking,),) = book.due(now_ns)
+        ((evaluation,),) = book.due(now_ns)
         frame = Frame(image=render(scene, 0.0, 320, 240), stamp_ns=now_ns)
-        answers.append(model.answer(to_query(asking.query, f"q{second}", 0), [frame]))
-        events += book.observe(asking, answers[-1], now_ns)
+        answers.append(model.answer(to_query(evaluation.query, f"q{second}", 0), [frame]))
+        events += book.observe(evaluation, answers[-1], now_ns)
     assert book.states()[0].counts.answered == len(shown)
     return events, answers
 

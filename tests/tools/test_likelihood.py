@@ -38,7 +38,7 @@ def film(kind: str, index: int = 0) -> tuple[list[Frame], str]:
 def test_scores_are_those_of_one_token_after_another(loaded: tuple[Engine, ChatTokenizer], kind: str) -> None:
     engine, tokenizer = loaded
     frames, question = film(kind)
-    seen = FrameEncoder(engine, 0, 0.0).see(frames, SilentProgress())
+    seen = FrameEncoder(engine, 0, 0.0).encode_frames(frames, SilentProgress())
     ids_L = build_prompt(tokenizer, [*seen.parts, question])
 
     for text, told in zip(TEXTS, LikelihoodScorer(engine, tokenizer).score(frames, question, TEXTS), strict=True):

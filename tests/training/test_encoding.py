@@ -79,7 +79,7 @@ def see_as_the_node(checkpoint: Checkpoint, media: Sequence[Shown]) -> VisualPro
         for i, image in enumerate(medium.images)
     ]
     frame_encoder = FrameEncoder(TorchEngine(checkpoint), 0, 0.0)
-    return frame_encoder.see(frames[len(frames) - frame_encoder.num_shown(frames) :], SilentProgress())
+    return frame_encoder.encode_frames(frames[len(frames) - frame_encoder.num_shown(frames) :], SilentProgress())
 
 
 def sample_of(*turns: tuple[Sequence[Any], str]) -> Sample:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvila_ros.visual.frame_cache import ENTRY_BYTES, Encoded, FrameCache, FrameKey
+from nvila_ros.visual.frame_cache import ENTRY_BYTES, EncodedFrame, FrameCache, FrameKey
 from nvila_ros.visual.views import View
 
 VIEW = View((), "image")
@@ -25,7 +25,7 @@ def test_frames_that_share_tokens_are_charged_for_them_once() -> None:
     cache, shared = FrameCache(1 << 20), new_tokens()
 
     for number in range(50):
-        cache.put(key(number), Encoded(VIEW, shared))
+        cache.put(key(number), EncodedFrame(VIEW, shared))
 
     assert (len(cache), cache.num_bytes) == (50, TOKEN_BYTES + 50 * ENTRY_BYTES)
 
@@ -35,7 +35,7 @@ def test_bytes_are_those_of_what_is_held_and_bounded(puts: list[tuple[int, int]]
     cache = FrameCache(num_fit * (TOKEN_BYTES + ENTRY_BYTES))
     shared = [new_tokens() for _ in range(3)]
     for number, which in puts:
-        cache.put(key(number), Encoded(VIEW, shared[which] if which < 3 else new_tokens()))
+        cache.put(key(number), EncodedFrame(VIEW, shared[which] if which < 3 else new_tokens()))
 
     held = list(cache._held.values())
     tokens = {id(encoded.visual_BGD): encoded.visual_BGD.nbytes for encoded in held}

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,7 +33,8 @@ from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import Status
 from nvila_ros.paths import images_profile
 from nvila_ros.ros.camera_publisher import ros_args
-from nvila_ros.ros.messages import LATCHED, stamp_to_ns
+from nvila_ros.ros.domain import free_domain
+from nvila_ros.ros.messages import TRANSIENT_LOCAL, stamp_to_ns
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.srv import Ask
 from nvila_ros.tools.ask import tokens_per_s
@@ -102,24 +101,9 @@ def ros_environment() -> dict[str, str]:
     """Return the environment of a ROS graph of our own on this machine, with room for images in Fast DDS."""
     return {
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_DOMAIN_ID": str(_free_domain()),
+        "ROS_DOMAIN_ID": str(free_domain()),
         **images_profile(),
     }
-
-
-def _free_domain() -> int:
-    """Return a domain in which no participant listens; domains above 101 reach into ports that others use."""
-    domains = random.sample(range(1, 102), 101)
-    return next((domain for domain in domains if _is_free(7400 + 250 * domain)), domains[0])
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
 
 
 class Stage:
@@ -202,7 +186,9 @@ class Client:
         self._asks = self._node.create_client(Ask, f"{NODE}/ask")
         self._goals = ActionClient(self._node, AskVideo, f"{NODE}/ask_video")
         self._states: list[int] = []
-        self._node.create_subscription(Status, f"{NODE}/status", lambda told: self._states.append(told.state), LATCHED)
+        self._node.create_subscription(
+            Status, f"{NODE}/status", lambda told: self._states.append(told.state), TRANSIENT_LOCAL
+        )
         self._counts: list[dict[str, int]] = []
         self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 1)
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvila_ros.generation.pieces import BROKEN, TextStream
+from nvila_ros.prompt.text_stream import BROKEN, TextStream
 
 
 def decode(ids: list[int]) -> str:
