@@ -1,5 +1,6 @@
 # make demo   ask the real node about live video, on this machine's CPU; no ROS, GPU or account needed
 # make test   every test that this machine can run
+# make test-fast   the tests that take seconds: no ROS, no training, no compiling; under two minutes on two idle cores
 # make check  format, lint, spelling, types and import contracts
 # make clean  forget everything that was built
 # make bench-engines   measure the CPU engine beside llama.cpp, onnxruntime-genai, openvino-genai and transformers
@@ -17,13 +18,16 @@ BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmak
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH RMW_IMPLEMENTATION
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test check clean bench-engines bench-stream train-tiny
+.PHONY: demo test test-fast check clean bench-engines bench-stream train-tiny
 
 demo: .venv/ready
 	$(BIN)/nvila demo $(ARGS)
 
 test: .venv/ready-to-test
 	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: .venv/ready-to-test
+	$(BIN)/python -m pytest -m "not ros and not slow and not gpu" $(ARGS)
 
 check: .venv/ready-to-check
 	$(BIN)/ruff format --check .

@@ -39,10 +39,10 @@ from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.tools.options import positive, print_json, wide_console, words
 from nvila_ros.training.conversations.encoding import EncodedSample
-from nvila_ros.training.conversations.forward import told_hidden
+from nvila_ros.training.conversations.forward import learned_hidden
 from nvila_ros.training.conversations.packing import join, pack
 from nvila_ros.training.finetuning.learner import in_precision
-from nvila_ros.training.finetuning.run import Data, Run
+from nvila_ros.training.finetuning.run import TuningData, TuningRun
 from nvila_ros.training.finetuning.settings import BF16, FP32, FULL, Settings
 from nvila_ros.training.finetuning.step_batches import StepBatch
 from nvila_ros.training.token_labels import IGNORE
@@ -166,10 +166,10 @@ def tune(
     return found
 
 
-def new_run(model: Nvila, samples: Sequence[EncodedSample], settings: Settings, folder: Path, device: str) -> Run:
+def new_run(model: Nvila, samples: Sequence[EncodedSample], settings: Settings, folder: Path, device: str) -> TuningRun:
     """Return a run over samples that lie encoded in memory."""
-    data = Data([Numbers(len(samples))])
-    return Run(model, lambda told: samples[int(told.name)], data, settings, folder, device=torch.device(device))
+    data = TuningData([Numbers(len(samples))])
+    return TuningRun(model, lambda told: samples[int(told.name)], data, settings, folder, device=torch.device(device))
 
 
 @torch.no_grad()
@@ -180,9 +180,9 @@ def accuracy(model: Nvila, samples: Sequence[EncodedSample], settings: Settings)
     for group in pack(enumerate(samples), ROW_TOKENS):
         row = join([sample for _, sample in group])
         with in_precision(settings, model.llm.model["embed_tokens"].weight.device):
-            likeliest = model.llm.head(told_hidden(model, row)).argmax(-1).cpu().numpy()
+            likeliest = model.llm.head(learned_hidden(model, row)).argmax(-1).cpu().numpy()
         is_missed = likeliest != row.labels_L[row.labels_L != IGNORE]
-        num_right += int((np.bincount(row.told_owners, is_missed, minlength=len(group)) == 0).sum())
+        num_right += int((np.bincount(row.learned_owners, is_missed, minlength=len(group)) == 0).sum())
     return num_right / len(samples)
 
 

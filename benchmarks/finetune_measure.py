@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.process_usage import peak_resident_bytes, reset_peak, resident_bytes
-from nvila_ros.training.finetuning.run import Run
+from nvila_ros.training.finetuning.run import TuningRun
 from nvila_ros.training.finetuning.tuning import count_parameters
 
 
@@ -32,7 +32,7 @@ class Measured:
         self.peak_bytes, self.learned, self.accuracy = 0, 0, 0.0
         self.step_s: list[float] = []
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: TuningRun) -> None:
         """Take note of the model, and forget what making it took for a moment."""
         self.learned, _ = count_parameters(run.model)
         tidy(self._device)

@@ -39,9 +39,9 @@ from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.tools.charts import BLUE, ORANGE, new_charts, save_chart, styled
 from nvila_ros.tools.options import positive, print_json, whole, wide_console
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
-from nvila_ros.training.conversations.forward import told_log_probs
-from nvila_ros.training.conversations.packing import Row, join, pack
-from nvila_ros.training.conversations.planted import Plan, PlantedWorld
+from nvila_ros.training.conversations.forward import learned_log_probs
+from nvila_ros.training.conversations.packing import PackedRow, join, pack
+from nvila_ros.training.conversations.planted import PlantedSpec, PlantedWorld
 from nvila_ros.training.fp8 import Fp8AdamW, convert_linears
 from nvila_ros.training.tiny import SPEC, new_model
 
@@ -59,7 +59,7 @@ class EncodedWorld(Dataset):
 
     def __init__(self, num_samples: int, seed: int) -> None:
         self.world = PlantedWorld(
-            Plan(num_samples=num_samples, seed=seed, shares=(1, 0, 0), easy_kinds=KINDS, num_turns=5)
+            PlantedSpec(num_samples=num_samples, seed=seed, shares=(1, 0, 0), easy_kinds=KINDS, num_turns=5)
         )
         self.tokenizer = ChatTokenizer.from_folder(open_checkpoint(find_checkpoint(CHECKPOINT)).tokenizer_folder)
 
@@ -128,8 +128,8 @@ def note_settings(args: argparse.Namespace) -> None:
 
 def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the results of all runs; those that an earlier call finished are read."""
-    rows: list[Row] = []
-    held_out: list[Row] = []
+    rows: list[PackedRow] = []
+    held_out: list[PackedRow] = []
     results = []
     for seed in range(args.seeds):
         for precision in PRECISIONS:
@@ -144,7 +144,7 @@ def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
     return results
 
 
-def draw_rows(seed: int, num_rows: int, args: argparse.Namespace) -> list[Row]:
+def draw_rows(seed: int, num_rows: int, args: argparse.Namespace) -> list[PackedRow]:
     """Return rows of whole samples."""
     samples = EncodedWorld(num_rows * args.row_tokens // TOKENS_PER_SAMPLE + 64, seed)
     loader = DataLoader(samples, batch_size=None, num_workers=args.workers)
@@ -156,7 +156,9 @@ def draw_rows(seed: int, num_rows: int, args: argparse.Namespace) -> list[Row]:
     raise AssertionError(f"{len(samples)} samples fill {len(rows)} of {num_rows} rows")
 
 
-def run_one(precision: str, seed: int, rows: list[Row], held_out: list[Row], device: torch.device) -> dict[str, Any]:
+def run_one(
+    precision: str, seed: int, rows: list[PackedRow], held_out: list[PackedRow], device: torch.device
+) -> dict[str, Any]:
     """Train once and return the losses and the bytes."""
     run = TrainingRun(precision, seed, device)
     order, started_s, losses = np.random.default_rng(seed).permutation(len(rows)), time.monotonic(), []
@@ -199,11 +201,11 @@ class TrainingRun:
         else:
             self.optimizer = torch.optim.AdamW(self.masters, **settings)
 
-    def step(self, row: Row, done: float) -> Tensor:
+    def step(self, row: PackedRow, done: float) -> Tensor:
         """Learn a row; `done` is the share of the run. Returns the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = PEAK_LR * min(1.0, (done + 0.002) / 0.05) * (0.51 + 0.49 * math.cos(math.pi * done))
-        loss = -told_log_probs(self.model, row).mean()
+        loss = -learned_log_probs(self.model, row).mean()
         loss.backward()
         for master, copy in zip(self.masters, self.copies, strict=True):
             assert copy.grad is not None
@@ -215,9 +217,9 @@ class TrainingRun:
         return loss.detach()
 
     @torch.no_grad()
-    def evaluate(self, rows: list[Row]) -> float:
+    def evaluate(self, rows: list[PackedRow]) -> float:
         """Return the mean loss of a learned token."""
-        logs = torch.cat([told_log_probs(self.model, row) for row in rows])
+        logs = torch.cat([learned_log_probs(self.model, row) for row in rows])
         return -logs.mean().item()
 
 
@@ -227,7 +229,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors if tensor.dim())
 
 
-def saved_bytes(model: Nvila, row: Row) -> int:
+def saved_bytes(model: Nvila, row: PackedRow) -> int:
     """Return the bytes that autograd keeps of the decoder's pass over a row for its backward pass, without weights.
 
     The row is one causal sequence here: some GPUs keep whole maps of attention where samples have borders.

@@ -39,7 +39,7 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.charts import save_chart
 from nvila_ros.tools.options import positive, print_json, share, wide_console
-from nvila_ros.training.conversations.planted import Plan, PlantedWorld
+from nvila_ros.training.conversations.planted import PlantedSpec, PlantedWorld
 from nvila_ros.training.pruning import load_for_scoring
 from nvila_ros.training.save import save_checkpoint
 from nvila_ros.training.tiny import new_model
@@ -173,7 +173,7 @@ def run_all(args: argparse.Namespace, jobs: list[tuple[str, int]]) -> None:
 def sources_of(args: argparse.Namespace, seeds: list[int]) -> dict[Path, Planted | Cases]:
     """Return what is drawn, by the folder that keeps it; the base's holds what is easy alone, and comes first."""
     easy, helpful = tuple(args.easy.split(",")), tuple(args.helpful.split(","))
-    base = Plan(
+    base = PlantedSpec(
         num_samples=args.base_samples, seed=BASE_SEED, shares=(1, 0, 0), easy_kinds=easy, num_turns=args.base_turns
     )
     sources: dict[Path, Planted | Cases] = {
@@ -182,7 +182,7 @@ def sources_of(args: argparse.Namespace, seeds: list[int]) -> dict[Path, Planted
     }
     right = (1 - args.wrong) / len(easy + helpful)  # share of each kind's right answers
     for seed in seeds:
-        plan = Plan(
+        plan = PlantedSpec(
             num_samples=args.samples,
             seed=seed,
             shares=(right * len(easy), args.wrong, right * len(helpful)),

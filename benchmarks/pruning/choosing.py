@@ -23,7 +23,7 @@ NUM_CLUSTERS = 32
 
 def score(drawn: DrawnSet, large: Nvila, small: Nvila) -> np.ndarray:
     """Return the DeltaLoss of each sample, (N,) float64, as `nvila prune` scores by default."""
-    return delta_loss(log_probs(large, drawn), log_probs(small, drawn), drawn.num_told, "mean")
+    return delta_loss(log_probs(large, drawn), log_probs(small, drawn), drawn.num_learned, "mean")
 
 
 def select(method: str, drawn: DrawnSet, scores: np.ndarray, small: Nvila, *, keep: float, seed: int) -> np.ndarray:

@@ -127,7 +127,7 @@ class DrawnSet:
         return len(self.lengths)
 
     @property
-    def num_told(self) -> np.ndarray:
+    def num_learned(self) -> np.ndarray:
         """Learned tokens of each sample, (N,) int64."""
         return (self.labels != IGNORE).sum(1)
 

@@ -1,7 +1,8 @@
-"""What was asked and answered, a line of JSON a record, so that a run that was broken off goes on where it stood.
+"""The answers of an evaluation, a line of JSON for each record, so that an interrupted run goes on where it stopped.
 
-The first line says which run this is: what it asked about, and whom. A line that was cut off amid writing is dropped
-and asked again. Scores are not kept: they are reckoned from the answers, so another metric needs no second run.
+The first line identifies the run: its data, model and settings. A line that was cut off while it was written is dropped
+and its record is asked again. Scores are not kept: they are computed from the answers, so another metric needs no
+second run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.files import close_reporting
 
 Key = tuple[str, int]
-"""A source by its name, and the index of a record."""
+"""Name of a source, and index of a record in it."""
 
 
 class AnswerLog:
@@ -65,7 +66,7 @@ class AnswerLog:
             close_reporting(self._file, self._path, is_failing=kind is not None)
 
     def add(self, key: Key, line: dict[str, Any]) -> None:
-        """Keep what became of one record.
+        """Keep the result of one record.
 
         Raises:
             ConfigError: the disk is full.
@@ -76,13 +77,13 @@ class AnswerLog:
     def _take(self, path: Path, whole: bytes, run: dict[str, Any]) -> None:
         try:
             found = [json.loads(line) for line in whole.splitlines()]
-            told = found[0]["run"] if found else run
+            known = found[0]["run"] if found else run
             keys = [(line.pop("source"), line.pop("record")) for line in found[1:]]
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ConfigError(f"--out {path} exists and holds no answers of nvila eval; choose another file") from error
-        changed = sorted(name for name in {*told, *run} if told.get(name) != run.get(name))
+        changed = sorted(name for name in {*known, *run} if known.get(name) != run.get(name))
         if changed:
-            was = {name: told.get(name) for name in changed}
+            was = {name: known.get(name) for name in changed}
             now = {name: run.get(name) for name in changed}
             raise ConfigError(f"--out {path} holds answers of another run, {was} and not {now}; choose another file")
         self.lines.update(zip(keys, found[1:], strict=True))

@@ -1,7 +1,7 @@
 """`nvila ask`: a question about a video file, images or a camera of this machine, without ROS.
 
-The answer goes to stdout as it is told; what it is about and how long it took follow on stderr, so that the answer
-alone can be piped on.
+The answer goes to stdout as it is generated; its frames and times follow on stderr, so that the answer alone can be
+piped on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nvila_ros.types import Answer, Frame, Piece, Query
 from nvila_ros.video.media import FOLDER_FPS, LiveCamera, Media, open_media, read_clip
 
 CAMERA_WINDOW_S = 2.0
-"""How long a camera is filmed when nobody says."""
+"""How long a camera is recorded by default."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=positive, default=8, metavar="N", help="frames to show (default: %(default)s)")
     parser.add_argument("--start", type=float, metavar="S", help="from this time of the video, seconds")
     parser.add_argument("--end", type=float, metavar="S", help="up to this time of the video, seconds")
-    parser.add_argument("--window", type=float, metavar="S", help="the last seconds; of a camera, how long to film")
+    parser.add_argument("--window", type=float, metavar="S", help="the last seconds; of a camera, how long to record")
     parser.add_argument(
         "--fps", type=float, default=FOLDER_FPS, help="rate of a folder's images (default: %(default)s)"
     )
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         choices=args.choices,
     )
     check_query(query, NodeConfig())
-    _hush_opencv()
+    _silence_opencv()
     vlm = load_model(args.checkpoint, backend=args.backend, threads=args.threads, overrides=overrides(args))
     frames = read_frames(args)
     answer = vlm.answer(query, frames, on_piece=None if args.json else _print_piece)
@@ -81,7 +81,7 @@ def read_frames(args: argparse.Namespace) -> list[Frame]:
     match = re.fullmatch(r"camera(?::(\d{1,3}))?", args.source, re.ASCII)
     if match and not os.path.exists(args.source):
         if args.start is not None or args.end is not None:
-            raise QueryError("a camera has no --start or --end; say how long to film with --window")
+            raise QueryError("a camera has no --start or --end; give the time to record with --window")
         return _film(int(match[1] or 0), args.frames, CAMERA_WINDOW_S if args.window is None else args.window)
     if not 0 < args.fps <= 1000:
         raise QueryError(f"--fps must lie in (0, 1000], got {args.fps:g}")
@@ -97,7 +97,7 @@ def _interval(args: argparse.Namespace, media: Media) -> tuple[float, float | No
     if args.window is None:
         return args.start or 0.0, args.end
     if args.start is not None:
-        raise QueryError("--start and --window say the same thing twice; give one of them")
+        raise QueryError("--start and --window exclude each other; give one of them")
     if not args.window >= 0:
         raise QueryError(f"--window must be at least 0 s, got {args.window:g}")
     end_s = (media.num_frames - 1) / media.fps if args.end is None else args.end
@@ -113,7 +113,7 @@ def _film(index: int, num_frames: int, window_s: float) -> list[Frame]:
 
 
 def tokens_per_s(num_tokens: int, decode_s: float) -> float:
-    """Return how fast an answer was told; 0 where nothing was decoded."""
+    """Return how fast an answer was decoded; 0 where nothing was."""
     return num_tokens / decode_s if num_tokens and decode_s > 0 else 0.0
 
 
@@ -162,6 +162,6 @@ def _print_piece(piece: Piece) -> None:
     sys.stdout.flush()
 
 
-def _hush_opencv() -> None:
-    """Keep OpenCV from writing about a bad file on its own: the error says it."""
+def _silence_opencv() -> None:
+    """Keep OpenCV from logging a bad file by itself: our error reports it."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -1,8 +1,8 @@
 """A sample of a data set to the model's answers, through the flow that answers the node's queries.
 
-Each of the user's turns is asked in order. Those of one sample are one conversation: a later turn goes on from what the
-model itself has said, as it would with a user, and not from the sample's answers. Media are shown as in training: an
-image that is alone is cut into tiles, several are not, and a video's frames are pooled where there are enough of them.
+The turns of a sample are asked in order, as one conversation: a later turn follows the model's own answers, as with a
+user, and not those of the sample. Media are shown as in training: a single image is cut into tiles, several are not,
+and the frames of a video are pooled where there are enough of them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from nvila_ros.training.conversations.samples import Sample, SampleTurn
 from nvila_ros.types import Answer, Frame, Query
 
 
-class Answerer(Protocol):
-    """What is asked; `pipeline.VisionLanguageModel` is the one there is."""
+class AnsweringModel(Protocol):
+    """A model that answers queries, such as `pipeline.VisionLanguageModel`."""
 
     def answer(self, query: Query, frames: Sequence[Frame]) -> Answer:
         """Answer one query about frames in capture order."""
@@ -26,16 +26,16 @@ class Answerer(Protocol):
 
 
 def ask_sample(
-    model: Answerer, sample: Sample, *, num_frames: int, max_tokens: int, choices: Sequence[str] = ()
+    model: AnsweringModel, sample: Sample, *, num_frames: int, max_tokens: int, choices: Sequence[str] = ()
 ) -> list[Answer]:
     """Return the model's answer to each turn of a sample.
 
     Args:
-        model: is asked.
+        model: answers.
         sample: its own answers are not shown.
-        num_frames: the most of a video.
-        max_tokens: the longest answer.
-        choices: what may be answered; without any, whatever the model says.
+        num_frames: most frames of a video.
+        max_tokens: of the longest answer.
+        choices: the only answers allowed; without any, every text is.
 
     Raises:
         SampleError: a medium cannot be read, a turn cannot be shown as a prompt of the node's, or is too long.

@@ -21,7 +21,7 @@ from nvila_ros.files import atomic_file
 from nvila_ros.training.score_run import Scores
 
 BLUE, ORANGE, GRAY = "#0072b2", "#d55e00", "#b8bcc2"
-"""Of the palette of Okabe and Ito, which colour-blind readers tell apart."""
+"""Of the palette of Okabe and Ito, which colour-blind readers distinguish."""
 MAX_GROUPS = 8
 """Sub-datasets that are drawn."""
 _MEMORY, _NUM_BINS = 0.95, 80

@@ -1,8 +1,8 @@
-"""`nvila <verb>`: finds the verb's module, and turns whatever goes wrong into one line and an exit code.
+"""`nvila <verb>`: finds the verb's module, and reports every error as one line and an exit code.
 
 A verb's module has `add_arguments(parser)` and `run(args) -> int`. It is imported only when its verb is used, so that
-help comes at once and torch is needed only where it works. Exit codes: 0 it went well, 1 what was asked about failed,
-2 usage or bad input, 130 interrupted.
+help appears at once and torch is imported only where it is used. Exit codes: 0 success, 1 the check or command that was
+run failed, 2 usage or bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ VERBS: dict[str, tuple[str, str]] = {
     "ask": ("ask", "ask about a video file, images or a camera, without ROS"),
     "camera": ("camera", "publish the synthetic world or a video file as a ROS camera"),
     "eval": ("evaluate", "measure how often a checkpoint answers right"),
-    "inspect": ("inspect_checkpoint", "tell what a checkpoint is, what it costs and what is wrong with it"),
-    "parity": ("parity", "hold a checkpoint against golden cases of the reference, stage by stage"),
-    "plan": ("plan", "foretell on paper whether an engine fits a device and how fast it is"),
+    "inspect": ("inspect_checkpoint", "show what a checkpoint is, what it costs and what is wrong with it"),
+    "parity": ("parity", "compare a checkpoint with golden cases of the reference, stage by stage"),
+    "plan": ("plan", "predict whether an engine fits a device, and how fast it is"),
     "bench": ("bench", "measure how fast a model is on this machine, and how close to its memory's speed"),
     "build": ("build", "quantize a checkpoint by a recipe, for the node to load"),
     "import-tinychat": ("import_tinychat", "make a build of AWQ weights that TinyChat packed"),
     "export": ("export", "write a checkpoint's parts as ONNX files"),
     "prune": ("prune", "keep the samples of a data set that are worth learning from"),
-    "finetune": ("finetune", "let a checkpoint learn from conversations"),
+    "finetune": ("finetune", "tune a checkpoint on conversations"),
     "train-tiny": ("train", "train nvila-tiny from nothing, or nvila-tiny-scale from it"),
 }
 """Module and help line of each verb."""
@@ -49,7 +49,7 @@ _INTERFACES = ("nvila_ros.msg", "nvila_ros.srv", "nvila_ros.action")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that tells a mistake in one line."""
+    """A parser that reports a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""

@@ -10,18 +10,9 @@ import argparse
 import contextlib
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.files import close_reporting, write_errors
@@ -32,6 +23,7 @@ from nvila_ros.tools.evaluate_data import as_table as as_data_table
 from nvila_ros.tools.evaluate_data import ask_all, check_metrics, describe_run, score_all
 from nvila_ros.tools.metrics import METRICS
 from nvila_ros.tools.options import add_model_options, positive, print_json, whole, wide_console, words
+from nvila_ros.tools.progress import CountProgress
 from nvila_ros.tools.records import add_media_options, open_sources
 from nvila_ros.tools.suite_scores import MAX_TOKENS, as_dict, as_table, score
 from nvila_ros.tools.suites import DEFAULT_SUITE, SUITES
@@ -90,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NvilaError: a kind is unknown, a record cannot be asked about, or checkpoint or backend is not acceptable.
     """
-    astray = SUITE_OPTIONS if args.data else DATA_OPTIONS
-    given = [f"--{name.replace('_', '-')}" for name in astray if getattr(args, name)]
+    foreign = SUITE_OPTIONS if args.data else DATA_OPTIONS
+    given = [f"--{name.replace('_', '-')}" for name in foreign if getattr(args, name)]
     if given:
         raise ConfigError(f"{', '.join(given)} goes {'without' if args.data else 'with'} DATA; leave it out")
     return run_data(args) if args.data else run_suite(args)
@@ -106,29 +98,29 @@ def run_data(args: argparse.Namespace) -> int:
     metrics, max_tokens = args.metric or ("exact",), args.max_tokens or MAX_TOKENS
     check_metrics(metrics)
     sources = open_sources(args.data, args.media, args.by, allow_outside=args.allow_outside, reads_bags=True)
-    told = describe_run(args, sources, max_tokens)
-    tally = BadSamples(is_strict=not args.skip_bad)
+    settings = describe_run(args, sources, max_tokens)
+    bad_samples = BadSamples(is_strict=not args.skip_bad)
     model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
     total = sum(min(args.limit or len(source), len(source)) for source in sources)
-    with AnswerLog(args.out, told) as log, _Progress(total) as report:
+    with AnswerLog(args.out, settings) as log, CountProgress("records", total) as progress:
         ask_all(
             model,
             sources,
             log,
-            tally,
-            num_frames=told["frames"],
+            bad_samples,
+            num_frames=settings["frames"],
             max_tokens=max_tokens,
             limit=args.limit,
-            on_record=partial(report.advance, ""),
+            on_record=progress.advance,
         )
     scores = score_all(sources, log, metrics, args.limit)
     if not scores:
-        raise DataError(f"no record could be asked about: {next(iter(tally.first.values()))}")
+        raise DataError(f"no record could be asked about: {next(iter(bad_samples.first.values()))}")
     if not args.json:
         wide_console().print(as_data_table(scores, metrics))
-        for reason, count in tally.counts.items():
-            print(f"{count} left out, {reason}: {tally.first[reason]}")
-    print_json({**data_as_dict(scores, metrics, tally), **_names(model)})
+        for reason, count in bad_samples.counts.items():
+            print(f"{count} left out, {reason}: {bad_samples.first[reason]}")
+    print_json({**data_as_dict(scores, metrics, bad_samples), **_names(model)})
     return 0
 
 
@@ -147,11 +139,11 @@ def run_suite(args: argparse.Namespace) -> int:
         suite.case(kind, 0)  # what is missing shows before the model is loaded
     model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
     with contextlib.ExitStack() as stack:
-        report = stack.enter_context(_Progress(len(kinds) * num_questions))
-        lines = stack.enter_context(_Lines(args.out)) if args.out else None
+        progress = stack.enter_context(CountProgress("questions", len(kinds) * num_questions))
+        lines = stack.enter_context(_CaseLines(args.out)) if args.out else None
 
         def on_case(kind: str, index: int, case: EvalCase, answer: Answer) -> None:
-            report.advance(kind)
+            progress.advance(kind)
             if lines is not None:
                 lines.write(kind, index, case, answer)
 
@@ -166,32 +158,7 @@ def _names(model: VisionLanguageModel) -> dict[str, str]:
     return dataclasses.asdict(model.info)
 
 
-class _Progress:
-    """A bar on stderr, and nothing where nobody watches."""
-
-    def __init__(self, total: int) -> None:
-        columns = [
-            TextColumn("{task.description:<7}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        ]
-        console = Console(stderr=True)
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self._bar.stop()
-
-    def advance(self, kind: str) -> None:
-        self._bar.update(self._task, advance=1, description=kind)
-
-
-class _Lines:
+class _CaseLines:
     """Each case as a line of JSON, so that wrong answers can be looked at."""
 
     def __init__(self, path: Path) -> None:
@@ -201,7 +168,7 @@ class _Lines:
         except OSError as error:
             raise ConfigError(f"--out {path} cannot be written: {error.strerror}; choose another file") from error
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> _CaseLines:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *args: object) -> None:

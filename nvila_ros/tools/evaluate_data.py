@@ -19,7 +19,7 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.models.build import Build, fingerprint
 from nvila_ros.runtime.loading import choose_backend, find_checkpoint, open_model
 from nvila_ros.tools.answer_log import AnswerLog, Key
-from nvila_ros.tools.asking import Answerer, ask_sample
+from nvila_ros.tools.asking import AnsweringModel, ask_sample
 from nvila_ros.tools.metrics import METRICS, best_match
 from nvila_ros.training.conversations.bad_samples import BadSamples, SampleError
 from nvila_ros.training.conversations.files import SampleSource
@@ -32,13 +32,13 @@ OnRecord = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """How the turns of one sub-dataset went.
+class GroupScore:
+    """The scores of one sub-dataset.
 
     Attributes:
         num_asked: turns.
         means: of each metric over them, 0 to 1.
-        wrong: a few that the first metric gives less than half, as (said, true).
+        wrong: a few turns that the first metric gives less than half, as (answer, truth).
     """
 
     num_asked: int
@@ -61,10 +61,10 @@ def describe_run(args: argparse.Namespace, sources: Sequence[SampleSource], max_
 
 
 def ask_all(
-    model: Answerer,
+    model: AnsweringModel,
     sources: Sequence[SampleSource],
     log: AnswerLog,
-    tally: BadSamples,
+    bad_samples: BadSamples,
     *,
     num_frames: int,
     max_tokens: int,
@@ -77,14 +77,14 @@ def ask_all(
         model: is asked.
         sources: of records.
         log: takes the answers.
-        tally: is told of records that cannot be asked about.
+        bad_samples: counts the records that cannot be asked about.
         num_frames: the most of a video.
         max_tokens: the longest answer.
         limit: records of each source; 0 is all.
         on_record: called after each.
 
     Raises:
-        SampleError: a record cannot be asked about, and the tally is strict.
+        SampleError: a record cannot be asked about, and the run is strict.
     """
     for key, source in _records(sources, limit):
         if key not in log.lines:
@@ -96,13 +96,13 @@ def ask_all(
                 )
                 log.add(key, _as_line(sample, record, answers))
             except SampleError as error:
-                tally.add(error)
+                bad_samples.add(error)
         on_record()
 
 
 def score_all(
     sources: Sequence[SampleSource], log: AnswerLog, metrics: Sequence[str], limit: int = 0
-) -> dict[str, Score]:
+) -> dict[str, GroupScore]:
     """Return the scores of each sub-dataset that has an answer, in order of appearance."""
     turns: dict[str, list[dict[str, Any]]] = {}
     for key, _ in _records(sources, limit):
@@ -111,7 +111,7 @@ def score_all(
     return {group: _score(each, metrics) for group, each in turns.items()}
 
 
-def as_table(scores: dict[str, Score], metrics: Sequence[str]) -> Table:
+def as_table(scores: dict[str, GroupScore], metrics: Sequence[str]) -> Table:
     """Return a table of the scores, with a few wrong answers of each sub-dataset."""
     table = Table("group", "asked", *metrics, "said instead of the truth")
     for column in table.columns[1:-1]:
@@ -123,7 +123,7 @@ def as_table(scores: dict[str, Score], metrics: Sequence[str]) -> Table:
     return table
 
 
-def as_dict(scores: dict[str, Score], metrics: Sequence[str], tally: BadSamples) -> dict[str, Any]:
+def as_dict(scores: dict[str, GroupScore], metrics: Sequence[str], bad_samples: BadSamples) -> dict[str, Any]:
     """Return the mean of each metric over all turns and by sub-dataset, and what was left out."""
     asked = sum(score.num_asked for score in scores.values())
     overall = {
@@ -131,7 +131,7 @@ def as_dict(scores: dict[str, Score], metrics: Sequence[str], tally: BadSamples)
         for name in metrics
     }
     groups = {group: {"asked": score.num_asked, **score.means} for group, score in scores.items()}
-    return {"asked": asked, **overall, "groups": groups, "skipped": dict(tally.counts)}
+    return {"asked": asked, **overall, "groups": groups, "skipped": dict(bad_samples.counts)}
 
 
 def check_metrics(names: Sequence[str]) -> None:
@@ -175,10 +175,10 @@ def _as_line(sample: Sample, record: dict[str, Any], answers: Sequence[Answer]) 
     return {"id": record.get("id"), "group": sample.group, "turns": turns}
 
 
-def _score(turns: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Score:
+def _score(turns: Sequence[dict[str, Any]], metrics: Sequence[str]) -> GroupScore:
     by_metric = {name: [best_match(name, turn["answer"], turn["truths"]) for turn in turns] for name in metrics}
     failed = [turn for turn, value in zip(turns, by_metric[metrics[0]], strict=True) if value < 0.5]
-    return Score(
+    return GroupScore(
         num_asked=len(turns),
         means={name: sum(values) / len(values) for name, values in by_metric.items()},
         wrong=tuple((turn["answer"], turn["truths"][0]) for turn in failed[:NUM_SHOWN_WRONG]),

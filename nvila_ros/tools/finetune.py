@@ -1,8 +1,8 @@
-"""`nvila finetune`: let a checkpoint learn from conversations.
+"""`nvila finetune`: tune a checkpoint on conversations.
 
 In: conversations and a checkpoint. Out: a folder that is a checkpoint of the same layout, with the run in `training/`.
 
-Under torchrun the same command runs on several processes. Run again it goes on behind the last saved state.
+Under torchrun the same command runs on several processes. Run again, it goes on after the last saved state.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from nvila_ros.errors import ConfigError
@@ -30,9 +28,10 @@ from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.charts import draw_losses, save_chart
 from nvila_ros.tools.finetune_options import add_arguments, read_settings
 from nvila_ros.tools.options import print_json, wide_console
+from nvila_ros.tools.progress import CountProgress
 from nvila_ros.tools.records import open_sources
 from nvila_ros.training.finetuning.results import RUN_FOLDER, write_results
-from nvila_ros.training.finetuning.run import Data, Run, open_run
+from nvila_ros.training.finetuning.run import TuningData, TuningRun, open_run
 from nvila_ros.training.finetuning.settings import FROZEN, Settings
 from nvila_ros.training.finetuning.state import LOSS_FILE, read_losses
 from nvila_ros.training.finetuning.tuning import count_parameters
@@ -50,24 +49,24 @@ def run(args: argparse.Namespace) -> int:
         NvilaError: a sample, a checkpoint or the folder is not acceptable, or a loss is no number.
     """
     open_data = partial(open_sources, media=args.media, allow_outside=args.allow_outside)
-    data = Data(open_data(args.data), open_data(args.held_out))
+    data = TuningData(open_data(args.data), open_data(args.held_out))
     settings = read_settings(args)
     checkpoint = open_checkpoint(find_checkpoint(args.checkpoint))
     if checkpoint.path.resolve() in (args.out.resolve(), *args.out.resolve().parents):
         raise ConfigError(f"--out {args.out} lies in the checkpoint that is tuned; choose a folder beside it")
-    with joined(args.device) as ranks, _own(args.out, ranks):
+    with joined(args.device) as ranks, _locked(args.out, ranks):
         if args.sweep_ratio:
-            told = _sweep(args, checkpoint, data, settings, ranks)
+            figures = _sweep(args, checkpoint, data, settings, ranks)
         else:
-            told = _tune(args, checkpoint, data, settings, ranks)
+            figures = _tune(args, checkpoint, data, settings, ranks)
         if ranks.is_first:
-            print_json(told)
+            print_json(figures)
     return 0
 
 
 @contextmanager
-def _own(out: Path, ranks: Ranks) -> Iterator[None]:
-    """Keep other runs out of the folder, and this one out of a folder that is another thing's."""
+def _locked(out: Path, ranks: Ranks) -> Iterator[None]:
+    """Lock the folder of the run, and refuse a folder that holds something else."""
     is_free = not out.exists() or (out / RUN_FOLDER).is_dir() or (out.is_dir() and not any(out.iterdir()))
     if ranks.is_first and not is_free:
         raise ConfigError(f"--out {out} holds something that is no run of finetune; choose another folder")
@@ -76,30 +75,32 @@ def _own(out: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def _tune(
-    args: argparse.Namespace, checkpoint: Checkpoint, data: Data, settings: Settings, ranks: Ranks
+    args: argparse.Namespace, checkpoint: Checkpoint, data: TuningData, settings: Settings, ranks: Ranks
 ) -> dict[str, Any]:
-    """Run one tuning to its end and write its checkpoint; returns what is told of it."""
+    """Run one tuning to its end and write its checkpoint; returns its figures."""
     tuning = _train(args, checkpoint, data, settings, ranks, args.out / RUN_FOLDER)
     write_results(tuning, checkpoint, args.out)
-    return _tell(tuning, data) | {"checkpoint": str(args.out)}
+    return _figures(tuning, data) | {"checkpoint": str(args.out)}
 
 
 def _train(
-    args: argparse.Namespace, checkpoint: Checkpoint, data: Data, settings: Settings, ranks: Ranks, folder: Path
-) -> Run:
+    args: argparse.Namespace, checkpoint: Checkpoint, data: TuningData, settings: Settings, ranks: Ranks, folder: Path
+) -> TuningRun:
     if ranks.is_first:
-        record_run(folder, _note(checkpoint, data, settings))
+        record_run(folder, _describe(checkpoint, data, settings))
     ranks.wait()
     tuning = open_run(checkpoint, data, settings, folder, ranks, local_device(args.device))
-    with _watched(tuning, args.out.name) as on_step:
-        tuning.train(on_step)
+    if ranks.is_first and tuning.done:
+        print(f"{args.out.name}: goes on after step {tuning.done}", file=sys.stderr, flush=True)
+    with CountProgress(args.out.name, tuning.num_steps, done=tuning.done, is_shown=ranks.is_first) as progress:
+        tuning.train(partial(_report_step, tuning, progress))
     if ranks.is_first:
         _draw(tuning)
     return tuning
 
 
-def _note(checkpoint: Checkpoint, data: Data, settings: Settings) -> dict[str, Any]:
-    """Return what decides the steps of a run, for its folder."""
+def _describe(checkpoint: Checkpoint, data: TuningData, settings: Settings) -> dict[str, Any]:
+    """Return what decides the steps of a run, to be recorded in its folder."""
     return {
         "data": [[source.name, source.identity()] for source in data.sources],  # steps are by position
         "checkpoint": fingerprint(checkpoint),
@@ -107,7 +108,7 @@ def _note(checkpoint: Checkpoint, data: Data, settings: Settings) -> dict[str, A
     }
 
 
-def _tell(tuning: Run, data: Data) -> dict[str, Any]:
+def _figures(tuning: TuningRun, data: TuningData) -> dict[str, Any]:
     """Return the figures of a finished run; every rank must ask."""
     left_out = tuning.left_out()
     held_out = tuning.held_out_loss() if data.held_out else None
@@ -125,9 +126,9 @@ def _tell(tuning: Run, data: Data) -> dict[str, Any]:
 
 
 def _sweep(
-    args: argparse.Namespace, checkpoint: Checkpoint, data: Data, settings: Settings, ranks: Ranks
+    args: argparse.Namespace, checkpoint: Checkpoint, data: TuningData, settings: Settings, ranks: Ranks
 ) -> dict[str, Any]:
-    """Run a tuning with each ratio, and tell which has the lowest held-out loss.
+    """Run a tuning with each ratio, and return which has the lowest held-out loss.
 
     Raises:
         ConfigError: there is nothing to judge by, or the tower does not learn.
@@ -138,7 +139,7 @@ def _sweep(
     for ratio in args.sweep_ratio:
         folder = args.out / RUN_FOLDER / f"ratio-{ratio:g}"
         tuning = _train(args, checkpoint, data, replace(settings, tower_lr_ratio=ratio), ranks, folder)
-        rows.append({"ratio": ratio, **_tell(tuning, data)})
+        rows.append({"ratio": ratio, **_figures(tuning, data)})
         del tuning  # with the next one beside it a GPU would hold two
         gc.collect()
         torch.cuda.empty_cache()
@@ -156,32 +157,14 @@ def _sweep_table(rows: list[dict[str, Any]], best: float) -> Table:
     return table
 
 
-@contextmanager
-def _watched(tuning: Run, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give what to call after each step: a live bar on a terminal, else a line now and then, both on stderr."""
-    console = Console(stderr=True)
-    is_watched = tuning.ranks.is_first and console.is_terminal
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[told]}"), console=console)
-    bar.disable = not is_watched
-    task = bar.add_task(name, total=tuning.num_steps, completed=tuning.done, told="")
-    if tuning.ranks.is_first and tuning.done:
-        print(f"{name}: goes on behind step {tuning.done}", file=sys.stderr, flush=True)
-
-    def on_step(entry: dict[str, Any]) -> None:
-        loss = "no sample" if entry["loss"] is None else f"loss {entry['loss']:.4f}"
-        bar.update(task, completed=entry["step"], told=loss)
-        is_due = entry["step"] % max(tuning.num_steps // 20, 1) == 0
-        if not is_watched and is_due:
-            print(f"{name}: {entry['step']}/{tuning.num_steps} {loss} {entry['s']:.2f} s", file=sys.stderr, flush=True)
-        if entry["step"] % tuning.settings.save_every == 0:
-            _draw(tuning)
-
-    with bar:
-        yield on_step
+def _report_step(tuning: TuningRun, progress: CountProgress, entry: dict[str, Any]) -> None:
+    loss = "no sample" if entry["loss"] is None else f"loss {entry['loss']:.4f}"
+    progress.advance(f"{loss} {entry['s']:.2f} s")
+    if entry["step"] % tuning.settings.save_every == 0:
+        _draw(tuning)
 
 
-def _draw(tuning: Run) -> None:
+def _draw(tuning: TuningRun) -> None:
     settings = tuning.settings
     title = f"loss by step: tower {settings.tower}, llm {settings.llm}, lr {settings.lr:g}"
     save_chart(tuning.folder / CHART, draw_losses(read_losses(tuning.folder / LOSS_FILE), title, tuning.num_steps))

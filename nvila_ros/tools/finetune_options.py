@@ -1,4 +1,4 @@
-"""What `nvila finetune` takes, and the settings that it makes of it."""
+"""The options of `nvila finetune`, and the settings that they make."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data", nargs="+", type=Path, metavar="DATA", help="conversations in JSON or JSON lines, or folders of such"
     )
-    parser.add_argument("--checkpoint", required=True, metavar="CKPT", help="what learns")
+    parser.add_argument("--checkpoint", required=True, metavar="CKPT", help="checkpoint to tune")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="run again to go on")
     add_media_options(parser)
     parser.add_argument(
@@ -154,10 +154,10 @@ def below_one(text: str) -> float:
 
 
 def ratios(text: str) -> tuple[float, ...]:
-    """Read numbers > 0 parted by commas, each once."""
+    """Read numbers > 0 separated by commas, each once."""
     found = tuple(dict.fromkeys(above_zero(word) for word in words(text)))
     if not found:
-        raise argparse.ArgumentTypeError(f"expected ratios parted by commas, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected ratios separated by commas, got {text!r}")
     return found
 
 

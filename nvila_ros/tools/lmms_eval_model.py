@@ -35,13 +35,13 @@ from nvila_ros.types import Answer, FinishReason, Frame, Piece, Query
 from nvila_ros.video.media import IMAGE_SUFFIXES, open_media, read_clip
 
 DEFAULT_MAX_TOKENS = 1024
-"""Of an answer to a task that says nothing of it, as lmms-eval's own models have it."""
+"""Of an answer where the task gives no limit, as in lmms-eval's own models."""
 _READ = frozenset({"max_new_tokens", "until", "do_sample", "temperature", "num_beams"})
-_MOOT = frozenset({"top_p", "top_k"})  # of sampling, which is refused
+_WITHOUT_EFFECT = frozenset({"top_p", "top_k"})  # of sampling, which is refused
 _log = logging.getLogger(__name__)
 
 
-class Loss(tuple[float, bool], GenerationResult):
+class ContinuationLoss(tuple[float, bool], GenerationResult):
     """The loss of a continuation, and whether it is greedy.
 
     The evaluator of 0.7.3 hands on what a `GenerationResult` holds, and makes text of any other pair.
@@ -97,11 +97,11 @@ class NvilaRos(lmms):
         self._scorer = LikelihoodScorer(engine, tokenizer)
         self._num_frames = int(num_frames) or source.spec.num_video_frames
         self._num_positions = source.spec.decoder.max_positions
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     @property
     def device(self) -> torch.device:
-        """Where lmms-eval gathers what its processes have counted."""
+        """Where lmms-eval gathers the counts of its processes."""
         return torch.device("cpu")
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
@@ -110,9 +110,9 @@ class NvilaRos(lmms):
         Raises:
             NvilaError: a task wants to sample, a medium cannot be read or shown, or a prompt is too long.
         """
-        return [self._generate(*request.args) for request in self._watched(requests)]
+        return [self._generate(*request.args) for request in self._with_progress(requests)]
 
-    def loglikelihood(self, requests: list[Instance]) -> list[Loss]:
+    def loglikelihood(self, requests: list[Instance]) -> list[ContinuationLoss]:
         """Return of requests (context, continuation, doc_to_visual, doc_id, task, split) the loss and if it is greedy.
 
         The loss is the mean over the continuation's tokens and the stop token of the negative log probability: although
@@ -122,14 +122,14 @@ class NvilaRos(lmms):
         Raises:
             NvilaError: a medium cannot be read or shown, or a prompt is too long.
         """
-        losses: list[Loss] = []
-        for _, alike in itertools.groupby(self._watched(requests), key=_what_is_asked):
+        losses: list[ContinuationLoss] = []
+        for _, alike in itertools.groupby(self._with_progress(requests), key=_same_question):
             group = [request.args for request in alike]
             context, _, *place = group[0]
             frames = self._frames(*place) if place else []
             texts = [self._continuation(*args) for args in group]
             for each in self._scorer.score(frames, _plain(context), texts):
-                losses.append(Loss((-float(np.mean(each.log_probs)), each.is_greedy)))
+                losses.append(ContinuationLoss((-float(np.mean(each.log_probs)), each.is_greedy)))
         return losses
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -162,13 +162,13 @@ class NvilaRos(lmms):
 
     def _answer(self, query: Query, frames: Sequence[Frame], until: Sequence[str]) -> Answer:
         """Ask, with as many tokens for the answer as the prompt leaves where it does not leave those wanted."""
-        told: list[str] = []
+        pieces: list[str] = []
 
         def on_piece(piece: Piece) -> None:
-            told.append(piece.text)
+            pieces.append(piece.text)
 
         def should_stop() -> FinishReason | None:
-            return FinishReason.STOP if any(stop in "".join(told) for stop in until) else None
+            return FinishReason.STOP if any(stop in "".join(pieces) for stop in until) else None
 
         try:
             return self._vlm.answer(query, frames, on_piece=on_piece, should_stop=should_stop)
@@ -194,14 +194,14 @@ class NvilaRos(lmms):
         temperature = settings.get("temperature") or 0
         samples = settings.get("do_sample", temperature > 0)
         if samples or (settings.get("num_beams") or 1) != 1:
-            told = {name: settings[name] for name in sorted(_READ & settings.keys() - {"until", "max_new_tokens"})}
+            asked = {name: settings[name] for name in sorted(_READ & settings.keys() - {"until", "max_new_tokens"})}
             fix = "add --gen_kwargs temperature=0,do_sample=False,num_beams=1"
-            raise ConfigError(f"answers are decoded greedily, and the task asks for {told}; {fix}")
-        for name in sorted(settings.keys() - _READ - _MOOT - self._told):
-            self._told.add(name)
+            raise ConfigError(f"answers are decoded greedily, and the task asks for {asked}; {fix}")
+        for name in sorted(settings.keys() - _READ - _WITHOUT_EFFECT - self._warned):
+            self._warned.add(name)
             _log.warning("generation_kwargs %s=%r has no effect on nvila_ros", name, settings[name])
 
-    def _watched(self, requests: Sequence[Instance]) -> Iterable[Instance]:
+    def _with_progress(self, requests: Sequence[Instance]) -> Iterable[Instance]:
         return track(requests, "asking", console=Console(stderr=True), disable=self.rank != 0)
 
 
@@ -253,7 +253,7 @@ def _clip(visual: Any, num_frames: int) -> list[np.ndarray]:
         media.close()
 
 
-def _what_is_asked(request: Instance) -> tuple[Any, ...]:
+def _same_question(request: Instance) -> tuple[Any, ...]:
     context, _, *place = request.args
     return (context, *place[1:])  # not how its media are found, which is the same for a task
 

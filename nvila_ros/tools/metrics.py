@@ -1,4 +1,4 @@
-"""How right an answer is, 0 to 1, against the answers that count as right: the measures that data sets are scored by.
+"""The metrics that data sets are scored by: how well an answer matches the right ones, 0 to 1.
 
     exact      the same up to case, outer spaces and one final period
     contains   the truth stands somewhere in the answer, up to case; OCRBench (arXiv 2305.07895)
@@ -39,25 +39,25 @@ def relaxed(answer: str, truth: str) -> float:
 
     A percent sign divides by 100 on either side, so that "12%" is 0.12 and not 12, as ChartQA's own scoring reads it.
     """
-    told, true = _number(answer), _number(truth)
-    if told is None or not true:  # a share of zero is no tolerance
+    given, true = _number(answer), _number(truth)
+    if given is None or not true:  # a share of zero is no tolerance
         return exact(answer, truth)
-    return float(abs(told - true) <= TOLERANCE * abs(true))
+    return float(abs(given - true) <= TOLERANCE * abs(true))
 
 
 def anls(answer: str, truth: str) -> float:
     """Return the normalised Levenshtein similarity of two texts, up to case; 0 below the threshold."""
-    told, true = answer.strip().lower(), truth.strip().lower()
-    share = _edit_distance(told, true) / max(len(told), len(true), 1)
+    given, true = answer.strip().lower(), truth.strip().lower()
+    share = _edit_distance(given, true) / max(len(given), len(true), 1)
     return 1 - share if share < ANLS_THRESHOLD else 0.0
 
 
 METRICS: dict[str, Metric] = {"exact": exact, "contains": contains, "relaxed": relaxed, "anls": anls}
-"""Every measure by its name."""
+"""Every metric by its name."""
 
 
 def best_match(metric: str, answer: str, truths: Sequence[str]) -> float:
-    """Return how right an answer is by the truth that it matches best."""
+    """Return the score of an answer by the truth that it matches best."""
     return max(METRICS[metric](answer, truth) for truth in truths)
 
 

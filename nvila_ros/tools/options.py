@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how their values are read."""
+"""Options that several verbs share, and the parsers of their values."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MIN_WIDTH = 110  # characters
 
 def add_model_options(parser: argparse.ArgumentParser, backends: Sequence[str] = (AUTO, *BACKENDS)) -> None:
     """Add `--backend`, the first of those given as its default, and `--threads`."""
-    told = "that of a build's device, else onnxruntime" if backends[0] == AUTO else backends[0]
-    parser.add_argument("--backend", choices=backends, default=backends[0], help=f"runtime (default: {told})")
+    default = "auto: the one a build was made for, else onnxruntime" if backends[0] == AUTO else backends[0]
+    parser.add_argument("--backend", choices=backends, default=backends[0], help=f"runtime (default: {default})")
     parser.add_argument("--threads", type=whole, default=0, metavar="N", help="threads; 0 takes every core (default)")
 
 
@@ -92,15 +92,15 @@ def size(text: str) -> tuple[int, int]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Read a list parted by commas."""
+    """Read a list separated by commas."""
     found = tuple(word.strip() for word in text.split(","))
     if not all(found):
-        raise argparse.ArgumentTypeError(f"expected words parted by commas, none of them empty, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected words separated by commas, none of them empty, got {text!r}")
     return found
 
 
 def wide_console() -> Console:
-    """Return a console for tables: where nobody watches it is wide enough that none is cut."""
+    """Return a console for tables; where it is no terminal, it is wide enough for all of them."""
     console = Console(highlight=False)
     console.width = max(console.width, MIN_WIDTH)
     return console

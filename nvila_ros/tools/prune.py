@@ -6,14 +6,11 @@ In: conversations and two checkpoints of one tokenizer. Out: a folder with the s
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nvila_ros.files import exclusive_lock
 from nvila_ros.models.build import fingerprint
@@ -21,13 +18,14 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.charts import draw_scores, save_chart
 from nvila_ros.tools.options import positive, print_json, share, wide_console
+from nvila_ros.tools.progress import CountProgress
 from nvila_ros.tools.prune_report import as_dict, example_table, group_table
 from nvila_ros.tools.records import add_media_options, open_sources
 from nvila_ros.training.conversations.files import SampleSource
 from nvila_ros.training.pruning import SCORES, Scorer, check_tokenizers
-from nvila_ros.training.ranks import Ranks, joined, local_device
+from nvila_ros.training.ranks import joined, local_device
 from nvila_ros.training.score_files import ScoreFolder
-from nvila_ros.training.score_run import Job, choose, gather, score_blocks, write_kept
+from nvila_ros.training.score_run import ScoringRun, choose, gather, score_blocks, write_kept
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -37,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data", nargs="+", type=Path, metavar="DATA", help="conversations in JSON or JSON lines, or folders of such"
     )
-    parser.add_argument("--large", required=True, metavar="CKPT", help="the model that knows more")
-    parser.add_argument("--small", required=True, metavar="CKPT", help="the model that knows less")
+    parser.add_argument("--large", required=True, metavar="CKPT", help="the larger model")
+    parser.add_argument("--small", required=True, metavar="CKPT", help="the smaller model, of the same tokenizer")
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="run again to go on, or to keep another share"
     )
@@ -68,27 +66,28 @@ def run(args: argparse.Namespace) -> int:
     """
     sources = open_sources(args.data, args.media, args.by, allow_outside=args.allow_outside)
     with joined() as ranks:
-        job = _prepare(args, sources)
+        run = _prepare(args, sources)
         folder = ScoreFolder(args.out)
         if ranks.is_first:
-            folder.begin(_note(args, sources))
+            folder.begin(_describe(args, sources))
         with exclusive_lock(args.out) if ranks.is_first else nullcontext():
             ranks.wait()
-            with _bar(job, ranks) as on_block:
-                score_blocks(job, folder, rank=ranks.rank, world_size=ranks.world_size, on_block=on_block)
+            num_blocks = len(range(ranks.rank, run.num_blocks, ranks.world_size))
+            with CountProgress("blocks", num_blocks, is_shown=ranks.is_first) as progress:
+                score_blocks(run, folder, rank=ranks.rank, world_size=ranks.world_size, on_block=progress.advance)
             ranks.wait()
             if ranks.is_first:
-                _finish(args, job, folder)
+                _finish(args, run, folder)
     return 0
 
 
-def _prepare(args: argparse.Namespace, sources: tuple[SampleSource, ...]) -> Job:
+def _prepare(args: argparse.Namespace, sources: tuple[SampleSource, ...]) -> ScoringRun:
     large, small = (
         Scorer(open_checkpoint(find_checkpoint(name)), dtype=DTYPES[args.dtype], device=local_device(args.device))
         for name in (args.large, args.small)
     )
     check_tokenizers(large, small)
-    return Job(
+    return ScoringRun(
         sources=sources,
         large=large,
         small=small,
@@ -98,8 +97,8 @@ def _prepare(args: argparse.Namespace, sources: tuple[SampleSource, ...]) -> Job
     )
 
 
-def _note(args: argparse.Namespace, sources: tuple[SampleSource, ...]) -> dict[str, Any]:
-    """Return what decides the scores of a run, for its folder."""
+def _describe(args: argparse.Namespace, sources: tuple[SampleSource, ...]) -> dict[str, Any]:
+    """Return what decides the scores of a run, to be recorded in its folder."""
     return {
         "data": [[source.name, source.identity()] for source in sources],  # blocks are by position
         "large": fingerprint(open_checkpoint(find_checkpoint(args.large))),
@@ -111,26 +110,14 @@ def _note(args: argparse.Namespace, sources: tuple[SampleSource, ...]) -> dict[s
     }
 
 
-def _finish(args: argparse.Namespace, job: Job, folder: ScoreFolder) -> None:
-    scores = gather(job, folder)
+def _finish(args: argparse.Namespace, run: ScoringRun, folder: ScoreFolder) -> None:
+    scores = gather(run, folder)
     delta = scores.delta(args.score)
     is_kept = choose(scores, args.score, args.keep)
-    paths = write_kept(job, scores, is_kept, args.out / "kept")
+    paths = write_kept(run, scores, is_kept, args.out / "kept")
     save_chart(args.out / "histogram.png", draw_scores(scores, delta, is_kept))
-    told = as_dict(scores, delta, is_kept)
+    report = as_dict(scores, delta, is_kept)
     if not args.json:
         console = wide_console()
-        console.print(group_table(told), example_table(job, scores, delta))
-    print_json({**told, "score": args.score, "keep": args.keep, "files": {name: str(p) for name, p in paths.items()}})
-
-
-@contextmanager
-def _bar(job: Job, ranks: Ranks) -> Iterator[Any]:
-    """Give what to call after each block: a bar on stderr, and nothing where nobody watches."""
-    console = Console(stderr=True)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    is_watched = ranks.is_first and console.is_terminal
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not is_watched)
-    task = bar.add_task("blocks", total=len(range(ranks.rank, job.num_blocks, ranks.world_size)))
-    with bar:
-        yield lambda: bar.advance(task)
+        console.print(group_table(report), example_table(run, scores, delta))
+    print_json({**report, "score": args.score, "keep": args.keep, "files": {name: str(p) for name, p in paths.items()}})

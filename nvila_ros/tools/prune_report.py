@@ -1,6 +1,6 @@
-"""What a pruned data set is told by: counts of each sub-dataset, and samples of the paper's three kinds.
+"""The report of a pruned data set: counts of each sub-dataset, and samples of the paper's three kinds.
 
-Source: NVILA (arXiv 2412.04468), figure 5: about 0 is too easy, far below a wrong answer, far above helpful.
+Source: NVILA (arXiv 2412.04468), figure 5: a score near 0 is too easy, far below 0 a wrong answer, far above helpful.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from nvila_ros.training.conversations.samples import Sample
-from nvila_ros.training.score_run import Job, Scores
+from nvila_ros.training.score_run import Scores, ScoringRun
 
 NUM_SHOWN_GROUPS = 8
 
@@ -35,31 +35,31 @@ def as_dict(scores: Scores, delta: np.ndarray, is_kept: np.ndarray) -> dict[str,
     return {"groups": groups, "left_out": dict(reasons), "kept": int(is_kept.sum())}
 
 
-def group_table(told: dict[str, Any]) -> Table:
+def group_table(report: dict[str, Any]) -> Table:
     """Return the sub-datasets as a table."""
     table = Table("sub-dataset", "scored", "kept", "mean score", "lowest kept")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, row in told["groups"].items():
+    for name, row in report["groups"].items():
         numbers = (f"{row[key]:.4f}" for key in ("mean", "lowest_kept"))
         table.add_row(escape(name), str(row["scored"]), str(row["kept"]), *numbers)
     return table
 
 
-def example_table(job: Job, scores: Scores, delta: np.ndarray) -> Table:
-    """Return samples of the three kinds of each sub-dataset, read once more."""
+def example_table(run: ScoringRun, scores: Scores, delta: np.ndarray) -> Table:
+    """Return samples of the three kinds of each sub-dataset, read anew."""
     table = Table("kind", "sub-dataset", "score", "question", "answer")
     for group in range(min(len(scores.groups), NUM_SHOWN_GROUPS)):
         for kind, n in find_examples(scores, delta, group):
-            sample = job.sources[scores.source_N[n]].read(int(scores.index_N[n]))
+            sample = run.sources[scores.source_N[n]].read(int(scores.index_N[n]))
             table.add_row(kind, escape(scores.groups[group]), f"{delta[n]:.4f}", *map(escape, _texts(sample)))
     return table
 
 
 def find_examples(scores: Scores, delta: np.ndarray, group: int, num_each: int = 2) -> Iterator[tuple[str, int]]:
-    """Yield the kind and number of samples of a sub-dataset that stand for the three kinds.
+    """Yield the kind and number of samples of a sub-dataset that are typical of the three kinds.
 
-    Too easy are, of the half that the small model finds likelier, those with the score nearest to 0.
+    Too easy are the samples with scores nearest to 0 among the half that the small model finds more likely.
     """
     members = np.flatnonzero(scores.group_N == group)
     small = scores.log_small_N[members] / scores.num_tokens_N[members]
@@ -74,8 +74,8 @@ def find_examples(scores: Scores, delta: np.ndarray, group: int, num_each: int =
 
 
 def _texts(sample: Sample) -> tuple[str, str]:
-    said = [" ".join([*(f"<{medium.kind}>" for medium in turn.media), turn.text]) for turn in sample.turns]
-    return _short(" / ".join(said)), _short(" / ".join(turn.answer for turn in sample.turns))
+    questions = [" ".join([*(f"<{medium.kind}>" for medium in turn.media), turn.text]) for turn in sample.turns]
+    return _short(" / ".join(questions)), _short(" / ".join(turn.answer for turn in sample.turns))
 
 
 def _short(text: str, length: int = 72) -> str:

@@ -28,7 +28,7 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.conversations.bad_samples import DataError
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
-from nvila_ros.training.conversations.forward import told_log_probs
+from nvila_ros.training.conversations.forward import learned_log_probs
 from nvila_ros.training.conversations.packing import join, pack
 from nvila_ros.training.conversations.samples import Sample
 
@@ -37,7 +37,7 @@ SCORES = ("mean", "sum")
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class SampleScore:
     """What two models give to the answers of one sample.
 
     Attributes:
@@ -82,8 +82,8 @@ class Scorer:
         found = np.zeros(len(samples))
         for group in pack(enumerate(samples), row_tokens):
             row = join([sample for _, sample in group])
-            told_T = told_log_probs(self.model, row).double().cpu().numpy()
-            found[[i for i, _ in group]] = np.bincount(row.told_owners, told_T, minlength=len(group))
+            told_T = learned_log_probs(self.model, row).double().cpu().numpy()
+            found[[i for i, _ in group]] = np.bincount(row.learned_owners, told_T, minlength=len(group))
         return found
 
 
@@ -115,7 +115,7 @@ def check_tokenizers(large: Scorer, small: Scorer) -> None:
 
 def score_samples(
     large: Scorer, small: Scorer, samples: Iterable[tuple[str, EncodedSample, EncodedSample]], row_tokens: int
-) -> list[Score]:
+) -> list[SampleScore]:
     """Return the score of each sample, told by its name as each model reads it.
 
     Raises:
@@ -124,7 +124,7 @@ def score_samples(
     """
     names, for_large, for_small = zip(*samples, strict=True)
     for name, first, second in zip(names, for_large, for_small, strict=True):
-        if not np.array_equal(first.told_ids, second.told_ids):
+        if not np.array_equal(first.learned_ids, second.learned_ids):
             raise CheckpointError(
                 f"{name}: {large.name} and {small.name} cut its answer differently; score with models of one tokenizer"
             )
@@ -136,8 +136,8 @@ def score_samples(
                     f"{name}: {scorer.name} gives its answer the log probability {value}; score in float32, or check "
                     "the checkpoint with nvila inspect"
                 )
-    counts = [len(sample.told_ids) for sample in for_large]
-    return [Score(*values) for values in zip(*(log_N.tolist() for log_N in logs), counts, strict=True)]
+    counts = [len(sample.learned_ids) for sample in for_large]
+    return [SampleScore(*values) for values in zip(*(log_N.tolist() for log_N in logs), counts, strict=True)]
 
 
 def delta_loss(log_large_N: np.ndarray, log_small_N: np.ndarray, num_tokens_N: np.ndarray, how: str) -> np.ndarray:

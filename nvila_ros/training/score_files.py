@@ -35,7 +35,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ScoredSample:
     """One sample's line of the table.
 
     Attributes:
@@ -80,7 +80,7 @@ class ScoreFolder:
         """Whether a block was scored."""
         return self._path(block).is_file()
 
-    def write(self, block: int, entries: Sequence[Entry]) -> None:
+    def write(self, block: int, entries: Sequence[ScoredSample]) -> None:
         """Write a block.
 
         Raises:

@@ -13,13 +13,13 @@ from nvila_ros.files import atomic_file
 from nvila_ros.training.conversations.bad_samples import DataError, SampleError
 from nvila_ros.training.conversations.encoding import EncodedSample
 from nvila_ros.training.conversations.files import SampleSource
-from nvila_ros.training.conversations.stream import Conversations
+from nvila_ros.training.conversations.stream import SampleSequence
 from nvila_ros.training.pruning import Scorer, content_key, delta_loss, score_samples, select_top
-from nvila_ros.training.score_files import Entry, ScoreFolder
+from nvila_ros.training.score_files import ScoredSample, ScoreFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class ScoringRun:
     """What is scored, and how.
 
     Attributes:
@@ -78,14 +78,19 @@ class Scores:
 
 
 def score_blocks(
-    job: Job, folder: ScoreFolder, *, rank: int = 0, world_size: int = 1, on_block: Callable[[], None] | None = None
+    job: ScoringRun,
+    folder: ScoreFolder,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    on_block: Callable[[], None] | None = None,
 ) -> None:
     """Score the blocks of a rank that are not scored yet.
 
     Raises:
         NvilaError: a sample cannot be scored, or a file not be written.
     """
-    conversations = Conversations(job.sources)
+    conversations = SampleSequence(job.sources)
     for block in range(rank, job.num_blocks, world_size):
         if not folder.has(block):
             first = block * job.block_size
@@ -95,8 +100,8 @@ def score_blocks(
             on_block()
 
 
-def _score_block(job: Job, conversations: Conversations, positions: Sequence[int]) -> list[Entry]:
-    entries: list[Entry] = []
+def _score_block(job: ScoringRun, conversations: SampleSequence, positions: Sequence[int]) -> list[ScoredSample]:
+    entries: list[ScoredSample] = []
     for batch in _batches(job, conversations, positions, entries):
         scores = score_samples(job.large, job.small, [told for _, told in batch], job.row_tokens)
         for (entry, _), score in zip(batch, scores, strict=True):
@@ -105,11 +110,11 @@ def _score_block(job: Job, conversations: Conversations, positions: Sequence[int
     return sorted(entries, key=lambda entry: (order[entry.source], entry.index))
 
 
-_Read = tuple[Entry, tuple[str, EncodedSample, EncodedSample]]
+_Read = tuple[ScoredSample, tuple[str, EncodedSample, EncodedSample]]
 
 
 def _batches(
-    job: Job, conversations: Conversations, positions: Sequence[int], left_out: list[Entry]
+    job: ScoringRun, conversations: SampleSequence, positions: Sequence[int], left_out: list[ScoredSample]
 ) -> Iterator[list[_Read]]:
     """Yield samples as both models read them, as many as fit a row: tiles of a whole block would not fit memory."""
     batch: list[_Read] = []
@@ -125,20 +130,20 @@ def _batches(
             if job.is_strict:
                 raise
             group = sample.group if sample else error.group
-            left_out.append(Entry(source.name, index, group, 0, fault=error.reason))
+            left_out.append(ScoredSample(source.name, index, group, 0, fault=error.reason))
             continue
         num_tokens = max(len(for_large.ids_L), len(for_small.ids_L))
         if batch and taken + num_tokens > job.row_tokens:
             yield batch
             batch, taken = [], 0
-        entry = Entry(source.name, index, sample.group, content_key(source.line(index)))
+        entry = ScoredSample(source.name, index, sample.group, content_key(source.line(index)))
         batch.append((entry, (sample.name, for_large, for_small)))
         taken += num_tokens
     if batch:
         yield batch
 
 
-def gather(job: Job, folder: ScoreFolder) -> Scores:
+def gather(job: ScoringRun, folder: ScoreFolder) -> Scores:
     """Return the scores of a finished run.
 
     Raises:
@@ -187,7 +192,7 @@ def choose(scores: Scores, how: str, keep: float) -> np.ndarray:
     return is_kept_N
 
 
-def write_kept(job: Job, scores: Scores, is_kept_N: np.ndarray, folder: Path) -> dict[str, Path]:
+def write_kept(job: ScoringRun, scores: Scores, is_kept_N: np.ndarray, folder: Path) -> dict[str, Path]:
     """Write the kept samples of each source as JSON lines, in their order, and return the files by source.
 
     Raises:

@@ -11,6 +11,8 @@ import pytest
 from benchmarks import fp8
 from nvila_ros.errors import ConfigError
 
+pytestmark = pytest.mark.slow  # trains
+
 
 def result(precision: str, seed: int, held_out: float) -> dict[str, Any]:
     told = {"step_ms": 1.0, "state_bytes": 8, "saved_bytes": 10, "num_weights": 1, "num_tokens": 1}

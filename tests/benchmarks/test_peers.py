@@ -19,6 +19,8 @@ from nvila_ros.models.quantized import Int4Weight, Int8Weight
 from nvila_ros.models.spec import ModelSpec, ProjectorSpec
 from nvila_ros.models.variants import VARIANTS
 
+pytestmark = pytest.mark.slow  # starts a process for each runtime
+
 READ = PeerSetup(MEMORY, "memory", "read", "")
 
 

@@ -22,9 +22,11 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools.suite_scores import ask_case
-from nvila_ros.training.conversations.planted import PLANTS, Plan, PlantedWorld
+from nvila_ros.training.conversations.planted import PLANTS, PlantedSpec, PlantedWorld
 from nvila_ros.training.pruning import Scorer, content_key
 from nvila_ros.world.questions import ANSWERS, EvalCase, is_correct
+
+pytestmark = pytest.mark.slow  # trains
 
 LARGE = "nvila-tiny"
 SMALL = ["--seeds", "1", "--samples", "12", "--base-samples", "4", "--questions", "1", "--easy", "color"]
@@ -54,7 +56,7 @@ def draw(source: drawn.Planted | drawn.Cases, folder: Path, model: prune.Nvila) 
 def test_drawn_samples_score_as_those_of_the_data_set_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawn, "SHARD", 5)
     monkeypatch.setattr(learning, "AT_ONCE", 3)
-    world = PlantedWorld(Plan(num_samples=12, seed=7, num_turns=3))
+    world = PlantedWorld(PlantedSpec(num_samples=12, seed=7, num_turns=3))
     scorer = Scorer(open_checkpoint(find_checkpoint(LARGE)))
 
     known = draw(drawn.Planted(world), tmp_path / "set", scorer.model)
@@ -68,7 +70,9 @@ def test_drawn_samples_score_as_those_of_the_data_set_do(tmp_path: Path, monkeyp
 
 def test_best_half_is_of_each_subset_or_of_all_as_if_they_were_one(tmp_path: Path) -> None:
     model = prune.load(find_checkpoint(LARGE), "cpu")
-    plan = Plan(num_samples=40, shares=(0.4, 0.2, 0.4), easy_kinds=("color",), helpful_kinds=("count",), is_split=True)
+    plan = PlantedSpec(
+        num_samples=40, shares=(0.4, 0.2, 0.4), easy_kinds=("color",), helpful_kinds=("count",), is_split=True
+    )
     known = draw(drawn.Planted(PlantedWorld(plan)), tmp_path / "set", model)
     scores = np.random.default_rng(1).normal(size=40) + 10 * known.subsets  # each of the second is above the first
 
@@ -117,7 +121,7 @@ def test_one_reading_tells_what_the_model_would_answer(tmp_path: Path) -> None:
 
 def test_learning_touches_all_but_the_tower_and_makes_answers_likelier(tmp_path: Path) -> None:
     model = prune.load(find_checkpoint(LARGE), "cpu")
-    world = PlantedWorld(Plan(num_samples=16, seed=3, shares=(0, 1, 0)))
+    world = PlantedWorld(PlantedSpec(num_samples=16, seed=3, shares=(0, 1, 0)))
     known = draw(drawn.Planted(world), tmp_path / "set", model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     logs = learning.log_probs(model, known)

@@ -32,6 +32,8 @@ from nvila_ros.visual.tiles import normalize_tiles
 from nvila_ros.visual.views import view_image
 from tests.golden_cases import GOLDEN, read_image
 
+pytestmark = pytest.mark.slow  # quantizes a model many times
+
 CHECKPOINT = open_checkpoint(GOLDEN / "video" / "ckpt")
 RECIPE = Recipe(name="mine", model="m", device="cpu", decoder=DecoderRecipe(group_size=32))
 HALF = dataclasses.replace(

@@ -110,6 +110,7 @@ LIMITS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(name=st.sampled_from(["lite", "video"]), limits=LIMITS, steps=st.lists(STEPS, min_size=2, max_size=5))
 def test_answers_are_those_of_a_model_that_keeps_nothing(name: str, limits: CacheLimits, steps: list[Step]) -> None:

@@ -20,6 +20,8 @@ from nvila_ros.tools.bench import measure_apart
 from nvila_ros.tools.cli import main
 from nvila_ros.tools.speeds import Figure, Plan, cache_bytes, step_bytes
 
+pytestmark = pytest.mark.slow  # measures
+
 try:
     TINY = open_checkpoint(find_checkpoint("nvila-tiny"))
 except CheckpointError as missing:

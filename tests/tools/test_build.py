@@ -24,6 +24,8 @@ from tests.runtime.rounded_build import write_rounded_build
 from tests.runtime.tensorrt.fake_build import MACHINE, FakeBuilder
 from tests.runtime.tensorrt.fake_tensorrt import FakeCudart
 
+pytestmark = pytest.mark.slow  # quantizes, and starts processes
+
 ROOT = Path(__file__).parents[2]
 RECIPE = """
 model: nvila-tiny

@@ -23,11 +23,13 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools import finetune as finetune_tool
 from nvila_ros.tools.cli import main
-from nvila_ros.training.conversations.planted import Plan, PlantedWorld, write_world
+from nvila_ros.training.conversations.planted import PlantedSpec, PlantedWorld, write_world
 from nvila_ros.training.finetuning import run as run_room
 from nvila_ros.training.finetuning.state import read_losses
 from tests.full_disk import largest_file
 from tests.golden_cases import GOLDEN
+
+pytestmark = pytest.mark.slow  # trains
 
 ROOT = Path(__file__).parents[2]
 CKPT = str(GOLDEN / "lite" / "ckpt")
@@ -38,7 +40,7 @@ TIMING = {"s"}  # what differs between two runs that are the same
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A planted world as files; an epoch of steps of four ends with one sample, which one of two ranks lacks."""
-    return write_world(PlantedWorld(Plan(num_samples=9)), tmp_path_factory.mktemp("data"))
+    return write_world(PlantedWorld(PlantedSpec(num_samples=9)), tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

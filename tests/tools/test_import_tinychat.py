@@ -22,6 +22,8 @@ from nvila_ros.runtime.loading import find_checkpoint, load_engine
 from nvila_ros.tools.cli import main
 from tests.quantization.packing import pack_linear
 
+pytestmark = pytest.mark.slow  # quantizes
+
 try:
     TINY = open_checkpoint(find_checkpoint("nvila-tiny"))
 except CheckpointError as missing:

@@ -23,9 +23,11 @@ from nvila_ros.files import exclusive_lock
 from nvila_ros.tools.cli import main
 from nvila_ros.tools.prune_report import find_examples
 from nvila_ros.training import score_run
-from nvila_ros.training.conversations.planted import Plan, PlantedWorld, write_world
+from nvila_ros.training.conversations.planted import PlantedSpec, PlantedWorld, write_world
 from tests.full_disk import largest_file
 from tests.golden_cases import GOLDEN
+
+pytestmark = pytest.mark.slow  # scores by two models
 
 ROOT = Path(__file__).parents[2]
 LARGE, SMALL = (str(GOLDEN / name / "ckpt") for name in ("lite", "video"))
@@ -35,7 +37,7 @@ NUM_SAMPLES = 11
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A planted world as files."""
-    return write_world(PlantedWorld(Plan(num_samples=NUM_SAMPLES)), tmp_path_factory.mktemp("data"))
+    return write_world(PlantedWorld(PlantedSpec(num_samples=NUM_SAMPLES)), tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

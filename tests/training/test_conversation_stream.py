@@ -11,7 +11,7 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.training.conversations.bad_samples import BadSamples, SampleError
 from nvila_ros.training.conversations.encoding import EncodedSample
 from nvila_ros.training.conversations.samples import Sample
-from nvila_ros.training.conversations.stream import Conversations
+from nvila_ros.training.conversations.stream import SampleSequence
 from nvila_ros.training.finetuning.step_batches import StepBatches
 from nvila_ros.training.ranks import Ranks
 
@@ -51,11 +51,11 @@ def sources(lengths: list[int], bad: int = 0) -> list[Numbers]:
     return [Numbers(str(i), firsts[i], length, bad) for i, length in enumerate(lengths)]
 
 
-def stream(lengths: list[int], seed: int | None, epoch: int = 0) -> Conversations:
-    return Conversations(sources(lengths), seed=seed, epoch=epoch)
+def stream(lengths: list[int], seed: int | None, epoch: int = 0) -> SampleSequence:
+    return SampleSequence(sources(lengths), seed=seed, epoch=epoch)
 
 
-def numbers(conversations: Conversations) -> list[int]:
+def numbers(conversations: SampleSequence) -> list[int]:
     return [int(conversations.read(position).name) for position in range(len(conversations))]
 
 
@@ -121,6 +121,6 @@ def test_tally_counts_and_a_strict_one_ends_the_run_with_the_first() -> None:
 
 def test_no_sample_at_all_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be a sample"):
-        Conversations([])
+        SampleSequence([])
     with pytest.raises(ConfigError, match=r"none in \['0'\]"):
         stream([0], None)

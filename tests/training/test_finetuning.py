@@ -21,15 +21,15 @@ from nvila_ros.runtime.onnxruntime.engine import load as load_onnx
 from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
 from nvila_ros.training.conversations.files import RecordFile
-from nvila_ros.training.conversations.forward import told_log_probs
-from nvila_ros.training.conversations.packing import Row, join
-from nvila_ros.training.conversations.planted import Plan, PlantedWorld
+from nvila_ros.training.conversations.forward import learned_log_probs
+from nvila_ros.training.conversations.packing import PackedRow, join
+from nvila_ros.training.conversations.planted import PlantedSpec, PlantedWorld
 from nvila_ros.training.conversations.samples import Sample, SampleTurn
 from nvila_ros.training.finetuning.adapters import adapted
 from nvila_ros.training.finetuning.int4_linear import Int4Linear, dequantize
 from nvila_ros.training.finetuning.learner import Learner, whole
 from nvila_ros.training.finetuning.results import write_checkpoint, write_results
-from nvila_ros.training.finetuning.run import Data, Run, open_run
+from nvila_ros.training.finetuning.run import TuningData, TuningRun, open_run
 from nvila_ros.training.finetuning.settings import LLM_MODES, TOWER_MODES, Settings
 from nvila_ros.training.finetuning.state import read_losses
 from nvila_ros.training.finetuning.step_batches import blank_row
@@ -38,7 +38,9 @@ from nvila_ros.training.ranks import Ranks
 from nvila_ros.training.token_labels import IGNORE
 from tests.golden_cases import GOLDEN
 
-WORLD = PlantedWorld(Plan(num_samples=12))
+pytestmark = pytest.mark.slow  # trains
+
+WORLD = PlantedWorld(PlantedSpec(num_samples=12))
 CPU = torch.device("cpu")
 FLAT = {"lora_rank": 4, "group_size": 32, "precision": "fp32", "batch": 4, "lr": 1e-2}
 
@@ -49,9 +51,9 @@ def checkpoint() -> Checkpoint:
     return open_checkpoint(GOLDEN / "lite" / "ckpt")
 
 
-def new_run(checkpoint: Checkpoint, folder: Path, **settings: Any) -> Run:
+def new_run(checkpoint: Checkpoint, folder: Path, **settings: Any) -> TuningRun:
     told = Settings(**{**FLAT, "num_steps": 2, **settings})
-    return open_run(checkpoint, Data([WORLD], [WORLD]), told, folder, Ranks(), CPU)
+    return open_run(checkpoint, TuningData([WORLD], [WORLD]), told, folder, Ranks(), CPU)
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -122,11 +124,11 @@ def test_language_model_learns_what_its_mode_says(checkpoint: Checkpoint, llm: s
 def test_model_gives_what_it_gave_before_it_learns(checkpoint: Checkpoint, tower: str, llm: str) -> None:
     row = join([encode(checkpoint, WORLD.read(0))])
     model = load_torch_model(checkpoint)
-    before = told_log_probs(model, row)
+    before = learned_log_probs(model, row)
 
     prepare(model, Settings(**FLAT, tower=tower, llm=llm))
 
-    assert torch.equal(told_log_probs(model, row), before)
+    assert torch.equal(learned_log_probs(model, row), before)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_loss_is_the_mean_over_all_told_tokens_however_samples_are_packed(
 ) -> None:
     encoded = [encode(checkpoint, WORLD.read(i)) for i in range(len(WORLD))]
     model = load_torch_model(checkpoint)
-    wanted = -torch.cat([told_log_probs(model, join([sample])) for sample in encoded]).mean().item()
+    wanted = -torch.cat([learned_log_probs(model, join([sample])) for sample in encoded]).mean().item()
 
     runs = [new_run(checkpoint, tmp_path / str(n), batch=12, num_steps=2, row_tokens=n) for n in (1, 300, 10000)]
     for run in runs:
@@ -233,7 +235,7 @@ def test_row_without_media_leaves_no_parameter_out(checkpoint: Checkpoint) -> No
     loss = Learner(model)(join([text]))
     loss.backward()
 
-    assert loss.item() == pytest.approx(-told_log_probs(model, join([text])).sum().item(), abs=1e-6)
+    assert loss.item() == pytest.approx(-learned_log_probs(model, join([text])).sum().item(), abs=1e-6)
     assert all(parameter.grad is not None for parameter in model.parameters())
     assert model.mm_projector.layers[-1].weight.grad.abs().max() == 0
 
@@ -241,7 +243,7 @@ def test_row_without_media_leaves_no_parameter_out(checkpoint: Checkpoint) -> No
 def test_blank_row_tells_one_token_and_shows_nothing(checkpoint: Checkpoint) -> None:
     row = blank_row()
 
-    assert isinstance(row, Row)
+    assert isinstance(row, PackedRow)
     assert int((row.labels_L != IGNORE).sum()) == 1
     assert math.isfinite(Learner(load_torch_model(checkpoint))(row).item())
 
@@ -318,7 +320,7 @@ def test_written_checkpoint_gives_what_the_tuned_model_gives(
     plain.load_state_dict(tuned, strict=False)
     with torch.no_grad():
         torch.testing.assert_close(
-            told_log_probs(plain, row), told_log_probs(run.model.eval(), row), atol=1e-4, rtol=1e-5
+            learned_log_probs(plain, row), learned_log_probs(run.model.eval(), row), atol=1e-4, rtol=1e-5
         )
     for key, info in written.tensors.items():
         assert info.dtype == checkpoint.tensors[key].dtype == "BF16"
@@ -358,7 +360,7 @@ def test_saved_adapter_is_one_that_peft_loads(checkpoint: Checkpoint, tmp_path: 
     row = join([encode(checkpoint, WORLD.read(1))])
     with torch.no_grad():
         torch.testing.assert_close(
-            told_log_probs(loaded.eval(), row), told_log_probs(run.model, row), atol=1e-5, rtol=0
+            learned_log_probs(loaded.eval(), row), learned_log_probs(run.model, row), atol=1e-5, rtol=0
         )
 
 
@@ -375,7 +377,7 @@ def test_held_out_loss_is_that_of_the_untuned_model_before_the_first_step(
     run = new_run(checkpoint, tmp_path, row_tokens=200)
     rows = [join([encode(checkpoint, WORLD.read(i))]) for i in range(len(WORLD))]
     with torch.no_grad():
-        wanted = -torch.cat([told_log_probs(load_torch_model(checkpoint), row) for row in rows]).mean().item()
+        wanted = -torch.cat([learned_log_probs(load_torch_model(checkpoint), row) for row in rows]).mean().item()
 
     assert run.held_out_loss() == pytest.approx(wanted, abs=1e-6)
     assert run.model.training
@@ -394,5 +396,10 @@ def test_held_out_samples_that_tell_nothing_are_refused_before_the_first_step(
 
     with pytest.raises(ConfigError, match=r"held-out samples must tell .* got none: .*none\.png"):
         open_run(
-            checkpoint, Data([WORLD], [told]), Settings(**FLAT, num_steps=2, is_strict=False), tmp_path, Ranks(), CPU
+            checkpoint,
+            TuningData([WORLD], [told]),
+            Settings(**FLAT, num_steps=2, is_strict=False),
+            tmp_path,
+            Ranks(),
+            CPU,
         )

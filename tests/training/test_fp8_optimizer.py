@@ -18,6 +18,8 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.training.fp8 import Fp8AdamW, optimizer
 from nvila_ros.training.fp8.expansion import STATE_GROUP, Expanded, contract, expand
 
+pytestmark = pytest.mark.slow  # trains
+
 SETTINGS: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 
 

@@ -16,9 +16,9 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import TorchEngine, load_torch_model
 from nvila_ros.training.conversations.encoding import EncodedSample, encode_sample
-from nvila_ros.training.conversations.forward import see_views, told_log_probs
+from nvila_ros.training.conversations.forward import learned_log_probs, see_views
 from nvila_ros.training.conversations.packing import join, pack
-from nvila_ros.training.conversations.planted import Plan, PlantedWorld
+from nvila_ros.training.conversations.planted import PlantedSpec, PlantedWorld
 from nvila_ros.training.token_labels import IGNORE
 from tests.golden_cases import GOLDEN
 
@@ -31,15 +31,15 @@ def load(name: str) -> tuple[Nvila, list[EncodedSample]]:
     """A random model and planted samples of one to three turns as it reads them."""
     checkpoint = open_checkpoint(GOLDEN / name / "ckpt")
     tokenizer = ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
-    worlds = [PlantedWorld(Plan(num_samples=NUM_SAMPLES, num_turns=1 + i % 3)) for i in range(NUM_SAMPLES)]
+    worlds = [PlantedWorld(PlantedSpec(num_samples=NUM_SAMPLES, num_turns=1 + i % 3)) for i in range(NUM_SAMPLES)]
     samples = [encode_sample(checkpoint.spec, tokenizer, world.read(i)) for i, world in enumerate(worlds)]
     return load_torch_model(checkpoint), samples
 
 
-def sample(num_tokens: int, num_told: int) -> EncodedSample:
+def sample(num_tokens: int, num_learned: int) -> EncodedSample:
     ids = np.arange(num_tokens)
     labels = np.full(num_tokens, IGNORE)
-    labels[num_tokens - num_told :] = 7
+    labels[num_tokens - num_learned :] = 7
     return EncodedSample(ids, labels, ())
 
 
@@ -50,9 +50,9 @@ def test_packed_losses_are_those_of_samples_alone(name: str, chosen: list[int]) 
     model, samples = load(name)
     group = [samples[i] for i in chosen]
 
-    packed_T = told_log_probs(model, join(group))
+    packed_T = learned_log_probs(model, join(group))
 
-    alone_T = torch.cat([told_log_probs(model, join([each])) for each in group])
+    alone_T = torch.cat([learned_log_probs(model, join([each])) for each in group])
     assert (packed_T - alone_T).abs().max() < 2e-5
 
 
@@ -65,7 +65,7 @@ def test_log_probs_are_those_of_the_reference_engine(name: str) -> None:
         log_LV = torch.from_numpy(engine.forward_all(embeds_LD)).log_softmax(-1)
         slow_T = [log_LV[i, label].item() for i, label in enumerate(each.labels_L) if label != IGNORE]
 
-        fast_T = told_log_probs(model, join([each])).tolist()
+        fast_T = learned_log_probs(model, join([each])).tolist()
 
         assert np.abs(np.subtract(fast_T, slow_T)).max() < 2e-5
 
@@ -76,7 +76,7 @@ def test_gradients_of_a_row_are_the_sum_of_its_samples() -> None:
 
     def gradients(*rows: list[EncodedSample]) -> list[torch.Tensor]:
         model.zero_grad(set_to_none=True)
-        sum(told_log_probs(model, join(row)).sum() for row in rows).backward()
+        sum(learned_log_probs(model, join(row)).sum() for row in rows).backward()
         return [parameter.grad for parameter in model.parameters()]
 
     packed, alone = gradients(samples[:3]), gradients(*([each] for each in samples[:3]))
@@ -108,4 +108,4 @@ def test_row_tells_whose_each_token_is(shapes: list[tuple[int, int]]) -> None:
         is_mine = row.owner_L == number
         assert np.array_equal(row.positions_L[is_mine], np.arange(len(each.ids_L)))
         assert np.array_equal(row.ids_L[is_mine], each.ids_L)
-        assert (row.told_owners == number).sum() == len(each.told_ids)
+        assert (row.learned_owners == number).sum() == len(each.learned_ids)

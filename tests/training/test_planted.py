@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nvila_ros.training.conversations.files import RecordFile
-from nvila_ros.training.conversations.planted import PLANTS, Plan, PlantedWorld, share_by_plant, write_world
+from nvila_ros.training.conversations.planted import PLANTS, PlantedSpec, PlantedWorld, share_by_plant, write_world
 from nvila_ros.world.questions import ANSWERS, PHRASINGS
 
 
@@ -22,7 +22,7 @@ def kind_of(question: str) -> str:
 
 
 def test_samples_hold_what_their_plant_says() -> None:
-    plan = Plan(num_samples=120, shares=(0.5, 0.25, 0.25), easy_kinds=("count",), helpful_kinds=("shape",))
+    plan = PlantedSpec(num_samples=120, shares=(0.5, 0.25, 0.25), easy_kinds=("count",), helpful_kinds=("shape",))
     world = PlantedWorld(plan)
 
     plants = [world.plant(i) for i in range(len(world))]
@@ -37,7 +37,7 @@ def test_samples_hold_what_their_plant_says() -> None:
 
 def test_each_kind_is_a_subset_with_as_many_wrong_ones(tmp_path: Path) -> None:
     kinds = {"easy": ("shape", "exist"), "helpful": ("count",)}
-    plan = Plan(
+    plan = PlantedSpec(
         num_samples=600,
         shares=(0.4, 0.4, 0.2),
         easy_kinds=kinds["easy"],
@@ -60,7 +60,7 @@ def test_each_kind_is_a_subset_with_as_many_wrong_ones(tmp_path: Path) -> None:
 
 
 def test_wrong_answers_are_wrong_and_others_right() -> None:
-    world = PlantedWorld(Plan(num_samples=80, easy_kinds=("count",), helpful_kinds=("count",)))
+    world = PlantedWorld(PlantedSpec(num_samples=80, easy_kinds=("count",), helpful_kinds=("count",)))
     for index in range(len(world)):
         turn = world.read(index).turns[0]
         scene = turn.parts[0].scene
@@ -69,7 +69,7 @@ def test_wrong_answers_are_wrong_and_others_right() -> None:
 
 
 def test_files_hold_the_same_samples(tmp_path: Path) -> None:
-    world = PlantedWorld(Plan(num_samples=5, seed=3, num_turns=3))
+    world = PlantedWorld(PlantedSpec(num_samples=5, seed=3, num_turns=3))
 
     file = RecordFile(write_world(world, tmp_path), tmp_path)
 
@@ -84,13 +84,13 @@ def test_files_hold_the_same_samples(tmp_path: Path) -> None:
 
 
 def test_each_seed_has_scenes_of_its_own() -> None:
-    lines = [PlantedWorld(Plan(num_samples=1, seed=seed, num_turns=4)).line(0) for seed in (0, 1, 1)]
+    lines = [PlantedWorld(PlantedSpec(num_samples=1, seed=seed, num_turns=4)).line(0) for seed in (0, 1, 1)]
 
     assert lines[0] != lines[1] == lines[2]
 
 
 def test_shares_are_told_by_plant() -> None:
-    world = PlantedWorld(Plan(num_samples=30))
+    world = PlantedWorld(PlantedSpec(num_samples=30))
 
     shares = share_by_plant(world, [world.plant(i) == "helpful" for i in range(30)])
 

@@ -17,9 +17,9 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.training.conversations.bad_samples import DataError
-from nvila_ros.training.conversations.forward import told_log_probs
+from nvila_ros.training.conversations.forward import learned_log_probs
 from nvila_ros.training.conversations.packing import join
-from nvila_ros.training.conversations.planted import Plan, PlantedWorld
+from nvila_ros.training.conversations.planted import PlantedSpec, PlantedWorld
 from nvila_ros.training.pruning import (
     Scorer,
     check_tokenizers,
@@ -88,21 +88,21 @@ def test_mean_is_the_sum_by_token() -> None:
 
 @pytest.mark.parametrize("row_tokens", [1, 150, 10_000])
 def test_scores_are_log_probabilities_of_whole_answers(scorers: tuple[Scorer, Scorer], row_tokens: int) -> None:
-    world = PlantedWorld(Plan(num_samples=5, num_turns=2))
+    world = PlantedWorld(PlantedSpec(num_samples=5, num_turns=2))
     samples = [world.read(i) for i in range(5)]
     read = [(sample.name, *(scorer.encode(sample) for scorer in scorers)) for sample in samples]
 
     scores = score_samples(*scorers, read, row_tokens)
 
     for score, sample in zip(scores, samples, strict=True):
-        told = [told_log_probs(scorer.model, join([scorer.encode(sample)])) for scorer in scorers]
+        told = [learned_log_probs(scorer.model, join([scorer.encode(sample)])) for scorer in scorers]
         assert score.num_tokens == len(told[0])
         assert score.log_large == pytest.approx(told[0].sum().item(), abs=1e-4)
         assert score.log_small == pytest.approx(told[1].sum().item(), abs=1e-4)
 
 
 def test_model_against_itself_scores_nothing(scorers: tuple[Scorer, Scorer]) -> None:
-    sample = PlantedWorld(Plan(num_samples=1)).read(0)
+    sample = PlantedWorld(PlantedSpec(num_samples=1)).read(0)
     large = scorers[0]
 
     (score,) = score_samples(large, large, [(sample.name, large.encode(sample), large.encode(sample))], 100)
@@ -111,7 +111,7 @@ def test_model_against_itself_scores_nothing(scorers: tuple[Scorer, Scorer]) -> 
 
 
 def test_bf16_weights_score_about_the_same(scorers: tuple[Scorer, Scorer]) -> None:
-    sample = PlantedWorld(Plan(num_samples=1, num_turns=3)).read(0)
+    sample = PlantedWorld(PlantedSpec(num_samples=1, num_turns=3)).read(0)
     rounded = Scorer(open_checkpoint(LITE), dtype=torch.bfloat16)
 
     fp32, bf16 = (scorer.log_probs([scorer.encode(sample)], 100)[0] for scorer in (scorers[0], rounded))
@@ -129,7 +129,7 @@ def test_different_tokenizers_are_refused(scorers: tuple[Scorer, Scorer]) -> Non
 
 
 def test_answers_that_are_cut_differently_are_refused(scorers: tuple[Scorer, Scorer]) -> None:
-    first, second = (PlantedWorld(Plan(num_samples=2, num_turns=4)).read(i) for i in (0, 1))
+    first, second = (PlantedWorld(PlantedSpec(num_samples=2, num_turns=4)).read(i) for i in (0, 1))
 
     with pytest.raises(CheckpointError, match=r"record 7: .* cut its answer differently"):
         score_samples(*scorers, [("record 7", scorers[0].encode(first), scorers[1].encode(second))], 100)
@@ -142,7 +142,7 @@ def test_number_that_is_none_is_refused_by_name(scorers: tuple[Scorer, Scorer], 
     name = next(key for key in tensors if key.endswith("weight"))
     save_file(tensors | {name: np.full_like(tensors[name], np.nan)}, path, metadata={"format": "pt"})
     broken = Scorer(open_checkpoint(tmp_path / "ckpt"))
-    sample = dataclasses.replace(PlantedWorld(Plan(num_samples=1)).read(0), name="record 7")
+    sample = dataclasses.replace(PlantedWorld(PlantedSpec(num_samples=1)).read(0), name="record 7")
 
     with pytest.raises(DataError, match=r"record 7: .*ckpt gives its answer the log probability nan"):
         score_samples(scorers[0], broken, [(sample.name, scorers[0].encode(sample), broken.encode(sample))], 100)

@@ -25,6 +25,8 @@ from nvila_ros.world.scene import (
 from nvila_ros.world.scene_sampler import sample_scene
 from nvila_ros.world.surfaces import MAKERS, draw_surface, to_light
 
+pytestmark = pytest.mark.slow  # films hundreds of scenes
+
 SEEDS = st.integers(0, 2**32 - 1)
 ASPECTS = st.sampled_from([1.0, 4 / 3, 16 / 9, 0.75])
 SIZES = st.sampled_from([(112, 112), (224, 168), (97, 61), (640, 480), (1100, 760), (8, 5)])

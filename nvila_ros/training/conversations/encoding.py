@@ -39,7 +39,7 @@ class EncodedSample:
     views: tuple[View, ...]
 
     @property
-    def told_ids(self) -> np.ndarray:
+    def learned_ids(self) -> np.ndarray:
         """The tokens that are learned, in order, (T,) int64."""
         return self.labels_L[self.labels_L != IGNORE]
 

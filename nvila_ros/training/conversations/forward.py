@@ -15,7 +15,7 @@ from torch import Tensor
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.prompt.chat import PLACEHOLDER
-from nvila_ros.training.conversations.packing import Row
+from nvila_ros.training.conversations.packing import PackedRow
 from nvila_ros.training.losses import merge_scales
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.visual.encode import arrange
@@ -27,15 +27,19 @@ TILES_AT_ONCE = 32
 """Tiles that the tower is shown together: the features of all are kept, but the work on so many only."""
 
 
-def told_log_probs(model: Nvila, row: Row, tiles_at_once: int = TILES_AT_ONCE, nothing: Tensor | None = None) -> Tensor:
-    """Return the log probability of each learned token of a row, (T,) float32, in order; as `told_hidden`."""
-    hidden_TD = told_hidden(model, row, tiles_at_once, nothing)
+def learned_log_probs(
+    model: Nvila, row: PackedRow, tiles_at_once: int = TILES_AT_ONCE, nothing: Tensor | None = None
+) -> Tensor:
+    """Return the log probability of each learned token of a row, (T,) float32, in order; as `learned_hidden`."""
+    hidden_TD = learned_hidden(model, row, tiles_at_once, nothing)
     told_T = torch.from_numpy(row.labels_L[row.labels_L != IGNORE]).to(hidden_TD.device)
     logits_TV = model.llm.head(hidden_TD).float()  # a sum over the vocabulary is too much for bfloat16
     return logits_TV.log_softmax(-1).gather(1, told_T[:, None])[:, 0]
 
 
-def told_hidden(model: Nvila, row: Row, tiles_at_once: int = TILES_AT_ONCE, nothing: Tensor | None = None) -> Tensor:
+def learned_hidden(
+    model: Nvila, row: PackedRow, tiles_at_once: int = TILES_AT_ONCE, nothing: Tensor | None = None
+) -> Tensor:
     """Return the hidden state from which each learned token is told, (T, D).
 
     Args:

@@ -18,7 +18,7 @@ from nvila_ros.visual.views import View
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PackedRow:
     """What the decoder reads at once.
 
     Attributes:
@@ -36,15 +36,15 @@ class Row:
     views: tuple[View, ...]
 
     @property
-    def told_owners(self) -> np.ndarray:
+    def learned_owners(self) -> np.ndarray:
         """Which sample each learned token is of, in order, (T,) int64."""
         return self.owner_L[self.labels_L != IGNORE]
 
 
-def join(samples: Sequence[EncodedSample]) -> Row:
+def join(samples: Sequence[EncodedSample]) -> PackedRow:
     """Return the row of samples, at least one."""
     lengths = [len(sample.ids_L) for sample in samples]
-    return Row(
+    return PackedRow(
         ids_L=np.concatenate([sample.ids_L for sample in samples]),
         labels_L=np.concatenate([sample.labels_L for sample in samples]),
         positions_L=np.concatenate([np.arange(length) for length in lengths]),

@@ -32,7 +32,7 @@ PLANTS = ("easy", "wrong", "helpful")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class PlantedSpec:
     """What a planted data set holds.
 
     Attributes:
@@ -77,7 +77,7 @@ class SceneMedium:
 class PlantedWorld:
     """A `SampleSource` of planted samples; nothing is drawn before it is asked for."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: PlantedSpec) -> None:
         assert plan.num_samples <= SEED_STEP, plan
         self.plan, self.name = plan, f"world-{plan.seed}"
 

@@ -15,7 +15,7 @@ Encode = Callable[[Sample], EncodedSample]
 """Returns the ids of a sample, or raises `SampleError`."""
 
 
-class Conversations:
+class SampleSequence:
     """The samples of all sources, one source behind the other or shuffled.
 
     Args:

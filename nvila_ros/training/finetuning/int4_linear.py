@@ -43,7 +43,7 @@ class Int4Linear(nn.Module):
         """Return (..., N), in autocast's precision where that is on."""
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        y = _Product.apply(x.to(dtype), self)
+        y = _Int4Matmul.apply(x.to(dtype), self)
         return y if self.bias is None else y + self.bias.to(dtype)
 
     def extra_repr(self) -> str:
@@ -66,7 +66,7 @@ def _pack(values_KN: Tensor) -> Tensor:
     return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
 
 
-class _Product(torch.autograd.Function):
+class _Int4Matmul(torch.autograd.Function):
     """x W; autograd's own would keep W in full for the way back."""
 
     @staticmethod

@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.training.conversations.forward import TILES_AT_ONCE, see_views, told_log_probs
-from nvila_ros.training.conversations.packing import Row
+from nvila_ros.training.conversations.forward import TILES_AT_ONCE, learned_log_probs, see_views
+from nvila_ros.training.conversations.packing import PackedRow
 from nvila_ros.training.finetuning.settings import FP32, Settings
 from nvila_ros.training.finetuning.tuning import layers_of
 from nvila_ros.training.ranks import Ranks
@@ -29,7 +29,7 @@ from nvila_ros.visual.views import view_images
 
 
 class Learner(nn.Module):
-    """`Row` to the sum of its learned tokens' negative log probabilities, a float32 scalar."""
+    """`PackedRow` to the sum of its learned tokens' negative log probabilities, a float32 scalar."""
 
     def __init__(self, model: Nvila, tiles_at_once: int = TILES_AT_ONCE) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class Learner(nn.Module):
         px = model.spec.vision.image_px
         self._blank = view_images(model.spec, [np.zeros((px, px, 3), np.uint8)])
 
-    def forward(self, row: Row) -> Tensor:
+    def forward(self, row: PackedRow) -> Tensor:
         """Return the loss of a row, summed."""
         # As with rows that show something, the tower first and its tokens into the decoder: ranks meet in one order on
         # the way back, too, where gradients reach a frozen decoder's first layer through them alone.
         nothing = None if row.views else 0.0 * see_views(self.model, (self._blank,)).float().sum()
-        return -told_log_probs(self.model, row, self._tiles_at_once, nothing).sum()
+        return -learned_log_probs(self.model, row, self._tiles_at_once, nothing).sum()
 
 
 def share_out(model: Nvila, settings: Settings, ranks: Ranks, device: torch.device) -> nn.Module:

@@ -19,7 +19,7 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.files import write_errors
 from nvila_ros.models.checkpoint import PICKLES, Checkpoint
 from nvila_ros.training.finetuning.learner import whole, whole_if
-from nvila_ros.training.finetuning.run import Run
+from nvila_ros.training.finetuning.run import TuningRun
 from nvila_ros.training.finetuning.tuning import tuned_weights
 
 RUN_FOLDER, ADAPTER_FOLDER, TUNED_FILE = "training", "adapter", "tuned.safetensors"
@@ -27,7 +27,7 @@ _PART = ".part"
 _UNLIKE = ("README.md", RUN_FOLDER, ".git*", ".cache", *PICKLES)  # tells of the other checkpoint, or is never read
 
 
-def write_results(run: Run, source: Checkpoint, out: Path) -> None:
+def write_results(run: TuningRun, source: Checkpoint, out: Path) -> None:
     """Write the tuned checkpoint to `out`, and to the run's folder what learned; all ranks gather, one writes.
 
     Raises:
@@ -44,7 +44,7 @@ def write_results(run: Run, source: Checkpoint, out: Path) -> None:
     run.ranks.wait()
 
 
-def _write_tuned(run: Run) -> None:
+def _write_tuned(run: TuningRun) -> None:
     """Write the adapter as peft does, and beside it everything else that learned, as it is kept."""
     learned: dict[str, Tensor] = {}
     for name, parameter in run.model.named_parameters():

@@ -42,7 +42,7 @@ NO_HELD_OUT = "held-out samples must tell at least one token, got none"
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class TuningData:
     """Samples to learn from and, to judge by, others that are never learned from.
 
     Attributes:
@@ -54,7 +54,7 @@ class Data:
     held_out: Sequence[SampleSource] = ()
 
 
-class Run:
+class TuningRun:
     """A model on its way.
 
     Args:
@@ -76,7 +76,7 @@ class Run:
         self,
         model: Nvila,
         encode: Encode,
-        data: Data,
+        data: TuningData,
         settings: Settings,
         folder: Path,
         *,
@@ -162,8 +162,8 @@ class Run:
         for batch in self._read(batches, range(batches.steps_per_epoch)):
             _count(tally, batch)
             with torch.no_grad():
-                loss, (num_told,) = self._forward(batch, learns=False)
-            total, count = total + loss, count + num_told
+                loss, (num_learned,) = self._forward(batch, learns=False)
+            total, count = total + loss, count + num_learned
         self.model.train()
         if not count:  # what was there when the run began is gone
             raise ConfigError(NO_HELD_OUT)
@@ -187,11 +187,17 @@ class Run:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             # What is dropped at a step depends on nothing before it, so a run that goes on drops the same.
             torch.manual_seed(hash((self.settings.seed, step, self.ranks.rank)) & (2**63 - 1))
-            total, (num_told,) = self._forward(batch, learns=True)
-        entry = {"step": step + 1, "loss": None, "norm": None, "tokens": int(num_told), "lr": self.settings.lr * share}
-        if not num_told:  # all samples of the step were left out
+            total, (num_learned,) = self._forward(batch, learns=True)
+        entry = {
+            "step": step + 1,
+            "loss": None,
+            "norm": None,
+            "tokens": int(num_learned),
+            "lr": self.settings.lr * share,
+        }
+        if not num_learned:  # all samples of the step were left out
             return entry
-        loss = total / num_told
+        loss = total / num_learned
         learned = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(learned, self.settings.clip)
         norm_value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -201,9 +207,9 @@ class Run:
 
     def _forward(self, batch: StepBatch, *, learns: bool) -> tuple[float, tuple[float, ...]]:
         """Run a step's rows, with gradients of the mean over all ranks; returns the sum of all losses and the count."""
-        (num_told,) = self.ranks.sum(batch.num_told)
+        (num_learned,) = self.ranks.sum(batch.num_learned)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        if num_told:
+        if num_learned:
             num_rows = self.ranks.most(len(batch.rows))
             for i in range(num_rows):
                 is_mine = i < len(batch.rows)
@@ -213,9 +219,9 @@ class Run:
                         loss: Tensor = self.learner(row) * float(is_mine)
                     if learns:
                         # Wrappers average over the ranks; what is wanted is a sum.
-                        (loss * (self.ranks.world_size / num_told)).backward()
+                        (loss * (self.ranks.world_size / num_learned)).backward()
                 total += loss.detach()
-        return self.ranks.sum(float(total))[0], (num_told,)
+        return self.ranks.sum(float(total))[0], (num_learned,)
 
     def _check(self, step: int, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
@@ -235,7 +241,7 @@ class Run:
         for step in range(batches.steps_per_epoch):
             batch = batches[step]
             _count(tally, batch)
-            if any(self.ranks.sum(batch.num_told)):
+            if any(self.ranks.sum(batch.num_learned)):
                 return
         raise ConfigError(f"{NO_HELD_OUT}: {'; '.join(tally.first.values()) or 'see the other ranks'}")
 
@@ -254,8 +260,8 @@ class Run:
 
 
 def open_run(
-    checkpoint: Checkpoint, data: Data, settings: Settings, folder: Path, ranks: Ranks, device: torch.device
-) -> Run:
+    checkpoint: Checkpoint, data: TuningData, settings: Settings, folder: Path, ranks: Ranks, device: torch.device
+) -> TuningRun:
     """Return the run that tunes a checkpoint.
 
     Raises:
@@ -263,7 +269,7 @@ def open_run(
     """
     tokenizer = ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
     encode = partial(encode_sample, checkpoint.spec, tokenizer)
-    return Run(load_torch_model(checkpoint), encode, data, settings, folder, ranks=ranks, device=device)
+    return TuningRun(load_torch_model(checkpoint), encode, data, settings, folder, ranks=ranks, device=device)
 
 
 def _count(tally: BadSamples, batch: StepBatch) -> None:

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from nvila_ros.training.conversations.bad_samples import SampleError
 from nvila_ros.training.conversations.encoding import EncodedSample
 from nvila_ros.training.conversations.files import SampleSource
-from nvila_ros.training.conversations.packing import Row, join, pack
-from nvila_ros.training.conversations.stream import Conversations, Encode
+from nvila_ros.training.conversations.packing import PackedRow, join, pack
+from nvila_ros.training.conversations.stream import Encode, SampleSequence
 from nvila_ros.training.ranks import Ranks
 from nvila_ros.training.token_labels import IGNORE
 
@@ -32,11 +32,11 @@ class StepBatch:
             would reach the run as another.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[PackedRow, ...]
     faults: tuple[tuple[str, str], ...]
 
     @property
-    def num_told(self) -> int:
+    def num_learned(self) -> int:
         """Tokens that are learned."""
         return sum(int((row.labels_L != IGNORE).sum()) for row in self.rows)
 
@@ -87,11 +87,11 @@ class StepBatches(Dataset):
         rows = [join([sample for _, sample in group]) for group in pack(samples, self._row_tokens)]
         return StepBatch(tuple(rows), tuple(faults))
 
-    def _shuffle(self, epoch: int) -> Conversations:
-        return Conversations(self._sources, seed=self._seed, epoch=epoch)
+    def _shuffle(self, epoch: int) -> SampleSequence:
+        return SampleSequence(self._sources, seed=self._seed, epoch=epoch)
 
 
-def blank_row() -> Row:
+def blank_row() -> PackedRow:
     """Return a row of one token, for a rank that has fewer rows than others; nothing is learned from it."""
     zero_L = np.zeros(1, np.int64)
-    return Row(ids_L=zero_L, labels_L=zero_L, positions_L=zero_L, owner_L=zero_L, views=())
+    return PackedRow(ids_L=zero_L, labels_L=zero_L, positions_L=zero_L, owner_L=zero_L, views=())

@@ -66,13 +66,13 @@ class Fp8Linear(nn.Linear):
                 copy = quantize(rows_TK, E4M3)
             else:
                 copy = self.shared_input.quantize(x, rows_TK)
-        y_TN = _Product.apply(rows_TK, self.weight, copy.codes, copy.scale, dtype)[:num_rows]
+        y_TN = _Fp8Matmul.apply(rows_TK, self.weight, copy.codes, copy.scale, dtype)[:num_rows]
         if self.bias is not None:
             y_TN = y_TN + self.bias.to(dtype)
         return y_TN.view(*x.shape[:-1], self.out_features)
 
 
-class _Product(torch.autograd.Function):
+class _Fp8Matmul(torch.autograd.Function):
     """The product and its two gradients."""
 
     @staticmethod

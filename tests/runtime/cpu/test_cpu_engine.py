@@ -47,6 +47,8 @@ from tests.runtime.test_engines import (
     make_spec,
 )
 
+pytestmark = pytest.mark.slow  # quantizes a model many times
+
 ATOL = 1e-4
 STOP = 286
 WAIT_S = 60.0

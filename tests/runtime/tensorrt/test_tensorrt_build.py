@@ -51,7 +51,7 @@ job = Job(trt=trt, machine=machine, form=TRT_KV, limits=limits, on_progress=on_p
 compile_plans(Path(sys.argv[1]), job, {})
 """
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]  # compiles plans
 
 
 @pytest.fixture(scope="module")

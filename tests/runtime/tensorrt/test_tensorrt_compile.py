@@ -21,6 +21,8 @@ from nvila_ros.runtime.tensorrt.timings import read_timings, write_timings
 from tests.runtime.rounded_build import CHECKPOINT, write_rounded_build
 from tests.runtime.tensorrt.fake_build import JOB, MACHINE, FakeBuilder
 
+pytestmark = pytest.mark.slow  # compiles plans
+
 ROOT = Path(__file__).parents[3]
 LIMITS = JOB.limits
 GRAPHS = [TRT_BASE.file_of(part) for part in PARTS]

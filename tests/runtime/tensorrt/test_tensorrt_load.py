@@ -35,6 +35,8 @@ from tests.runtime.rounded_build import CHECKPOINT, write_rounded_build
 from tests.runtime.tensorrt.fake_build import MACHINE, FakeBuilder, raise_if_loaded
 from tests.runtime.tensorrt.fake_tensorrt import FakeCudart, fake_tensorrt
 
+pytestmark = pytest.mark.slow  # compiles plans
+
 ROOT = Path(__file__).parents[3]
 LIMITS = Limits(max_tiles=2, max_chunk=64, max_rows=4, capacity=512)
 FORMS = [pytest.param(TRT_BASE, id="trt_base"), pytest.param(TRT_KV, id="trt_kv", marks=needs_opset_24)]
