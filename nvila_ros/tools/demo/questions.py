@@ -1,8 +1,8 @@
-"""Questions about a live world, posed when they make sense, and their truth by the stamps of the answer.
+"""The demo's questions about a live world: when each can be asked, and its true answer by the stamps of the answer.
 
-A question is posed on the scene that is shown now; by the time the model looks, the scene may have changed. So the
-truth is told afterwards, from the stamps alone: the same seed asks again about what those stamps saw, and only where
-that gives the same words does its answer hold.
+A question is asked about the scene that is shown now. By the time the model looks, the scene may have changed. So the
+true answer is found afterwards, from the stamps alone: the same seed asks again about what those stamps saw, and only
+where that gives the same question is its answer the truth.
 """
 
 from __future__ import annotations
@@ -21,71 +21,71 @@ SETTLE_S = 0.25
 HASTE_S = 0.4
 """And no later than this before its end."""
 
-Door = Literal["service", "action"]
+Endpoint = Literal["service", "action"]
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One entry of the quiz: what kind of question, of how many frames over how long, and through which door.
+class QuizItem:
+    """One question of the demo: its kind, over how many frames of how long, by which endpoint it is asked.
 
     Attributes:
-        seed: chooses what to ask about and how.
+        seed: chooses what the question is about, and its phrasing.
         window_s: 0 with a single frame.
     """
 
     kind: str
     seed: int
-    door: Door = "service"
+    endpoint: Endpoint = "service"
     num_frames: int = 1
     window_s: float = 0.0
 
     @property
     def is_clip(self) -> bool:
-        """Whether it is asked of several frames."""
+        """Whether it is about several frames."""
         return self.num_frames > 1
 
 
 CLIP_S = 2.0
-QUIZ: tuple[tuple[Item, ...], ...] = (
+QUIZ: tuple[tuple[QuizItem, ...], ...] = (
     (
-        Item("color", 1),
-        Item("shape", 2),
-        Item("count", 3, "action"),
-        Item("exist", 4),
-        Item("where", 5, "action"),
-        Item("motion", 6, "action", 8, CLIP_S),
-        Item("relation", 17),
+        QuizItem("color", 1),
+        QuizItem("shape", 2),
+        QuizItem("count", 3, "action"),
+        QuizItem("exist", 4),
+        QuizItem("where", 5, "action"),
+        QuizItem("motion", 6, "action", 8, CLIP_S),
+        QuizItem("relation", 17),
     ),
     (
-        Item("describe", 7, "action"),
-        Item("color", 8, "action"),
-        Item("exist", 9),
-        Item("shape", 10),
-        Item("motion", 11, "service", 8, CLIP_S),
-        Item("count-color", 18),
+        QuizItem("describe", 7, "action"),
+        QuizItem("color", 8, "action"),
+        QuizItem("exist", 9),
+        QuizItem("shape", 10),
+        QuizItem("motion", 11, "service", 8, CLIP_S),
+        QuizItem("count-color", 18),
     ),
     (
-        Item("count", 12),
-        Item("shape", 13, "action"),
-        Item("where", 14),
-        Item("count", 15, "service", 8, CLIP_S),
-        Item("motion", 16, "action", 8, CLIP_S),
-        Item("size", 19, "action"),
+        QuizItem("count", 12),
+        QuizItem("shape", 13, "action"),
+        QuizItem("where", 14),
+        QuizItem("count", 15, "service", 8, CLIP_S),
+        QuizItem("motion", 16, "action", 8, CLIP_S),
+        QuizItem("size", 19, "action"),
     ),
 )
-"""What each camera is asked."""
+"""The questions of each camera."""
 
 
-class World(Protocol):
-    """A source that knows what it shows."""
+class KnownWorld(Protocol):
+    """A frame source that knows which scene it shows."""
 
     def moment_at(self, stamp_ns: int) -> Moment:
         """Return the scene shown at a stamp."""
         ...
 
 
-def pose(world: World, item: Item, now_ns: int, since_ns: int, scene_s: float) -> Question | None:
-    """Pose a question now, or None where this is not the time for it.
+def pose(world: KnownWorld, item: QuizItem, now_ns: int, since_ns: int, scene_s: float) -> Question | None:
+    """Return the question to ask now, or None where it cannot be asked now.
 
     Args:
         world: what the camera sees.
@@ -101,8 +101,8 @@ def pose(world: World, item: Item, now_ns: int, since_ns: int, scene_s: float) -
     return _ask(item, moment) if is_settled and is_filmed and is_apt else None
 
 
-def find_truth(world: World, item: Item, question: Question, stamps_ns: Sequence[int]) -> Question | None:
-    """Return the question with the answer that is true of the frames, or None where it cannot be told."""
+def find_truth(world: KnownWorld, item: QuizItem, question: Question, stamps_ns: Sequence[int]) -> Question | None:
+    """Return the question with the answer that is true of the frames, or None where it cannot be known."""
     moments = [world.moment_at(stamp_ns) for stamp_ns in stamps_ns]
     if len({moment.scene_id for moment in moments}) != 1 or len(moments) != item.num_frames:
         return None
@@ -110,5 +110,5 @@ def find_truth(world: World, item: Item, question: Question, stamps_ns: Sequence
     return asked if asked is not None and asked.text == question.text else None
 
 
-def _ask(item: Item, moment: Moment) -> Question | None:
+def _ask(item: QuizItem, moment: Moment) -> Question | None:
     return ask(scene_rng(item.seed), moment.scene, item.kind, t_s=None if item.is_clip else moment.t_s)

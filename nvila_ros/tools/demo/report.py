@@ -1,4 +1,4 @@
-"""What the demo shows of its answers: one row each, the table, the picture's captions and the JSON line."""
+"""What the demo shows of its answers: a table, captions of the picture, and the JSON line."""
 
 from __future__ import annotations
 
@@ -11,64 +11,55 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from nvila_ros.tools.demo.questions import Item
+from nvila_ros.tools.ask import tokens_per_s
+from nvila_ros.tools.demo.questions import QuizItem
+from nvila_ros.types import Answer
 from nvila_ros.world.questions import Question, is_correct
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """An answer as it came over ROS, as far as the demo shows it.
+class QuizResult:
+    """One question of the demo and its answer.
 
     Attributes:
-        error: why there is no answer; empty if there is one.
-        stamps_ns: captures of the frames it is about, oldest first.
-        tokens_per_s: 0 where nothing was decoded.
-        model: checkpoint, backend and precision.
-    """
-
-    text: str
-    error: str
-    stamps_ns: tuple[int, ...]
-    age_s: float
-    ttft_s: float
-    tokens_per_s: float
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One question of the demo and what came of it.
-
-    Attributes:
-        asked: the question as posed.
-        truth: the question with the answer that is true of the frames; None where it cannot be told.
+        camera: title of the camera.
+        asked: the question as asked.
+        truth: the question with the answer that is true of the frames; None where it cannot be known.
+        answer: None where there is none.
+        error: why there is no answer.
     """
 
     camera: str
-    item: Item
+    item: QuizItem
     asked: Question
     truth: Question | None
-    reply: Reply
+    answer: Answer | None = None
+    error: str = ""
 
     @property
     def is_right(self) -> bool:
         """Whether the answer is known to be true."""
-        return not self.reply.error and self.truth is not None and is_correct(self.truth, self.reply.text)
+        return self.answer is not None and self.truth is not None and is_correct(self.truth, self.answer.text)
+
+    @property
+    def stamps_ns(self) -> tuple[int, ...]:
+        """Captures of the frames that the answer is about, oldest first."""
+        return tuple(frame.stamp_ns for frame in self.answer.frames) if self.answer is not None else ()
 
 
-def summarize(rows: Sequence[Row], num_asked: int, num_dropped: int) -> dict[str, object]:
+def summarize(results: Sequence[QuizResult], num_asked: int, num_dropped: int) -> dict[str, object]:
     """Return the demo's last line as plain values."""
-    answered = [row for row in rows if not row.reply.error]
+    answers = [result.answer for result in results if result.answer is not None]
     return {
-        "answers": len(answered),
-        "correct": sum(row.is_right for row in rows),
+        "answers": len(answers),
+        "correct": sum(result.is_right for result in results),
         "asked": num_asked,
-        "ttft_s_median": round(statistics.median(row.reply.ttft_s for row in answered), 4) if answered else None,
+        "ttft_s_median": round(statistics.median(a.timings.ttft_s for a in answers), 4) if answers else None,
         "frames_dropped": num_dropped,
     }
 
 
-def as_table(rows: Sequence[Row]) -> Table:
+def as_table(results: Sequence[QuizResult]) -> Table:
     """Return the table of all answers, one section for each camera."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("question", min_width=18)
@@ -78,38 +69,38 @@ def as_table(rows: Sequence[Row]) -> Table:
     for name in ("frames", "age\nms", "TTFT\nms", "tokens\nper s"):
         table.add_column(name, justify="right")
     camera = ""
-    for row in rows:
-        if row.camera != camera:
-            camera = row.camera
+    for result in results:
+        if result.camera != camera:
+            camera = result.camera
             table.add_section()
             table.add_row(f"[bold cyan]{escape(camera)}")
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(result))
     return table
 
 
-def _cells(row: Row) -> list[str]:
-    asked, reply = escape(row.asked.text), row.reply
-    if reply.error:
-        return [asked, f"[red]{escape(reply.error)}", "", "[red]x"]
+def _cells(result: QuizResult) -> list[str]:
+    asked, answer = escape(result.asked.text), result.answer
+    if answer is None:
+        return [asked, f"[red]{escape(result.error)}", "", "[red]x"]
     truth, mark = "?", "[dim]?"
-    if row.truth is not None:
-        truth, mark = row.truth.answer, "[green]ok" if row.is_right else "[red]no"
-    numbers = [f"{reply.age_s * 1e3:.0f}", f"{reply.ttft_s * 1e3:.0f}"]
-    speed = f"{reply.tokens_per_s:.0f}" if reply.tokens_per_s else "-"
-    return [asked, f"[bold]{escape(reply.text)}", truth, mark, str(len(reply.stamps_ns)), *numbers, speed]
+    if result.truth is not None:
+        truth, mark = result.truth.answer, "[green]ok" if result.is_right else "[red]no"
+    speed = tokens_per_s(answer.counts.num_answer_tokens, answer.timings.decode_s)
+    numbers = [str(len(answer.frames)), f"{answer.age_s * 1e3:.0f}", f"{answer.timings.ttft_s * 1e3:.0f}"]
+    return [asked, f"[bold]{escape(answer.text)}", truth, mark, *numbers, f"{speed:.0f}" if speed else "-"]
 
 
-def captions(row: Row) -> list[str]:
+def captions(result: QuizResult, answer: Answer) -> list[str]:
     """Return the small lines of the picture: when its frames were captured, and how the answer came about."""
-    reply = row.reply
-    first, last = (_clock(stamp_ns) for stamp_ns in (reply.stamps_ns[0], reply.stamps_ns[-1]))
-    count = len(reply.stamps_ns)
+    first, last = (_clock(stamp_ns) for stamp_ns in (result.stamps_ns[0], result.stamps_ns[-1]))
+    count = len(result.stamps_ns)
     when = f"captured {last}" if count == 1 else f"{count} frames captured {first} to {last}"
-    truth = f", truth: {row.truth.answer}" if row.truth is not None else ""
-    age_ms, ttft_ms = reply.age_s * 1e3, reply.ttft_s * 1e3
+    truth = f", truth: {result.truth.answer}" if result.truth is not None else ""
+    age_ms, ttft_ms = answer.age_s * 1e3, answer.timings.ttft_s * 1e3
     return [
-        f"{row.camera}, {when} UTC{truth}",
-        f"answered {age_ms:.0f} ms after the newest capture, first token {ttft_ms:.0f} ms, {reply.model}",
+        f"{result.camera}, {when} UTC{truth}",
+        f"answered {age_ms:.0f} ms after the newest capture, first token {ttft_ms:.0f} ms, "
+        f"{answer.model} {answer.backend} {answer.precision}",
     ]
 
 

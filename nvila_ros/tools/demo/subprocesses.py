@@ -1,4 +1,4 @@
-"""Child processes that never outlive their parent's work, and whose log is shown when they fail.
+"""Child processes that never outlive their parent's work; the end of their log is shown when they fail.
 
 Each child leads a process group of its own, so that Ctrl-C reaches the parent alone and the parent decides the order.
 """
@@ -19,12 +19,12 @@ NUM_LOG_LINES = 20
 
 
 class ChildError(RuntimeError):
-    """A child ended before it was told to."""
+    """A child ended before it was stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A running child and the file that takes what it prints."""
+    """A running child and the file that its output goes to."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -68,7 +68,7 @@ class Children:
         return child
 
     def stop(self, child: Child) -> None:
-        """End a child and its group: asked first, killed if it does not listen."""
+        """End a child and its group by SIGTERM, or by SIGKILL if that is not enough."""
         self._children.remove(child)
         for number, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, None)):
             if child.process.poll() is None:

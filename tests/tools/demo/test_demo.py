@@ -65,12 +65,12 @@ def test_demo_asks_everything_and_shows_it(tmp_path: Path) -> None:
     out, err = start(tmp_path).communicate(timeout=220)
     assert "error" not in err, err
 
-    told = json.loads(out.splitlines()[-1])
+    summary = json.loads(out.splitlines()[-1])
     num_asked = sum(map(len, QUIZ))
-    assert list(told) == ["answers", "correct", "asked", "ttft_s_median", "frames_dropped"], err
-    assert (told["answers"], told["asked"]) == (num_asked, num_asked)
-    assert 0 <= told["correct"] <= num_asked
-    assert 0 < told["ttft_s_median"] < 60
+    assert list(summary) == ["answers", "correct", "asked", "ttft_s_median", "frames_dropped"], err
+    assert (summary["answers"], summary["asked"]) == (num_asked, num_asked)
+    assert 0 <= summary["correct"] <= num_asked
+    assert 0 < summary["ttft_s_median"] < 60
     assert all(title in out for title in ("world 640x480", "world 1280x720", "video file 640x480", "picture: "))
     picture = cv2.imread(str(tmp_path / "nvila_demo.png"))
     assert picture is not None
@@ -100,20 +100,20 @@ def test_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signal.S
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "text"),
     [
         (("--checkpoint", "/nowhere"), "no checkpoint at '/nowhere'"),
         (("--out", "none/picture.png"), "in a folder that exists"),
         (("--out", "picture.txt"), "--out must be a file .png or .jpg"),
     ],
 )
-def test_bad_input_starts_nothing(tmp_path: Path, argv: tuple[str, ...], told: str) -> None:
+def test_bad_input_starts_nothing(tmp_path: Path, argv: tuple[str, ...], text: str) -> None:
     demo = start(tmp_path, *argv)
     out, err = demo.communicate(timeout=100)
 
     assert (demo.returncode, out) == (2, "")
     assert len(err.splitlines()) == 1
-    assert told in err
+    assert text in err
 
 
 @pytest.mark.slow

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from nvila_ros.tools.demo import session as interview
-from nvila_ros.tools.demo.questions import QUIZ, Item, find_truth, pose
-from nvila_ros.tools.demo.report import Reply, Row, as_table, captions, summarize
-from nvila_ros.tools.demo.session import LEAD_S, SCENE_S, DemoError, Interview, choose_epoch
-from nvila_ros.types import NS_PER_S
+from nvila_ros.errors import NoFramesError, ServerTimeoutError
+from nvila_ros.tools.demo import session
+from nvila_ros.tools.demo.questions import QUIZ, QuizItem, find_truth, pose
+from nvila_ros.tools.demo.report import QuizResult, as_table, captions, summarize
+from nvila_ros.tools.demo.session import LEAD_S, SCENE_S, CameraSession, DemoError, choose_epoch
+from nvila_ros.types import NS_PER_S, Answer, FinishReason, FrameRef, Query, Timings
 from nvila_ros.world.frame_source import WorldSource
 from nvila_ros.world.questions import STILL_KINDS, Question, is_correct
 
@@ -21,7 +23,7 @@ EPOCH_NS = 1_700_000_000 * NS_PER_S
 ITEMS = tuple(item for items in QUIZ for item in items)
 
 
-def _stamps(world_s: float, item: Item) -> list[int]:
+def _stamps(world_s: float, item: QuizItem) -> list[int]:
     times_s = np.linspace(world_s - item.window_s, world_s, item.num_frames)
     return [EPOCH_NS + round(t_s * NS_PER_S) for t_s in times_s.tolist()]
 
@@ -38,7 +40,7 @@ class Model:
     def __init__(self, world: WorldSource, latency_s: float = 0.1, num_blind: int = 0) -> None:
         self.world, self.latency_s, self.num_blind = world, latency_s, num_blind
         self.clock_s = 0.0
-        self.asked: list[tuple[Item, str]] = []
+        self.asked: list[str] = []
 
     def now_ns(self) -> int:
         return EPOCH_NS + round(self.clock_s * NS_PER_S)
@@ -46,28 +48,37 @@ class Model:
     def rest(self, duration_s: float) -> None:
         self.clock_s += duration_s
 
-    def ask(self, item: Item, text: str, on_piece: Callable[[str], None]) -> Reply:
-        self.asked.append((item, text))
+    def ask(self, question: str, on_piece: Callable[[str], None] | None, **fields: Any) -> Answer:
+        self.asked.append(question)
         self.clock_s += self.latency_s
         if len(self.asked) <= self.num_blind:
-            return _reply("", [], error="NO_FRAMES: none")
-        stamps_ns = _stamps(self.clock_s, item)
-        truth = find_truth(self.world, item, Question(item.kind, text, ""), stamps_ns)
-        answer = truth.answer if truth else "no idea"
-        if item.door == "action":
+            raise NoFramesError("the window holds no frame")
+        alike = [item for item in ITEMS if item.num_frames == fields["num_frames"]]
+        stamps_ns = _stamps(self.clock_s, alike[0])
+        truths = [find_truth(self.world, item, Question(item.kind, question, ""), stamps_ns) for item in alike]
+        answer = next((truth.answer for truth in truths if truth), "no idea")
+        if on_piece is not None:
             on_piece(answer)
-        return _reply(answer, stamps_ns)
+        return _answer(answer, stamps_ns)
 
 
-def _reply(text: str, stamps_ns: Sequence[int], error: str = "") -> Reply:
-    return Reply(
-        text=text, error=error, stamps_ns=tuple(stamps_ns), age_s=0.05, ttft_s=0.04, tokens_per_s=0.0, model="m b p"
+def _answer(text: str, stamps_ns: Sequence[int]) -> Answer:
+    return Answer(
+        query=Query(query_id="q", question=""),
+        finish_reason=FinishReason.STOP,
+        text=text,
+        frames=tuple(FrameRef(stamp_ns=stamp_ns, camera="camera") for stamp_ns in stamps_ns),
+        timings=Timings(ttft_s=0.04),
+        model="m",
+        backend="b",
+        precision="p",
+        age_s=0.05,
     )
 
 
-def _run(model: Model, items: Sequence[Item]) -> list[Row]:
+def _run(model: Model, items: Sequence[QuizItem]) -> list[QuizResult]:
     quiet = Console(quiet=True)
-    return Interview(model, "world", model.world, spawned_ns=EPOCH_NS, since_ns=EPOCH_NS, console=quiet).run(items)
+    return CameraSession(model, "world", model.world, spawned_ns=EPOCH_NS, since_ns=EPOCH_NS, console=quiet).run(items)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -94,10 +105,10 @@ def test_camera_soon_shows_a_moving_scene_however_long_it_takes_to_start(start_s
     assert moving.t_s == pytest.approx(0.01, abs=1e-6)
 
 
-def test_quiz_asks_every_kind_through_both_doors_of_frames_and_clips() -> None:
+def test_quiz_asks_every_kind_by_both_endpoints_about_frames_and_clips() -> None:
     assert len(ITEMS) >= 12
     assert {item.kind for item in ITEMS} == {*STILL_KINDS, "motion", "describe"}  # nothing appears in the live world
-    assert {item.door for item in ITEMS} == {"service", "action"}
+    assert {item.endpoint for item in ITEMS} == {"service", "action"}
     assert {(item.num_frames, item.window_s) for item in ITEMS} == {(1, 0.0), (8, 2.0)}
     assert len(set(ITEMS)) == len(ITEMS)
 
@@ -112,25 +123,36 @@ def test_camera_that_the_node_finds_late_is_asked_again() -> None:
 
 
 def test_camera_that_the_node_never_finds_gives_answers_without_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interview, "INTERVIEW_S", 5.0)
+    monkeypatch.setattr(session, "SESSION_S", 5.0)
     model = Model(WorldSource(0, 640, 480, epoch_ns=EPOCH_NS), num_blind=1000)
 
     (row,) = _run(model, ITEMS[:1])
 
-    assert row.reply.error == "NO_FRAMES: none"
-    assert model.clock_s > interview.DISCOVERY_S
+    assert row.error == "the window holds no frame"
+    assert model.clock_s > session.DISCOVERY_S
+
+
+def test_node_that_does_not_respond_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object, **__: object) -> Answer:
+        raise ServerTimeoutError("/nvila/ask did not respond")
+
+    model = Model(WorldSource(0, 640, 480, epoch_ns=EPOCH_NS))
+    monkeypatch.setattr(model, "ask", ask)
+
+    with pytest.raises(DemoError, match="did not respond"):
+        _run(model, ITEMS[:1])
 
 
 def test_question_whose_time_never_comes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interview, "INTERVIEW_S", 0.05)
-    clip_of_ten_seconds = Item("motion", 0, "service", 8, 10.0)
+    monkeypatch.setattr(session, "SESSION_S", 0.05)
+    clip_of_ten_seconds = QuizItem("motion", 0, "service", 8, 10.0)
 
     with pytest.raises(DemoError, match="world: no time came to ask about motion"):
         _run(Model(WorldSource(0, 640, 480, epoch_ns=EPOCH_NS)), [clip_of_ten_seconds])
 
 
 @pytest.mark.parametrize("item", ITEMS, ids=lambda item: f"{item.kind}{item.seed}")
-def test_truth_is_not_told_across_scenes(item: Item) -> None:
+def test_no_truth_is_found_across_scenes(item: QuizItem) -> None:
     world = WorldSource(0, 640, 480, epoch_ns=EPOCH_NS)
     times_s = np.arange(0.0, 80.0, 0.1).tolist()
 
@@ -149,15 +171,16 @@ def test_truth_is_not_told_across_scenes(item: Item) -> None:
 
 def test_summary_counts_answers_and_right_ones() -> None:
     item, question = ITEMS[0], Question("color", "What color is the star?", "red")
-    rows = [
-        Row("a", item, question, question, _reply("Red.", [EPOCH_NS])),
-        Row("a", item, question, question, _reply("blue", [EPOCH_NS])),
-        Row("b", item, question, None, _reply("red", [EPOCH_NS])),
-        Row("b", item, question, None, _reply("", [], error="NO_FRAMES: none")),
+    shared = {"item": item, "asked": question}
+    results = [
+        QuizResult(camera="a", truth=question, answer=_answer("Red.", [EPOCH_NS]), **shared),
+        QuizResult(camera="a", truth=question, answer=_answer("blue", [EPOCH_NS]), **shared),
+        QuizResult(camera="b", truth=None, answer=_answer("red", [EPOCH_NS]), **shared),
+        QuizResult(camera="b", truth=None, error="REJECTED: later", **shared),
     ]
 
     assert is_correct(question, "Red.")
-    assert summarize(rows, 5, 7) == {
+    assert summarize(results, 5, 7) == {
         "answers": 3,
         "correct": 1,
         "asked": 5,
@@ -165,17 +188,18 @@ def test_summary_counts_answers_and_right_ones() -> None:
         "frames_dropped": 7,
     }
     console = Console(width=110, record=True, file=io.StringIO())
-    console.print(as_table(rows))
+    console.print(as_table(results))
     shown = console.export_text()
     assert shown.count(" ok ") == shown.count(" no ") == 1
-    assert "NO_FRAMES" in shown
+    assert "REJECTED: later" in shown
 
 
-def test_captions_tell_stamps_and_truth() -> None:
-    item, question = Item("motion", 0, "service", 8, 2.0), Question("motion", "Which way?", "left")
-    row = Row("world", item, question, question, _reply("up", [EPOCH_NS, EPOCH_NS + 1_500_000_000]))
+def test_captions_show_stamps_and_truth() -> None:
+    item, question = QuizItem("motion", 0, "service", 8, 2.0), Question("motion", "Which way?", "left")
+    answer = _answer("up", [EPOCH_NS, EPOCH_NS + 1_500_000_000])
+    result = QuizResult(camera="world", item=item, asked=question, truth=question, answer=answer)
 
-    first, second = captions(row)
+    first, second = captions(result, answer)
 
     assert first == "world, 2 frames captured 22:13:20.000 to 22:13:21.500 UTC, truth: left"
     assert second == "answered 50 ms after the newest capture, first token 40 ms, m b p"

@@ -57,7 +57,7 @@ def _group_runs(group: int) -> bool:
     return True
 
 
-def test_child_that_ends_is_told_with_its_log(children: Children) -> None:
+def test_child_that_ends_is_reported_with_its_log(children: Children) -> None:
     with children:
         child = _start(children, "fail")
         child.process.wait(20)
