@@ -98,7 +98,7 @@ class NodeConfig:
         2.0, "window when a query names none, ending at the newest frame", "s", low=0.0, high=3600.0, read_only=False
     )
     max_age_s: float = setting(
-        0.0,
+        5.0,
         "questions without `start` and `end` end NO_FRAMES where a camera's newest frame is older than this; 0: never",
         "s",
         low=0.0,

@@ -14,6 +14,7 @@ import itertools
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,6 +46,7 @@ from nvila_ros.serving.admission import Admission
 from nvila_ros.serving.model_loader import ModelLoader, ModelState, Status
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.serving.scheduler import Scheduler
+from nvila_ros.serving.throttle import Throttle
 from nvila_ros.serving.worker import LookAhead, Worker
 from nvila_ros.srv import Ask
 from nvila_ros.types import Answer, FinishReason, Piece, Query, RawFrame
@@ -53,6 +55,8 @@ from nvila_ros.video.buffer import MAX_DISORDER_NS, FrameBuffer
 ANSWER_DEPTH = 16
 STREAM_DEPTH = 256
 DEADLINE_EVERY_S = 0.1
+WARN_EVERY_S = 1.0
+MAX_LOGGED = 1000  # characters of an error
 PROGRESS_EVERY_S = 10.0  # in the log; the topic has every step
 
 
@@ -74,6 +78,8 @@ class NvilaNode(Node):
         )
         self.scheduler = Scheduler(self.config.queue_size)
         self._query_ids = map("q{:06d}".format, itertools.count(1))
+        self._warnings = Throttle(WARN_EVERY_S)
+        self._num_unlogged: Counter[FinishReason] = Counter()
         self._answers = self.create_publisher(AnswerMessage, "~/answer", ANSWER_DEPTH)
         self._pieces = self.create_publisher(AnswerToken, "~/answer_stream", STREAM_DEPTH)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
@@ -204,11 +210,21 @@ class NvilaNode(Node):
         message = messages.answer_message(answer, self.get_clock().now().nanoseconds)
         self._answers.publish(message)
         if not answer.finish_reason.is_answered and answer.finish_reason is not FinishReason.CANCELED:
-            name = answer.finish_reason.name
-            self.get_logger().warning(f"query_id={answer.query.query_id} finish_reason={name}: {answer.error}")
+            self._warn(answer)
         if future is not None:
             future.set_result(message)
             self.executor.wake()  # the waiting coroutine goes on when the executor next turns
+
+    def _warn(self, answer: Answer) -> None:
+        """Log a query that was not answered, one of each reason a second: a client may ask thousands a second."""
+        reason = answer.finish_reason
+        if not self._warnings.is_due(reason, _now_ns()):
+            self._num_unlogged[reason] += 1
+            return
+        num_more = self._num_unlogged.pop(reason, 0)
+        more = f" ({num_more} more since the last line)" if num_more else ""
+        line = f"query_id={answer.query.query_id} finish_reason={reason.name}: {answer.error:.{MAX_LOGGED}}{more}"
+        self.get_logger().warning(line)
 
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         known = bounds(NodeConfig)

@@ -35,20 +35,20 @@ LEAST_LEVELS = 2.0
 def select_frames(buffer: FrameBuffer[RawFrame], query: Query, oldest_ns: int | None = None) -> list[RawFrame]:
     """Choose the frames that a query is about.
 
-    Each camera asked for gets its share of `query.num_frames` (see `split_frames`), chosen from its part of the window
-    as `query.sampling` says.
+    Each camera gets its share of `query.num_frames` (see `split_frames`), chosen from its part of the window as
+    `query.sampling` says. An answer about fewer cameras than were asked about would hide that one is missing.
 
     Args:
         buffer: what is kept.
         query: with its cameras named.
-        oldest_ns: a camera whose newest frame was captured before has stalled, and is not asked about its present; None
-            where this is no matter.
+        oldest_ns: a camera whose newest frame was captured before this has stalled; None accepts any age.
 
     Returns:
-        at least one frame, in capture order; the newest frame of the window is among them.
+        At least one frame of each camera, in capture order; the newest frame of the window is among them.
 
     Raises:
-        NoFramesError: no frame in the window; window and content of the buffer are named. Or a camera has stalled.
+        NoFramesError: a camera has no frame in the window, or has stalled; the message names it, the window and what
+            the buffer holds.
         QueryError: there is no such sampling.
         FrameError: a frame whose change is asked for cannot be decoded.
     """
@@ -59,12 +59,12 @@ def select_frames(buffer: FrameBuffer[RawFrame], query: Query, oldest_ns: int | 
         _check_stalled(buffer, query, oldest_ns)
     start_ns, end_ns = window_ns(query, newest_ns)
     held = buffer.window(query.cameras, start_ns, end_ns)
+    missing = [camera for camera, frames in zip(query.cameras, held, strict=True) if not frames]
+    if missing:
+        raise NoFramesError(_describe_miss(buffer, query, missing, start_ns, end_ns))
     chosen: list[RawFrame] = []
     for frames, share in zip(held, split_frames(query.num_frames, list(map(len, held))), strict=True):
-        if share:
-            chosen += [frames[i] for i in _sample(frames, share, query.sampling)]
-    if not chosen:
-        raise NoFramesError(_describe_miss(buffer, query, start_ns, end_ns))
+        chosen += [frames[i] for i in _sample(frames, share, query.sampling)]
     return sorted(chosen, key=lambda frame: frame.stamp_ns)
 
 
@@ -123,12 +123,13 @@ def _check_stalled(buffer: FrameBuffer[RawFrame], query: Query, oldest_ns: int) 
     for camera in query.cameras:
         newest_ns = buffer.newest_ns([camera])
         if newest_ns is None:
-            raise NoFramesError(f"no frame of {camera} has come, and max_age_s asks for fresh ones of each camera")
+            raise NoFramesError(f"no frame of {camera} has come; {_elsewhere(query, [camera])}see its driver and topic")
         if newest_ns < oldest_ns:
             late_s = (oldest_ns - newest_ns) / NS_PER_S
             raise NoFramesError(
                 f"{camera} has stalled: its newest frame, of {_seconds(newest_ns)} s, is {late_s:.3f} s older than "
-                "max_age_s allows; see its driver, or ask about the past by start and end"
+                f"max_age_s allows; {_elsewhere(query, [camera])}see its driver and clock, set use_sim_time where a "
+                "bag plays, or ask about the past by start and end"
             )
 
 
@@ -146,9 +147,13 @@ def _describe_emptiness(buffer: FrameBuffer[RawFrame], query: Query) -> str:
     return f"{asked}; is the camera publishing, and are its images taken? /diagnostics tells"
 
 
-def _describe_miss(buffer: FrameBuffer[RawFrame], query: Query, start_ns: int, end_ns: int) -> str:
-    asked = f"no frame of {', '.join(query.cameras)} in [{_seconds(start_ns)}, {_seconds(end_ns)}] s"
-    state = buffer.state(query.cameras)
+def _describe_miss(
+    buffer: FrameBuffer[RawFrame], query: Query, missing: Sequence[str], start_ns: int, end_ns: int
+) -> str:
+    asked = f"no frame of {', '.join(missing)} in [{_seconds(start_ns)}, {_seconds(end_ns)}] s"
+    if others := _elsewhere(query, missing):
+        asked = f"{asked}; {others.removesuffix(', or ')}"
+    state = buffer.state(missing)
     if state.oldest_ns is None or state.newest_ns is None:
         return f"{asked}; the buffer holds none now"
     held = f"the buffer holds {state.num_frames} from {_seconds(state.oldest_ns)} to {_seconds(state.newest_ns)} s"
@@ -156,6 +161,12 @@ def _describe_miss(buffer: FrameBuffer[RawFrame], query: Query, start_ns: int, e
         lost_s = (state.oldest_ns - end_ns) / NS_PER_S
         return f"{asked}; {held}: that was {lost_s:.3f} s too early, keep more with past_s, buffer_s or buffer_bytes"
     return f"{asked}; {held}"
+
+
+def _elsewhere(query: Query, missing: Sequence[str]) -> str:
+    """Return how to ask the other cameras alone, if there are any."""
+    others = [camera for camera in query.cameras if camera not in missing]
+    return f"ask {', '.join(others)} alone by cameras, or " if others else ""
 
 
 def _seconds(stamp_ns: int) -> str:

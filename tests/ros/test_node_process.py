@@ -80,7 +80,16 @@ def test_bad_start_exits_2_with_one_clear_line(arguments: tuple[str, ...], messa
 
 @needs_tiny
 def test_frames_encoded_ahead_are_those_of_the_next_question() -> None:
-    several = ("-p", "model:=nvila-tiny-scale", "-p", "encode_hz:=50.0", "-p", "cameras:=[front, rear]")
+    several = (
+        "-p",
+        "model:=nvila-tiny-scale",
+        "-p",
+        "max_age_s:=0.0",
+        "-p",
+        "encode_hz:=50.0",
+        "-p",
+        "cameras:=[front, rear]",
+    )
     with Robot(*several, command=REAL_NODE) as robot:
         cameras = [robot.camera("front/image"), robot.camera("rear/image")]
         for camera in cameras:

@@ -53,12 +53,16 @@ def test_cameras_share_the_frames_and_come_in_capture_order() -> None:
     ]
 
 
-def test_camera_that_stopped_leaves_its_share_to_the_others() -> None:
+def test_camera_without_a_frame_in_the_window_is_named_and_not_left_out() -> None:
     buffer = held(("left", [1, 2]), ("right", [50, 51, 52]))
 
-    frames = select_frames(buffer, query(cameras=("left", "right"), num_frames=2, window_s=5))
+    with pytest.raises(NoFramesError) as caught:
+        select_frames(buffer, query(cameras=("left", "right", "side"), num_frames=3, window_s=5))
 
-    assert [frame.camera for frame in frames] == ["right", "right"]
+    assert str(caught.value) == (
+        "no frame of left, side in [47.000, 52.000] s; ask right alone by cameras; "
+        "the buffer holds 2 from 1.000 to 2.000 s"
+    )
 
 
 def test_window_ends_at_the_newest_frame_of_the_cameras_asked() -> None:
@@ -258,8 +262,9 @@ def test_frames_that_never_fitted_are_told() -> None:
 )
 def test_camera_that_has_stalled_is_not_asked_about_its_present(fields: dict[str, object], stalled: str) -> None:
     buffer = held(("front", [10]), ("rear", [5]))
-    query = Query(**{"query_id": "a", "question": "?", **fields})  # type: ignore[arg-type]
+    query = Query(**{"query_id": "a", "question": "?", "window_s": 5.0, **fields})  # type: ignore[arg-type]
 
-    assert select_frames(buffer, query)
+    if "side" not in query.cameras:
+        assert select_frames(buffer, query)
     with pytest.raises(NoFramesError, match=stalled) if stalled else contextlib.nullcontext():
         assert select_frames(buffer, query, 8 * NS_PER_S)
