@@ -1,6 +1,15 @@
 """The client of the node for Python programs that use ROS; needs rclpy."""
 
-from nvila_ros.ros.client import NvilaClient
+try:
+    from nvila_ros.ros.client import NvilaClient
+except ModuleNotFoundError as error:
+    missing = error.name or "rclpy"
+    if not missing.startswith("nvila_ros"):
+        missing = missing.partition(".")[0]
+    raise ModuleNotFoundError(
+        f"nvila_ros.client needs {missing}: source a ROS 2 workspace with nvila_ros, or pip install 'nvila_ros[ros]'",
+        name=missing,
+    ) from error
 from nvila_ros.ros.client_future import ClientFuture
 from nvila_ros.ros.client_messages import StandingEvent
 from nvila_ros.ros.client_streams import AnswerStream, EventStream

@@ -28,7 +28,7 @@ CAMERA_WINDOW_S = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the verb takes."""
+    """Declare the arguments of the verb."""
     parser.add_argument("source", metavar="SOURCE", help="video file, folder of images, image, camera or camera:N")
     parser.add_argument("question", metavar="QUESTION", help="in plain language")
     parser.add_argument("--checkpoint", default="nvila-tiny", help="folder or embedded name (default: %(default)s)")
@@ -76,7 +76,7 @@ def read_frames(args: argparse.Namespace) -> list[Frame]:
 
     Raises:
         FrameError: the source cannot be read.
-        QueryError: times that contradict each other or lie out of range.
+        QueryError: times contradict each other or are out of range.
     """
     match = re.fullmatch(r"camera(?::(\d{1,3}))?", args.source, re.ASCII)
     if match and not os.path.exists(args.source):
@@ -93,7 +93,7 @@ def read_frames(args: argparse.Namespace) -> list[Frame]:
 
 
 def _interval(args: argparse.Namespace, media: Media) -> tuple[float, float | None]:
-    """Return start and end in seconds, whichever way they were given."""
+    """Return start and end in seconds."""
     if args.window is None:
         return args.start or 0.0, args.end
     if args.start is not None:
@@ -118,7 +118,7 @@ def tokens_per_s(num_tokens: int, decode_s: float) -> float:
 
 
 def describe(answer: Answer) -> str:
-    """Say in one line which frames an answer is about and how long it took."""
+    """Return one line: which frames an answer is about, and how long it took."""
     stamps_s = [frame.stamp_ns / 1e9 for frame in answer.frames]
     parts = []
     if stamps_s:

@@ -75,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read us has gone; Python would complain again when it flushes at exit.
+        # The reader of our output has gone; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def build_parser(name: str = "", module: ModuleType | None = None) -> Parser:
-    """Return the parser of all verbs; only the named one, whose module is given, knows its arguments."""
+    """Return the parser of all verbs; only the named verb, whose module is given, has its arguments."""
     layout = partial(argparse.HelpFormatter, max_help_position=28)
     parser = Parser(
         prog="nvila", description="Ask a robot's cameras questions in plain language.", formatter_class=layout
@@ -104,7 +104,7 @@ def _complain(name: str, text: str) -> int:
 
 
 def _hint(missing: str) -> str:
-    """Say how to get a missing module, or nothing for one that cannot be missing."""
+    """Return how to install a missing module; empty for one that is always installed."""
     if missing in _INTERFACES:
         return f"{missing} is not built; install nvila_ros[ros] with pip, or build and source the workspace"
     extra = _EXTRA_BY_MODULE.get(missing.partition(".")[0])
@@ -113,7 +113,7 @@ def _hint(missing: str) -> str:
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process; a rank of torchrun at once, since torch's threads may abort amid the interpreter's own exit."""
+    """End the process; a rank of torchrun at once, since torch's threads may abort while the interpreter exits."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -251,3 +251,11 @@ def test_question_that_the_model_fails_raises(endless: Model) -> None:
         list(endless.stream("fail"))
 
     assert raised.value.answer.finish_reason is FinishReason.FAILED
+
+
+def test_client_without_ros_says_what_to_install() -> None:
+    code = "import sys; sys.modules['rclpy'] = None\nimport nvila_ros.client"
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    assert "nvila_ros.client needs rclpy: source a ROS 2 workspace" in done.stderr
