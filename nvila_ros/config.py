@@ -1,7 +1,7 @@
 """What can be set, declared once: each field carries its text, unit and range.
 
 The node declares its ROS parameters from these fields, docs/reference.md is generated from them, and every value is
-checked here, whatever door it came through.
+checked here, from a file, a command line or a service.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Frame:
 
     @property
     def digest(self) -> bytes:
-        """16 bytes that stand for the picture, whoever took it and when; the first time reads every pixel."""
+        """16 bytes that identify the pixels alone; computed from all of them when first read."""
         if self.memo.digest is None:
             self.memo.digest = _digest(self.image, self.image.shape)
         return self.memo.digest
@@ -98,7 +98,7 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawFrame:
-    """A frame that is not converted yet: most frames of a stream are never looked at. Fields as in `Frame`."""
+    """A frame that is not converted yet: most frames of a stream are never used. Fields as in `Frame`."""
 
     image: RawImage | EncodedImage
     stamp_ns: int
@@ -195,7 +195,7 @@ class FinishReason(enum.IntEnum):
 
     @property
     def is_answered(self) -> bool:
-        """Whether the model spoke to its end or to the token limit."""
+        """Whether the model answered, to its end or to the token limit."""
         return self in (FinishReason.STOP, FinishReason.LENGTH)
 
 

@@ -1,8 +1,8 @@
 """Constrained decoding: at each step the tokens with which the answer can still become JSON of a schema.
 
-The grammar lives on bytes: a token is allowed if its bytes go on with what was said, however the text is cut into
-tokens. So decoding that takes the likeliest allowed token says what the model says by itself wherever that conforms.
-Every byte has a token of its own, so an answer that has begun can always go on.
+The grammar works on bytes: a token is allowed if its bytes continue the text so far, however that was cut into tokens.
+So decoding that takes the likeliest allowed token gives the model's own answer wherever that conforms. Every byte has
+a token of its own, so an answer that has begun can always go on.
 
 Source: llguidance, https://github.com/guidance-ai/llguidance.
 
@@ -28,14 +28,14 @@ NUM_KEPT = 32  # compiled schemas; each a few megabytes at most before its first
 
 
 class Constraint(Protocol):
-    """What one answer may go on with; holds what was said of it so far."""
+    """The tokens that may come next in one answer; holds the state of the answer so far."""
 
     def allowed(self) -> np.ndarray:
         """Return which tokens may come next, (V,) bool; always one at least, the stop token where the value may end."""
         ...
 
     def push(self, token: int) -> None:
-        """Go on by one of the tokens that were last allowed, the stop token excepted."""
+        """Append one of the tokens that were last allowed, the stop token excepted."""
         ...
 
     @property
@@ -64,7 +64,7 @@ class Grammars:
 
         Raises:
             QueryError: the schema is not satisfiable, not supported, or takes too much time or memory, or this machine
-                is too busy to tell.
+                is too busy to try it.
             BackendError: llguidance is not installed.
         """
         try:

@@ -129,7 +129,7 @@ class ModelLoader:
         self._process: BuildProcess | None = None
         self._is_closed = self._has_built = False
         self._lock = threading.Lock()
-        # Daemon: a runtime that loads cannot be interrupted, and the node must end when it is told to.
+        # Daemon: a runtime that loads cannot be interrupted, and the node must end when it is asked to.
         self._thread = threading.Thread(target=self._run, name="nvila_supply", daemon=True)
 
     @property

@@ -17,7 +17,7 @@ class Change:
         previous: before, or None where none was believed yet.
         first: the oldest of the answers that agree.
         num_agreed: how many do.
-        num_counted: how many were looked at.
+        num_counted: how many were considered.
     """
 
     state: str
@@ -28,10 +28,10 @@ class Change:
 
 
 class Debounce:
-    """Believes a state once the newest answer and in all `n` of the last `m` say it.
+    """Believes a state once the newest answer and `n` of the last `m` in all agree on it.
 
-    Answers that made one state believed do not count towards the next, so that what begins has never begun before
-    what came before it ended.
+    Answers that established one state do not count towards the next, so a state never begins before the one before it
+    has ended.
     """
 
     def __init__(self, n: int, m: int) -> None:

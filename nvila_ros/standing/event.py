@@ -33,14 +33,14 @@ class Event:
     """One report: a begin, the end with the same id, or an instant that has no end.
 
     Attributes:
-        event_id: unique in the epoch of the node, equal for begin and end.
+        event_id: unique while the node runs, equal for begin and end.
         query: whose event it is.
         begin_stamp_ns: newest frame of the first answer that counted towards the begin.
         confirmed_stamp_ns: newest frame of the answer that decided this report.
         end_stamp_ns: of an end, newest frame of the first answer that counted towards it; where no answer decided it,
             of the last that counted; else 0.
         probability: of the target in the deciding answer, 0 to 1; without a target, of what it says.
-        num_agreed: answers that agreed, of `num_counted` that were looked at; 0 of 0 where no answer decided it.
+        num_agreed: answers that agreed, of the `num_counted` considered; 0 of 0 where no answer decided it.
         previous: text that was reported before, for on_change; else empty.
         answer: the deciding one; where none decided an end, the last that counted.
     """

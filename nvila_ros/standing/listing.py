@@ -19,7 +19,7 @@ def read_queries(path: Path) -> tuple[StandingQuery, ...]:
     """Read a list of standing queries, each a mapping of the fields of `StandingQuery`.
 
     Raises:
-        ConfigError: the file is not readable as such a list, or a query in it breaks a rule; which one is said.
+        ConfigError: the file is not readable as such a list, or a query in it breaks a rule; the message names it.
     """
     given = _load(path)
     if not isinstance(given, list):
@@ -33,7 +33,7 @@ def read_queries(path: Path) -> tuple[StandingQuery, ...]:
 
 
 def query_from_dict(values: Mapping[str, Any]) -> StandingQuery:
-    """Build a standing query from plain values, whatever door they came through.
+    """Build a standing query from plain values, of a file or a message.
 
     Raises:
         ConfigError: an unknown key (near names are listed) or a value outside its rule.

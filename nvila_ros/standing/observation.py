@@ -1,6 +1,6 @@
 """What an answer says, in a form that can be compared: text in, one value and its probability out.
 
-Choices are scored, so their probability is known; where an answer carries none, what was said is taken as certain.
+Choices are scored, so their probability is known; an answer without one is taken as certain.
 """
 
 from __future__ import annotations

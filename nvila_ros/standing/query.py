@@ -127,7 +127,7 @@ def to_query(query: StandingQuery, query_id: str, accepted_ns: int) -> Query:
 
     Args:
         query: complete.
-        query_id: unique in the epoch of the node.
+        query_id: unique while the node runs.
         accepted_ns: steady clock.
     """
     deadline_ns = accepted_ns + round(query.deadline_s * NS_PER_S) if query.deadline_s else None

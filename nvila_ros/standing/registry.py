@@ -1,11 +1,11 @@
-"""All standing queries of a node: which are due, what their answers make of them, and what is counted.
+"""All standing queries of a node: which are due, the events that their answers make, and counts.
 
 In: queries from YAML and services, the ROS clock as `now_ns`, and the answers. Out: groups of queries to ask now, and
 events. Nothing here reads a clock or waits; the caller holds a lock around each call together with what it does with
 the events, so that an end is never reported before its begin.
 
 Two clocks are kept apart. The clock decides when a query is asked and when its knowledge is stale; capture stamps
-decide everything about events. Either jumping back means that another past has begun: what was known is forgotten.
+decide everything about events. A jump back of either begins another past: what was known is forgotten.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Evaluation:
     Attributes:
         query: complete.
         number: of the evaluation, from 1, over all queries of the registry.
-        epoch: changes when the query is forgotten, so that an answer about another past is known as such.
+        epoch: changes when the query is forgotten, so that an answer about another past is recognised.
     """
 
     query: StandingQuery
@@ -41,10 +41,10 @@ class Evaluation:
 
 @dataclass(slots=True)
 class EvaluationCounts:
-    """What became of the evaluations of one query: each is answered, missed, repeated, or still open.
+    """How the evaluations of one query ended: each is answered, missed, repeated, or still open.
 
     Attributes:
-        asked: how often it was handed out.
+        asked: how often it was asked.
         answered: answers that counted.
         missed: no answer came, or one that says nothing or is about another past.
         repeated: answers about frames no newer than those of the last one; they count for nothing.

@@ -1,4 +1,4 @@
-"""Compress: the visual tokens of consecutive frames, rows and columns averaged into one.
+"""Compress visual tokens: average those of consecutive frames, rows and columns.
 
 Source: NVLabs/VILA `TSPVideoEncoder`: pooling comes after the projector and before what follows each frame; one
 dimension after the other; several levels follow one another.
@@ -16,7 +16,7 @@ from nvila_ros.models.spec import Pool
 def pool_tokens(visual_FGD: np.ndarray, pool: Pool) -> np.ndarray:
     """Return the averages over groups of frames, rows and columns, (F / frames, G / (rows * columns), D).
 
-    The caller sees to it that every side divides.
+    Every side must be divisible.
     """
     num_frames, num_tokens, width = visual_FGD.shape
     grid = round(num_tokens**0.5)

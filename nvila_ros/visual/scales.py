@@ -1,4 +1,4 @@
-"""Scale: the features of one image at several sizes become one map with the channels of all.
+"""Merge the features of one image at several sizes into one map with the channels of all.
 
 Source: NVLabs/VILA `merge_features_for_dynamic_s2` and `split_chessboard`. Upstream resizes with
 `interpolate(mode="area")`, which is adaptive average pooling in both directions; where it enlarges, `resize_area` gives

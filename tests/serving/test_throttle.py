@@ -22,4 +22,4 @@ def test_kinds_are_bounded_and_the_oldest_is_forgotten() -> None:
 
     assert not throttle.is_due(2 * MAX_KINDS - 1, 2 * MAX_KINDS)
     assert throttle.is_due(0, 2 * MAX_KINDS)
-    assert len(throttle._told_ns) == MAX_KINDS
+    assert len(throttle._reported_ns) == MAX_KINDS
