@@ -1,5 +1,5 @@
 # make demo   ask the real node about live video, on this machine's CPU; no ROS, GPU or account needed
-# make test   every test that this machine can run
+# make test   every test that this machine can run; DISTRO=jazzy: those of the node, on ROS 2 Jazzy and without torch
 # make test-fast   the tests that take seconds: no ROS, no training, no compiling; under two minutes on two idle cores
 # make check  format, lint, spelling, types and import contracts
 # make clean  forget everything that was built
@@ -7,10 +7,17 @@
 # make train-tiny      train the embedded model from nothing into build/nvila-tiny, and examine it; go on after a stop
 # make bench-stream    measure a stream that is asked many questions, beside one that is read anew for each
 #
-# Needs python3 with venv and its headers, a C++ compiler and make; all else goes into .venv.
+# Needs python3 with venv and its headers, a C++ compiler and make; all else goes into .venv, or .venv-jazzy.
 
 PYTHON ?= python3
-BIN := .venv/bin
+DISTRO ?= kilted
+VENV := .venv$(patsubst %,-%,$(filter-out kilted,$(DISTRO)))
+BIN := $(VENV)/bin
+export NVILA_ROS_DISTRO := $(DISTRO)
+TEST_EXTRAS := test-robot
+ifeq ($(DISTRO), kilted)
+TEST_EXTRAS := torch,test
+endif
 # What the interfaces are built from; the Python sources are used in place.
 BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmake/* native/* msg/* srv/* action/*)
 
@@ -20,59 +27,59 @@ unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
 .PHONY: demo test test-fast check clean bench-engines bench-stream train-tiny
 
-demo: .venv/ready
+demo: $(VENV)/ready
 	$(BIN)/nvila demo $(ARGS)
 
-test: .venv/ready-to-test
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/ready-to-test
+	$(BIN)/python -m pytest $(if $(filter kilted,$(DISTRO)),,-m ros) $(ARGS)
 
-test-fast: .venv/ready-to-test
+test-fast: $(VENV)/ready-to-test
 	$(BIN)/python -m pytest -m "not ros and not slow and not gpu" $(ARGS)
 
-check: .venv/ready-to-check
+check: $(VENV)/ready-to-check
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench-stream: .venv/ready-to-test
+bench-stream: $(VENV)/ready-to-test
 	$(BIN)/python -m benchmarks.stream $(ARGS)
 
-bench-engines: .venv/ready-to-bench
+bench-engines: $(VENV)/ready-to-bench
 	$(BIN)/python -m benchmarks.engines $(ARGS)
 
-train-tiny: .venv/ready-to-test
+train-tiny: $(VENV)/ready-to-test
 	$(BIN)/nvila train-tiny --out build/nvila-tiny --work build/train-tiny $(ARGS)
 	$(BIN)/nvila eval build/nvila-tiny
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-jazzy build *.egg-info
 
-.venv/bin/python:
+$(VENV)/bin/python:
 	@$(PYTHON) -c 'import ensurepip' || { echo "python3 has no venv: sudo apt install python3-venv"; exit 1; }
 	@command -v c++ > /dev/null || { echo "there is no C++ compiler: sudo apt install g++"; exit 1; }
 	@$(PYTHON) -c 'import os, sysconfig as s; open(os.path.join(s.get_path("include"), "Python.h"))' 2> /dev/null \
 	  || { echo "python3 has no headers: sudo apt install python3-dev"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
-.venv/ready: .venv/bin/python $(BUILT_FROM)
+$(VENV)/ready: $(VENV)/bin/python $(BUILT_FROM)
 	@echo "Installing nvila_ros with ROS 2 and building its interfaces (the first time a minute or two)"
 	$(BIN)/python -m pip install --quiet --editable '.[ros]'
 	@touch $@
 
 # nvila_ros is installed by now, so that pip adds only what the extras name.
-.venv/ready-to-test: .venv/ready
+$(VENV)/ready-to-test: $(VENV)/ready
 	@echo "Installing torch and the test tools (the first time a minute or two)"
-	$(BIN)/python -m pip install --quiet 'nvila_ros[torch,test]'
+	$(BIN)/python -m pip install --quiet 'nvila_ros[$(TEST_EXTRAS)]'
 	@touch $@
 
-.venv/ready-to-check: .venv/ready
+$(VENV)/ready-to-check: $(VENV)/ready
 	@echo "Installing the lint tools"
 	$(BIN)/python -m pip install --quiet 'nvila_ros[lint]'
 	@touch $@
 
-.venv/ready-to-bench: .venv/ready
+$(VENV)/ready-to-bench: $(VENV)/ready
 	@echo "Installing the runtimes to compare with; llama.cpp is compiled (the first time ten minutes)"
 	$(BIN)/python -m pip install --quiet 'nvila_ros[bench]'
 	@touch $@

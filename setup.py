@@ -21,20 +21,72 @@ PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
 SITE = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 HAS_ROS = bool(os.environ.get("AMENT_PREFIX_PATH"))
 
+# Whose wheels a machine without ROS 2 gets. What is built for one does not run with the other.
+DISTRO = os.environ.get("NVILA_ROS_DISTRO") or "kilted"
+RUN_WHEELS = {
+    "jazzy": {
+        "action-msgs": "2.0",
+        "diagnostic-msgs": "5.3",
+        "rclpy": "7.1",
+        "rmw-fastrtps-cpp": "8.4",
+        "sensor-msgs": "5.3",
+        "std-msgs": "5.3",
+        "std-srvs": "5.3",
+    },
+    "kilted": {
+        "action-msgs": "2.3",
+        "diagnostic-msgs": "5.5",
+        "rclpy": "9.1",
+        "rmw-fastrtps-cpp": "9.3",
+        "sensor-msgs": "5.5",
+        "std-msgs": "5.5",
+        "std-srvs": "5.5",
+    },
+}
+BUILD_WHEELS = {
+    "jazzy": {
+        "action-msgs": "2.0",
+        "ament-cmake": "2.5",
+        "ament-cmake-export-interfaces": "2.5",
+        "ament-cmake-gmock": "2.5",
+        "ament-cmake-gtest": "2.5",
+        "ament-cmake-include-directories": "2.5",
+        "ament-cmake-pytest": "2.5",
+        "ament-cmake-ros": "0.12",
+        "ament-package": "0.16",
+        "fastrtps-cmake-module": "3.6",
+        "python-cmake-module": "0.11",
+        "rosidl-core-generators": "0.2",
+        "rosidl-default-generators": "1.6",
+        "std-msgs": "5.3",
+    },
+    "kilted": {
+        "action-msgs": "2.3",
+        "ament-cmake": "2.7",
+        "ament-cmake-export-interfaces": "2.7",
+        "ament-cmake-include-directories": "2.7",
+        "ament-cmake-ros-core": "0.14",
+        "ament-package": "0.17",
+        "rosidl-core-generators": "0.3",
+        "rosidl-default-generators": "1.7",
+        "std-msgs": "5.5",
+    },
+}
+if DISTRO not in RUN_WHEELS:
+    sys.exit(f"error: NVILA_ROS_DISTRO must be one of {sorted(RUN_WHEELS)}, whose wheels exist, got {DISTRO!r}")
+
+
+def wheels(versions: dict[str, str]) -> list[str]:
+    """Return ROS packages as pip's requirements."""
+    return [f"ros-{DISTRO}-{name}~={version}" for name, version in versions.items()]
+
+
 BUILD_REQUIRES = [
     "catkin_pkg",  # reads package.xml
     "cmake>=3.22",
     "ninja",
     "numpy",  # sequences of numbers in generated messages
-    "ros-kilted-action-msgs~=2.3",
-    "ros-kilted-ament-cmake~=2.7",
-    "ros-kilted-ament-cmake-export-interfaces~=2.7",
-    "ros-kilted-ament-cmake-include-directories~=2.7",
-    "ros-kilted-ament-cmake-ros-core~=0.14",
-    "ros-kilted-ament-package~=0.17",
-    "ros-kilted-rosidl-core-generators~=0.3",
-    "ros-kilted-rosidl-default-generators~=1.7",
-    "ros-kilted-std-msgs~=5.5",
+    *wheels(BUILD_WHEELS[DISTRO]),
 ]
 
 INSTALL_REQUIRES = [
@@ -55,15 +107,7 @@ LINUX_X86_64 = "sys_platform == 'linux' and platform_machine == 'x86_64'"
 
 EXTRAS_REQUIRE = {
     # The node on a machine without ROS 2; never on a robot, whose own ROS these would bury.
-    "ros": [
-        "ros-kilted-action-msgs~=2.3",
-        "ros-kilted-diagnostic-msgs~=5.5",
-        "ros-kilted-rclpy~=9.1",
-        "ros-kilted-rmw-fastrtps-cpp~=9.3",
-        "ros-kilted-sensor-msgs~=5.5",
-        "ros-kilted-std-msgs~=5.5",
-        "ros-kilted-std-srvs~=5.5",
-    ],
+    "ros": wheels(RUN_WHEELS[DISTRO]),
     # runtime.cpu.engine; the releases before know no eight-bit maps, or have no kernel for some quantized shapes.
     "openvino": ["onnxruntime>=1.22", "openvino>=2026.1"],
     # runtime.tensorrt.cuda, beside the TensorRT of JetPack; the first number must be that of the machine's CUDA.
@@ -74,6 +118,8 @@ EXTRAS_REQUIRE = {
     "bags": ["rosbags>=0.11.9"],  # video.bags: ROS 2 bags without ROS
     # tools.lmms_eval_model: the benchmarks of lmms-eval, which patches a module that filelock 4 no longer has.
     "lmms": ["filelock<4", "lmms_eval>=0.7.3,<0.8"],
+    # What the tests of a robot need; they run without torch (tests/conftest.py, marker `robot`).
+    "test-robot": ["hypothesis>=6.100", "pytest>=8,<9", "pytest-timeout>=2.3"],
     "test": [
         "cv-bridge==1.13.0.post0",  # held against our table of encodings where it is right
         "hypothesis>=6.100",
@@ -158,7 +204,7 @@ def run_cmake(build: Path, prefix: Path) -> None:
         f"-DPython3_EXECUTABLE={sys.executable}",
         f"-DPYTHON_INSTALL_DIR={SITE}",
         "-DBUILD_TESTING=OFF",
-        "-DNVILA_INTERFACES_ONLY=ON",
+        "-DNVILA_SOURCES_BY_PIP=ON",
     ]
     env = dict(os.environ)
     if not HAS_ROS:

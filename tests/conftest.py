@@ -1,19 +1,32 @@
-"""Settings of all tests: profiles of hypothesis, and the ladder's markers applied where a folder needs ROS."""
+"""Settings of all tests: profiles of hypothesis, markers by folder, and what is skipped where a package is missing.
+
+A robot has no torch and none of the packages that judge our numbers. A test or a test module that needs one which is
+not installed is skipped by name; the rest runs, and `-m robot` selects what shows whether the node works there.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import sys
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import settings
 
-from nvila_ros.ros.domain import free_domain
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS.parent))  # pytest before 7.0 does not read `pythonpath` from pyproject.toml
 
-settings.register_profile("dev", max_examples=50, deadline=None)
-settings.register_profile("ci", max_examples=200, derandomize=True, deadline=None)
-settings.load_profile("ci" if os.environ.get("CI") else "dev")
+from nvila_ros.ros.domain import free_domain  # noqa: E402
+from tests.robot_subset import is_of_robot, missing_package  # noqa: E402
+
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import settings
+
+    settings.register_profile("dev", max_examples=50, deadline=None)
+    settings.register_profile("ci", max_examples=200, derandomize=True, deadline=None)
+    settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # Before rclpy starts: nothing outside this machine, and no other run on it, may take part in a test.
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
@@ -32,9 +45,34 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in `tests/ros` as needing ROS, and skip what does where there is none."""
+    """Mark what lies in `tests/ros` as needing ROS, and what a robot runs; skip the former where there is no ROS."""
     for item in items:
-        if Path(__file__).with_name("ros") in item.path.parents:
+        path = Path(str(item.fspath)).relative_to(TESTS)
+        if path.parts[0] == "ros":
             item.add_marker(pytest.mark.ros)
+        if is_of_robot(path) and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.robot)
         if item.get_closest_marker("ros") and not HAS_ROS:
             item.add_marker(pytest.mark.skip(reason="needs rclpy; install nvila_ros[ros] or source ROS 2"))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, None]:
+    """Skip a module that imports an optional package which is not installed."""
+    outcome = yield
+    report = outcome.get_result()
+    skip_what_is_missing(report, report.call.excinfo, str(collector.fspath))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    """Skip a test that uses an optional package which is not installed."""
+    outcome = yield
+    skip_what_is_missing(outcome.get_result(), call.excinfo, str(item.fspath))
+
+
+def skip_what_is_missing(report: Any, error: Any, path: str) -> None:
+    missing = missing_package(error.value) if report.failed and error is not None else ""
+    if missing:
+        report.outcome = "skipped"
+        report.longrepr = (path, 0, f"Skipped: needs {missing}, which is not installed")

@@ -95,6 +95,29 @@ def test_only_the_ros_folder_imports_the_interfaces() -> None:
     assert [name for name in importers if not name.startswith("ros/")] == []
 
 
+def test_package_xml_names_every_ros_package_that_is_imported() -> None:
+    named = {element.text for element in ElementTree.parse(ROOT / "package.xml").getroot() if element.text}
+    files = [p for folder in ("nvila_ros", "launch", "tests/ros") for p in (ROOT / folder).rglob("*.py")]
+    imported = {name for path in files for name in _packages(ast.parse(path.read_text()))}
+
+    assert {
+        name for name in imported if name.startswith(("rcl", "ros", "launch")) or name.endswith("_msgs")
+    } - named == {
+        "rosbags"  # read without ROS, by pip's extra
+    }
+
+
+def test_a_robots_pip_gets_what_rosdep_does_not() -> None:
+    by_pip = dict(re.findall(r"^([\w-]+)([^;#\n]*)", (ROOT / "requirements-robot.txt").read_text(), re.M))
+    by_rosdep = {"opencv-python-headless", "pillow", "pyyaml", "rich"}
+    text = re.search(r"INSTALL_REQUIRES = \[(.*?)^\]", (ROOT / "setup.py").read_text(), re.S | re.M)
+    assert text is not None
+    needed = dict(re.findall(r'"([\w-]+)([^"]*)"', text[1]))
+
+    assert by_pip.keys() == needed.keys() - by_rosdep
+    assert {k: v.strip() for k, v in by_pip.items() if k != "numpy"} == {k: needed[k] for k in by_pip if k != "numpy"}
+
+
 @pytest.mark.ros
 def test_the_interfaces_are_built() -> None:
     pytest.importorskip("rclpy", reason="needs ROS 2")
@@ -135,8 +158,10 @@ def test_the_fast_dds_profile_has_room_for_full_hd() -> None:
 def test_the_fast_dds_profile_carries_hd_frames_between_processes(tmp_path: Path) -> None:
     pytest.importorskip("rclpy", reason="needs ROS 2")
     num_frames = 20
+    profile = str(ROOT / "config" / "fastdds_shm.xml")
     env = os.environ | {
-        "FASTDDS_DEFAULT_PROFILES_FILE": str(ROOT / "config" / "fastdds_shm.xml"),
+        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
+        "FASTRTPS_DEFAULT_PROFILES_FILE": profile,  # the name before Kilted
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
         "ROS_DOMAIN_ID": str(free_domain()),
         "ROS_LOG_DIR": str(tmp_path),
@@ -151,6 +176,13 @@ def test_the_fast_dds_profile_carries_hd_frames_between_processes(tmp_path: Path
     assert publisher.wait(timeout=60) == 0
     # At 10 Hz a busy machine keeps up too: what is lost is lost for want of room. Without the profile 1 to 3 arrive.
     assert int(received.stdout) >= num_frames - 5
+
+
+def _packages(tree: ast.Module) -> set[str]:
+    """Return the top packages that a source imports."""
+    names = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and not n.level]
+    names += [alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names]
+    return {name.partition(".")[0] for name in names}
 
 
 def _imports_interfaces(tree: ast.Module) -> bool:

@@ -1,18 +1,23 @@
 """One small checkpoint and what calibration makes of a few pictures, for all tests of quantization."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
-import torch
 
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.quantization.calibration import Calibration, Sample, calibrate
 from tests.golden_cases import GOLDEN, read_image
+
+if TYPE_CHECKING:  # a folder whose conftest needs torch could not even be collected without it
+    from nvila_ros.quantization.calibration import Calibration, Sample
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)
+    pytest.importorskip("torch").set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +27,8 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def samples() -> list[Sample]:
+    from nvila_ros.quantization.calibration import Sample
+
     image = read_image(GOLDEN / "media" / "small.png")
     clip = tuple(np.roll(image, 5 * i, axis=1) for i in range(8))
     return [Sample((image,), "What is it?"), Sample(clip, "Where to?"), Sample((image[::-1].copy(),), "How many?")]
@@ -29,4 +36,6 @@ def samples() -> list[Sample]:
 
 @pytest.fixture(scope="session")
 def calibration(checkpoint: Checkpoint, samples: list[Sample]) -> Calibration:
+    from nvila_ros.quantization.calibration import calibrate
+
     return calibrate(checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), samples)

@@ -9,10 +9,14 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("nvila_ros.msg")
 
-from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
+
+try:
+    from rclpy.event_handler import PublisherEventCallbacks
+except ModuleNotFoundError:  # before ROS 2 Iron
+    from rclpy.qos_event import PublisherEventCallbacks
 
 from nvila_ros.msg import Answer
 from tests.ros.robot import PACE_S, Robot, running, wait_until

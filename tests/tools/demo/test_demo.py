@@ -30,10 +30,11 @@ ROOT = Path(__file__).parents[3]
 
 
 def start(folder: Path, *argv: str) -> subprocess.Popen[str]:
+    path = (str(ROOT), os.environ.get("PYTHONPATH"))  # a sourced workspace is found by it
     return subprocess.Popen(
         [sys.executable, "-m", "nvila_ros.tools.cli", "demo", "--threads", "1", *argv],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
