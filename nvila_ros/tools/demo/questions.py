@@ -21,7 +21,7 @@ SETTLE_S = 0.25
 HASTE_S = 0.4
 """And no later than this before its end."""
 
-Endpoint = Literal["service", "action"]
+EndpointKind = Literal["service", "action"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class QuizItem:
 
     kind: str
     seed: int
-    endpoint: Endpoint = "service"
+    endpoint: EndpointKind = "service"
     num_frames: int = 1
     window_s: float = 0.0
 
