@@ -1,7 +1,8 @@
-// Attention of new tokens over the cache, which their keys and values join.
+// Attention of new tokens over the cache, to which their keys and values are appended.
 //
-// Short passes read the cache once, by chunks of rows for all heads, and weigh the chunks at the end. Long ones turn the
-// keys, so that sixteen of them lie side by side, and go by blocks of tokens.
+// A short pass reads the cache once: its rows are cut into chunks, each attended to for all heads, and the partial
+// outputs of the chunks are merged at the end. A long pass transposes the keys, so that sixteen of them lie side by
+// side, and computes blocks of tokens.
 //
 // Shapes: M rows of the cache, H query heads, K key and value heads, S head size.
 #pragma once
@@ -11,17 +12,19 @@
 #include <cstring>
 #include <vector>
 
-#include "call.h"
-#include "matrix.h"
-#include "team.h"
+#include "api.h"
+#include "buffer.h"
+#include "lanes.h"
+#include "pass.h"
+#include "thread_team.h"
 
 namespace nvila {
 
 class Attention {
  public:
-  // Whose items are dealt out, of one layer.
-  struct Steps {
-    Dealer &turn, &attend;
+  // Of one layer.
+  struct Queues {
+    WorkQueue &transpose, &attend;
   };
 
   Attention(const Spec& spec, int threads) : spec_(spec), scratch_(threads) {}
@@ -30,9 +33,9 @@ class Attention {
     const size_t rows = pass.rows, s = spec_.head_size;
     grow(qkv_, rows * qkv_width());
     const size_t num_queries = rows * spec_.num_heads, chunks = pass.is_short ? num_chunks(pass) : 1;
-    grow(mixes_, chunks * num_queries * s);
-    grow(weights_, chunks * num_queries * 2);
-    if (!pass.is_short) grow(turned_keys_, pad(pass.num_all) * spec_.num_kv_heads * s);
+    grow(partial_outputs_, chunks * num_queries * s);
+    grow(softmax_, chunks * num_queries * 2);
+    if (!pass.is_short) grow(transposed_keys_, pad(pass.num_all) * spec_.num_kv_heads * s);
     const size_t at_once = pass.is_short ? num_queries : size_t(kBlockRows) * spec_.num_heads / spec_.num_kv_heads;
     for (Scratch& own : scratch_) {
       grow(own.queries, at_once * s);
@@ -40,38 +43,38 @@ class Attention {
     }
   }
 
-  // Where a token's query, key and value are to be put: (H + K + K, S), before their rotation.
+  // A token's query, key and value before their rotation, (H + K + K, S).
   float* qkv(int token) { return &qkv_[size_t(token) * qkv_width()]; }
   const float* qkv(int token) const { return &qkv_[size_t(token) * qkv_width()]; }
 
-  // Takes part, as one thread of the team, in attending to a layer's cache.
-  void run(const Pass& pass, int i, int rank, Steps steps, Team& team) {
+  // One thread's share of a layer's attention; the team meets before the output is read.
+  void run(const Pass& pass, int i, int rank, Queues queues, ThreadTeam& team) {
     if (pass.is_short) {
-      attend_short(pass, i, scratch_[rank], steps);
+      attend_short(pass, i, scratch_[rank], queues);
     } else {
-      attend_long(pass, i, scratch_[rank], steps, team);
+      attend_long(pass, i, scratch_[rank], queues, team);
     }
   }
 
-  // What all heads of a token have attended to, (H, S); `room` is for as many numbers.
-  const float* mixed(const Pass& pass, int row, float* room) const {
-    return pass.is_short ? merge(pass, row, room) : &mixes_[size_t(row) * spec_.num_heads * spec_.head_size];
+  // The output of all heads for one row, (H, S), which may be computed into `room` of that size.
+  const float* output(const Pass& pass, int row, float* room) const {
+    return pass.is_short ? merge(pass, row, room) : &partial_outputs_[size_t(row) * spec_.num_heads * spec_.head_size];
   }
 
  private:
-  // What a thread has for itself.
+  // Of one thread.
   struct Scratch {
     Buffer<float> queries, scores;
   };
 
-  // A little more, since rows that lie a power of two apart would share the same few places of a cache.
+  // Wider by one vector, since rows a power of two apart would share the same few sets of the processor's cache.
   int qkv_width() const { return (spec_.num_heads + 2 * spec_.num_kv_heads) * spec_.head_size + kLanes; }
 
-  // Puts the keys and values of new tokens into the cache, of the rows [first, end) those that are new.
+  // Writes the keys and values of the new tokens among the rows [first, end) of the cache.
   void append(const Pass& pass, int i, int64_t first, int64_t end) {
     const int s = spec_.head_size, num_kv = spec_.num_kv_heads;
     const int64_t step = int64_t(num_kv) * s;
-    float* keys = pass.call.cache + 2 * i * pass.call.stride;
+    float* keys = pass.call.cache.data + 2 * i * pass.call.stride;
     for (int64_t m = std::max(first, pass.start); m < end; ++m) {
       const int row = int(m - pass.start);
       const float* from = qkv(row) + spec_.num_heads * s;
@@ -85,16 +88,16 @@ class Attention {
     rotate(pass, token, qkv(token) + head * s, 1.f / std::sqrt(float(s)), to);
   }
 
-  // Long passes: all keys are turned, so that sixteen of them lie side by side, and shared by blocks of rows.
-  void attend_long(const Pass& pass, int i, Scratch& own, Steps& steps, Team& team) {
+  // A long pass: all keys are transposed once, for all blocks of rows.
+  void attend_long(const Pass& pass, int i, Scratch& own, Queues& queues, ThreadTeam& team) {
     const int s = spec_.head_size, num_kv = spec_.num_kv_heads;
     const int64_t num_all = pass.num_all, step = int64_t(num_kv) * s, head_keys = pad(num_all) * s;
-    const float* keys = pass.call.cache + 2 * i * pass.call.stride;
-    steps.turn.deal(int(pad(num_all) / kLanes), 1, [&](int chunk, int) {
+    const float* keys = pass.call.cache.data + 2 * i * pass.call.stride;
+    queues.transpose.parallel_for(int(pad(num_all) / kLanes), 1, [&](int chunk, int) {
       const int64_t first = int64_t(chunk) * kLanes, end = std::min(first + kLanes, num_all);
       append(pass, i, first, end);
       for (int kv = 0; kv < num_kv; ++kv) {
-        float* to = &turned_keys_[kv * head_keys + first * s];
+        float* to = &transposed_keys_[kv * head_keys + first * s];
         for (int64_t m = first; m < first + kLanes; ++m) {
           const float* key = keys + std::min(m, end - 1) * step + kv * s;
           for (int j = 0; j < s; ++j) to[j * kLanes + m - first] = key[j];
@@ -103,7 +106,7 @@ class Attention {
     });
     team.wait();
     const int blocks = (pass.rows + kBlockRows - 1) / kBlockRows;
-    steps.attend.deal(blocks * num_kv, 1, [&](int item, int) {
+    queues.attend.parallel_for(blocks * num_kv, 1, [&](int item, int) {
       const int kv = item % num_kv, first = (blocks - 1 - item / num_kv) * kBlockRows;  // the longest ones first
       attend_block(pass, own, kv, first, std::min(kBlockRows, pass.rows - first), keys + pass.call.stride);
     });
@@ -112,7 +115,7 @@ class Attention {
   void attend_block(const Pass& pass, Scratch& own, int kv, int first, int rows, const float* values) {
     const int s = spec_.head_size, num_kv = spec_.num_kv_heads, per_kv = spec_.num_heads / num_kv;
     const int64_t step = int64_t(num_kv) * s, end = pass.start + pass.token(first + rows - 1) + 1, width = pad(end);
-    const float* keys = &turned_keys_[kv * pad(pass.num_all) * s];
+    const float* keys = &transposed_keys_[kv * pad(pass.num_all) * s];
     const int num_queries = rows * per_kv;
     for (int c = 0; c < num_queries; ++c) {
       rotate_query(pass, first + c / per_kv, kv * per_kv + c % per_kv, &own.queries[c * s]);
@@ -123,19 +126,20 @@ class Attention {
         add_up<kAtOnce>(count, &own.queries[c * s], s, keys + m * s, kLanes, s, &own.scores[c * width + m], width);
       }
     }
-    float weights[kBlockRows * kMostPerKv][2];
+    float softmax[kBlockRows * kMaxHeadsPerKv][2];
     for (int c = 0; c < num_queries; ++c) {
-      exponentiate(&own.scores[c * width], pass.mask(first + c / per_kv), end, weights[c]);
+      exponentiate(&own.scores[c * width], pass.mask(first + c / per_kv), end, softmax[c]);
     }
     for (int i = 0; i < s; i += kLanes) {
       for (int c = 0; c < num_queries; c += kAtOnce) {
         const int count = std::min(kAtOnce, num_queries - c);
-        F32 mixes[kAtOnce];
+        F32 outputs[kAtOnce];
         add_up<kAtOnce>(count, &own.scores[c * width], width, values + kv * s + i, step, end,
-                        reinterpret_cast<float*>(mixes), kLanes);
+                        reinterpret_cast<float*>(outputs), kLanes);
         for (int j = 0; j < count; ++j) {
           const int row = first + (c + j) / per_kv, head = kv * per_kv + (c + j) % per_kv;
-          store(&mixes_[(size_t(row) * spec_.num_heads + head) * s + i], mixes[j] * (1.f / weights[c + j][1]));
+          store(&partial_outputs_[(size_t(row) * spec_.num_heads + head) * s + i],
+                outputs[j] * (1.f / softmax[c + j][1]));
         }
       }
     }
@@ -149,7 +153,7 @@ class Attention {
       if (count < kCount) return add_up<kCount - 1>(count, x, x_step, y, y_step, length, to, to_step);
     }
     F32 total[kCount];
-    for (F32& each : total) each = fill(0.f);
+    for (F32& each : total) each = broadcast(0.f);
     for (int64_t k = 0; k < length; ++k) {
       const F32 sixteen = load(y + k * y_step);
       for (int j = 0; j < kCount; ++j) total[j] += sixteen * x[j * x_step + k];
@@ -157,24 +161,23 @@ class Attention {
     for (int j = 0; j < kCount; ++j) store(to + j * to_step, total[j]);
   }
 
-  // Rows of the cache that one thread of a short pass attends to at a time, for all heads: memory is read in the order
-  // of its bytes.
+  // Rows of the cache in a chunk; memory is read in the order of its addresses.
   static int64_t chunk_rows(const Pass& pass) {
-    return std::max<int64_t>(kLeastChunk, pad((pass.num_all + kMostChunks - 1) / kMostChunks));
+    return std::max<int64_t>(kMinChunk, pad((pass.num_all + kMaxChunks - 1) / kMaxChunks));
   }
   static int num_chunks(const Pass& pass) {
     return int((pass.num_all + chunk_rows(pass) - 1) / chunk_rows(pass));
   }
 
-  // Each chunk's shares are of itself alone; `merge` weighs the chunks.
-  void attend_short(const Pass& pass, int i, Scratch& own, Steps& steps) {
+  // The softmax of each chunk is over itself alone; `merge` weighs the chunks.
+  void attend_short(const Pass& pass, int i, Scratch& own, Queues& queues) {
     for (int head = 0; head < spec_.num_heads; ++head) {
       for (int row = 0; row < pass.rows; ++row) {
         rotate_query(pass, row, head, &own.queries[(head * pass.rows + row) * spec_.head_size]);
       }
     }
     const int64_t size = chunk_rows(pass);
-    steps.attend.deal(num_chunks(pass), 1, [&](int chunk, int) {
+    queues.attend.parallel_for(num_chunks(pass), 1, [&](int chunk, int) {
       const int64_t first = chunk * size, end = std::min(first + size, pass.num_all);
       append(pass, i, first, end);
       if (pass.rows) attend_chunk(pass, i, own, chunk, first, end);
@@ -184,10 +187,10 @@ class Attention {
   void attend_chunk(const Pass& pass, int i, Scratch& own, int chunk, int64_t first, int64_t end) {
     const int s = spec_.head_size, num_kv = spec_.num_kv_heads, per_kv = spec_.num_heads / num_kv;
     const int64_t step = int64_t(num_kv) * s, count = end - first, width = pad(count);
-    const float* keys = pass.call.cache + 2 * i * pass.call.stride + first * step;
+    const float* keys = pass.call.cache.data + 2 * i * pass.call.stride + first * step;
     const float* values = keys + pass.call.stride;
     const int num_queries = per_kv * pass.rows;  // that share a key and value head
-    // Both streams are asked for a few lines at a time: the processor waits where too many are under way.
+    // Both streams are prefetched a few lines at a time: the processor stalls where too many are under way.
     const int64_t lines = (4 * step * sizeof(float) / 64 + num_kv * num_queries - 1) / (num_kv * num_queries);
     for (int64_t m = 0; m < count; m += 4) {
       const char* next_keys = reinterpret_cast<const char*>(keys + (m + kRowsAhead) * step);
@@ -205,17 +208,17 @@ class Attention {
         }
       }
     }
-    float* weights = &weights_[size_t(chunk) * 2 * pass.rows * spec_.num_heads];
+    float* softmax = &softmax_[size_t(chunk) * 2 * pass.rows * spec_.num_heads];
     for (int of = 0; of < pass.rows * spec_.num_heads; ++of) {
-      exponentiate(&own.scores[of * width], pass.mask(of % pass.rows) + first, count, weights + 2 * of);
+      exponentiate(&own.scores[of * width], pass.mask(of % pass.rows) + first, count, softmax + 2 * of);
     }
-    float* mixes = &mixes_[size_t(chunk) * pass.rows * spec_.num_heads * s];
+    float* outputs = &partial_outputs_[size_t(chunk) * pass.rows * spec_.num_heads * s];
     for (int kv = 0; kv < num_kv; ++kv) {
       for (int j = 0; j < s; j += kLanes) {
         for (int c = 0; c < num_queries; c += kAtOnce) {
           const int of = kv * num_queries + c;
           add_up<kAtOnce>(std::min(kAtOnce, num_queries - c), &own.scores[of * width], width, values + kv * s + j, step,
-                          count, mixes + of * s + j, s);
+                          count, outputs + of * s + j, s);
         }
       }
     }
@@ -225,18 +228,18 @@ class Attention {
     const int s = spec_.head_size, chunks = num_chunks(pass);
     const size_t stride = size_t(pass.rows) * spec_.num_heads;
     for (int head = 0; head < spec_.num_heads; ++head) {
-      float* mixed = to + head * s;
+      float* merged = to + head * s;
       const size_t of = head * pass.rows + row;
       float top = kHidden, total = 0;
-      for (int c = 0; c < chunks; ++c) top = std::max(top, weights_[2 * (c * stride + of)]);
-      std::memset(mixed, 0, sizeof(float) * s);
+      for (int c = 0; c < chunks; ++c) top = std::max(top, softmax_[2 * (c * stride + of)]);
+      std::memset(merged, 0, sizeof(float) * s);
       for (int c = 0; c < chunks; ++c) {
-        const float weight = std::exp(weights_[2 * (c * stride + of)] - top);
-        total += weight * weights_[2 * (c * stride + of) + 1];
-        const float* mix = &mixes_[(c * stride + of) * s];
-        for (int i = 0; i < s; ++i) mixed[i] += weight * mix[i];
+        const float weight = std::exp(softmax_[2 * (c * stride + of)] - top);
+        total += weight * softmax_[2 * (c * stride + of) + 1];
+        const float* partial = &partial_outputs_[(c * stride + of) * s];
+        for (int i = 0; i < s; ++i) merged[i] += weight * partial[i];
       }
-      for (int i = 0; i < s; ++i) mixed[i] /= total;
+      for (int i = 0; i < s; ++i) merged[i] /= total;
     }
     return to;
   }
@@ -244,7 +247,7 @@ class Attention {
   // Rotary positions; channel i pairs with i + S / 2.
   void rotate(const Pass& pass, int token, const float* x, float scale, float* to) const {
     const int s = spec_.head_size, half = s / 2;
-    const float *cos = pass.call.cos + (pass.first + token) * s, *sin = pass.call.sin + (pass.first + token) * s;
+    const float *cos = pass.call.cos.data + (pass.first + token) * s, *sin = pass.call.sin.data + (pass.first + token) * s;
     for (int i = 0; i < half; ++i) {
       to[i] = (x[i] * cos[i] - x[i + half] * sin[i]) * scale;
       to[i + half] = (x[i + half] * cos[i + half] + x[i] * sin[i + half]) * scale;
@@ -253,43 +256,45 @@ class Attention {
 
   static void score_four(const float* q, const float* const* keys, int s, float* to) {
     F32 total[4];
-    for (F32& each : total) each = fill(0.f);
+    for (F32& each : total) each = broadcast(0.f);
     for (int i = 0; i < s; i += kLanes) {
       const F32 x = load(q + i);
       for (int j = 0; j < 4; ++j) total[j] += x * load(keys[j] + i);
     }
-    for (int j = 0; j < 4; ++j) to[j] = sum(total[j]);
+    for (int j = 0; j < 4; ++j) to[j] = reduce_sum(total[j]);
   }
 
-  // Turns scores into e^(score - largest); `weight` is told the largest and their sum.
-  static void exponentiate(float* scores, const float* mask, int64_t count, float* weight) {
-    F32 most = fill(kHidden);
+  // Replaces scores by e^(score - largest) and writes the largest and the sum to `softmax`.
+  static void exponentiate(float* scores, const float* mask, int64_t count, float* softmax) {
+    F32 most = broadcast(kHidden);
     int64_t m = 0;
     for (; m + kLanes <= count; m += kLanes) {
       const F32 x = load(scores + m) + load(mask + m);
       store(scores + m, x);
-      most = larger(most, x);
+      most = max(most, x);
     }
-    float top = largest(most);
+    float top = reduce_max(most);
     for (int64_t rest = m; rest < count; ++rest) top = std::max(top, scores[rest] += mask[rest]);
     for (int64_t rest = count; rest < pad(count); ++rest) scores[rest] = kHidden;
-    F32 total = fill(0.f);
+    F32 total = broadcast(0.f);
     for (m = 0; m < count; m += kLanes) {
       const F32 x = exp(load(scores + m) - top);
       store(scores + m, x);
       total += x;
     }
-    weight[0] = top, weight[1] = sum(total);
+    softmax[0] = top, softmax[1] = reduce_sum(total);
   }
 
-  static constexpr int kBlockRows = 8, kMostPerKv = 64;
-  static constexpr int kAtOnce = kMostSums >= 16 ? 12 : 4;
-  static constexpr int kRowsAhead = 16, kLeastChunk = 64, kMostChunks = 32;
+  static constexpr int kBlockRows = 8;
+  static constexpr int kAtOnce = kMaxSums >= 16 ? 12 : 4;
+  static constexpr int kRowsAhead = 16, kMinChunk = 64, kMaxChunks = 32;
   static constexpr float kHidden = -1e30f;
 
   const Spec spec_;
   std::vector<Scratch> scratch_;
-  Buffer<float> qkv_, turned_keys_, mixes_, weights_;
+  Buffer<float> qkv_, transposed_keys_;
+  Buffer<float> partial_outputs_;  // of each chunk of a short pass, or the output of a long one
+  Buffer<float> softmax_;          // of each chunk, query head and row the largest score and the sum
 };
 
 }  // namespace nvila

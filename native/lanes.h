@@ -17,7 +17,7 @@ namespace nvila {
 #define NVILA_WIDE
 constexpr const char* kIsa = "avx512vnni";
 constexpr int kPartBytes = 64;
-constexpr int kMostSums = 16;  // of sixteen lanes that registers hold beside what they are made of
+constexpr int kMaxSums = 16;  // of sixteen lanes that registers hold beside what they are made of
 #elif defined(__AVX2__)
 #if defined(__AVXVNNI__) || defined(__AVX512VNNI__)  // the latter to test on other processors what the former does
 #define NVILA_VNNI
@@ -26,11 +26,11 @@ constexpr const char* kIsa = "avxvnni";
 constexpr const char* kIsa = "avx2";
 #endif
 constexpr int kPartBytes = 32;
-constexpr int kMostSums = 4;
+constexpr int kMaxSums = 4;
 #elif defined(__ARM_FEATURE_DOTPROD)
 constexpr const char* kIsa = "neon_dotprod";
 constexpr int kPartBytes = 16;
-constexpr int kMostSums = 4;
+constexpr int kMaxSums = 4;
 #else
 #error "one of AVX-512 VNNI, AVX2 and the dot products of ARMv8.2 is needed"
 #endif
@@ -64,12 +64,12 @@ inline F32 load(const float* from) {
 }
 inline void store(float* to, F32 x) { std::memcpy(to, &x, sizeof x); }
 
-inline F32 fill(float value) {
+inline F32 broadcast(float value) {
   F32 x;
   for (int i = 0; i < kParts; ++i) x.part[i] = value - FPart{};
   return x;
 }
-inline I32 fill(int32_t value) {
+inline I32 broadcast(int32_t value) {
   I32 x;
   for (int i = 0; i < kParts; ++i) x.part[i] = value - IPart{};
   return x;
@@ -94,20 +94,20 @@ inline F32 operator/(F32 x, F32 y) {
   for (int i = 0; i < kParts; ++i) x.part[i] /= y.part[i];
   return x;
 }
-inline F32 operator+(F32 x, float y) { return x + fill(y); }
-inline F32 operator-(F32 x, float y) { return x - fill(y); }
-inline F32 operator*(F32 x, float y) { return x * fill(y); }
-inline F32 operator-(F32 x) { return fill(0.f) - x; }
+inline F32 operator+(F32 x, float y) { return x + broadcast(y); }
+inline F32 operator-(F32 x, float y) { return x - broadcast(y); }
+inline F32 operator*(F32 x, float y) { return x * broadcast(y); }
+inline F32 operator-(F32 x) { return broadcast(0.f) - x; }
 template <class Part>
 inline Lanes<Part>& operator+=(Lanes<Part>& x, Lanes<Part> y) {
   return x = x + y;
 }
 
-inline F32 larger(F32 x, F32 y) {
+inline F32 max(F32 x, F32 y) {
   for (int i = 0; i < kParts; ++i) x.part[i] = x.part[i] > y.part[i] ? x.part[i] : y.part[i];
   return x;
 }
-inline F32 smaller(F32 x, F32 y) { return -larger(-x, -y); }
+inline F32 min(F32 x, F32 y) { return -max(-x, -y); }
 
 inline F32 to_float(I32 x) {
   F32 y;
@@ -117,7 +117,7 @@ inline F32 to_float(I32 x) {
 
 // To the nearest whole number, of less than 2^22.
 inline I32 round_to_int(F32 x) {
-  const F32 magic = fill(12582912.f);  // 1.5 * 2^23, whose lowest bit counts ones
+  const F32 magic = broadcast(12582912.f);  // 1.5 * 2^23, whose lowest bit counts ones
   x = (x + magic) - magic;
   I32 y;
   for (int i = 0; i < kParts; ++i) y.part[i] = __builtin_convertvector(x.part[i], IPart);
@@ -133,7 +133,7 @@ inline void store_bytes(int8_t* to, I32 x) {
 }
 
 template <class Four, class Part>
-inline auto sum_by(Lanes<Part> x) {
+inline auto reduce_sum_by(Lanes<Part> x) {
   for (int i = 1; i < kParts; ++i) x.part[0] += x.part[i];
   Four fours[kPartBytes / sizeof(Four)];
   std::memcpy(fours, &x.part[0], sizeof fours);
@@ -144,10 +144,10 @@ inline auto sum_by(Lanes<Part> x) {
 }
 using F4 = float __attribute__((vector_size(16)));
 using I4 = int32_t __attribute__((vector_size(16)));
-inline float sum(F32 x) { return sum_by<F4>(x); }
-inline int32_t sum(I32 x) { return sum_by<I4>(x); }
+inline float reduce_sum(F32 x) { return reduce_sum_by<F4>(x); }
+inline int32_t reduce_sum(I32 x) { return reduce_sum_by<I4>(x); }
 
-inline float largest(F32 x) {
+inline float reduce_max(F32 x) {
   float y = x[0];
   for (int i = 1; i < kLanes; ++i) y = x[i] > y ? x[i] : y;
   return y;
@@ -155,7 +155,7 @@ inline float largest(F32 x) {
 
 // e^x within 2e-7 of it, 0 where x is below -87 and e^88 where it is above 88.
 inline F32 exp(F32 x) {
-  const F32 near = smaller(larger(x, fill(-87.f)), fill(88.f));
+  const F32 near = min(max(x, broadcast(-87.f)), broadcast(88.f));
   const I32 n = round_to_int(near * 1.44269504f);
   const F32 whole = to_float(n), r = (near - whole * 0.693359375f) + whole * 2.12194440e-4f;  // ln 2 in two parts
   F32 y = r * 1.9875691e-4f + 1.3981999e-3f;
@@ -164,7 +164,7 @@ inline F32 exp(F32 x) {
   y = y * r + 1.6666665e-1f;
   y = y * r + 5.0000001e-1f;
   y = y * r * r + r + 1.f;
-  y = y * bits_of<F32>((n + fill(127)) * fill(1 << 23));
+  y = y * bits_of<F32>((n + broadcast(127)) * broadcast(1 << 23));
   for (int i = 0; i < kParts; ++i) y.part[i] = x.part[i] < -87.f ? FPart{} : y.part[i];
   return y;
 }
@@ -176,11 +176,11 @@ inline F32 widen(const uint16_t* from);
 // 64 bytes: of 16 outputs four inputs each. As unsigned numbers for `dot`.
 struct Bytes;
 inline Bytes load_bytes(const uint8_t* from);
-inline Bytes low_halves(const Bytes& x);
-inline Bytes high_halves(const Bytes& x);
+inline Bytes low_nibbles(const Bytes& x);
+inline Bytes high_nibbles(const Bytes& x);
 
-// Adds to each output its four bytes times the four at `x`; small bytes are below 16.
-template <bool kIsSmall>
+// Adds to each output its four bytes times the four at `x`; those of four bits are below 16.
+template <bool kIsInt4>
 inline I32 dot(I32 total, const Bytes& w, const int8_t* x);
 
 inline int32_t load_four(const int8_t* from) {
@@ -199,12 +199,12 @@ inline F32 widen(const uint16_t* from) {
   return bits_of<F32>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)from)));
 }
 inline Bytes load_bytes(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
-inline Bytes low_halves(const Bytes& x) { return {_mm512_and_si512(x.all, _mm512_set1_epi8(15))}; }
-inline Bytes high_halves(const Bytes& x) {
+inline Bytes low_nibbles(const Bytes& x) { return {_mm512_and_si512(x.all, _mm512_set1_epi8(15))}; }
+inline Bytes high_nibbles(const Bytes& x) {
   return {_mm512_and_si512(_mm512_srli_epi16(x.all, 4), _mm512_set1_epi8(15))};
 }
 
-template <bool kIsSmall>
+template <bool kIsInt4>
 inline I32 dot(I32 total, const Bytes& w, const int8_t* x) {
   const __m512i sums = bits_of<__m512i>(total);
   return bits_of<I32>(_mm512_dpbusd_epi32(sums, w.all, _mm512_set1_epi32(load_four(x))));
@@ -226,15 +226,15 @@ inline F32 widen(const uint16_t* from) {
 inline Bytes load_bytes(const uint8_t* from) {
   return {{_mm256_loadu_si256((const __m256i*)from), _mm256_loadu_si256((const __m256i*)(from + 32))}};
 }
-inline Bytes low_halves(const Bytes& x) {
+inline Bytes low_nibbles(const Bytes& x) {
   const __m256i mask = _mm256_set1_epi8(15);
   return {{_mm256_and_si256(x.part[0], mask), _mm256_and_si256(x.part[1], mask)}};
 }
-inline Bytes high_halves(const Bytes& x) {
-  return low_halves({{_mm256_srli_epi16(x.part[0], 4), _mm256_srli_epi16(x.part[1], 4)}});
+inline Bytes high_nibbles(const Bytes& x) {
+  return low_nibbles({{_mm256_srli_epi16(x.part[0], 4), _mm256_srli_epi16(x.part[1], 4)}});
 }
 
-template <bool kIsSmall>
+template <bool kIsInt4>
 inline I32 dot(I32 total, const Bytes& w, const int8_t* x) {
   const __m256i xs = _mm256_set1_epi32(load_four(x));
   for (int i = 0; i < 2; ++i) {
@@ -245,7 +245,7 @@ inline I32 dot(I32 total, const Bytes& w, const int8_t* x) {
     sums = _mm256_dpbusd_epi32(sums, w.part[i], xs);
 #else
     __m256i pairs;
-    if constexpr (kIsSmall) {
+    if constexpr (kIsInt4) {
       pairs = _mm256_maddubs_epi16(w.part[i], xs);
     } else {  // two products of a larger byte would not fit 16 bits: its top bit by itself
       const __m256i low = _mm256_and_si256(w.part[i], _mm256_set1_epi8(127));
@@ -274,25 +274,26 @@ inline F32 widen(const uint16_t* from) {
 inline Bytes load_bytes(const uint8_t* from) {
   return {{vld1q_u8(from), vld1q_u8(from + 16), vld1q_u8(from + 32), vld1q_u8(from + 48)}};
 }
-inline Bytes low_halves(const Bytes& x) {
+inline Bytes low_nibbles(const Bytes& x) {
   Bytes y;
   for (int i = 0; i < 4; ++i) y.part[i] = vandq_u8(x.part[i], vdupq_n_u8(15));
   return y;
 }
-inline Bytes high_halves(const Bytes& x) {
+inline Bytes high_nibbles(const Bytes& x) {
   Bytes y;
   for (int i = 0; i < 4; ++i) y.part[i] = vshrq_n_u8(x.part[i], 4);
   return y;
 }
 
-// There is a product of signed bytes alone: what may exceed 127 is moved by 128, and 128 times the inputs added.
-template <bool kIsSmall>
+// There is a product of signed bytes alone: bytes that may exceed 127 are lowered by 128, and 128 times the inputs
+// added.
+template <bool kIsInt4>
 inline I32 dot(I32 total, const Bytes& w, const int8_t* x) {
   const int8x16_t xs = vreinterpretq_s8_s32(vdupq_n_s32(load_four(x)));
-  const int32x4_t moved = vdupq_n_s32(kIsSmall ? 0 : 128 * (x[0] + x[1] + x[2] + x[3]));
+  const int32x4_t offset = vdupq_n_s32(kIsInt4 ? 0 : 128 * (x[0] + x[1] + x[2] + x[3]));
   for (int i = 0; i < 4; ++i) {
-    const uint8x16_t bytes = kIsSmall ? w.part[i] : veorq_u8(w.part[i], vdupq_n_u8(128));
-    const int32x4_t sums = vaddq_s32(total.part[i], moved);
+    const uint8x16_t bytes = kIsInt4 ? w.part[i] : veorq_u8(w.part[i], vdupq_n_u8(128));
+    const int32x4_t sums = vaddq_s32(total.part[i], offset);
     total.part[i] = vdotq_s32(sums, vreinterpretq_s8_u8(bytes), xs);
   }
   return total;

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from nvila_ros.ros.domain import free_domain
-from nvila_ros.runtime.cpu import native_decoder
+from nvila_ros.runtime.cpu import native_library
 from nvila_ros.types import FinishReason
 
 ROOT = Path(__file__).parents[1]
@@ -65,11 +65,11 @@ def test_pip_knows_the_version_of_package_xml() -> None:
 
 
 def test_the_decoders_kernels_are_compiled_where_the_processor_has_them() -> None:
-    flags = native_decoder.processor_flags()
+    flags = native_library.processor_flags()
 
-    known = [name for name, needed in native_decoder.FLAGS_BY_LIBRARY.items() if needed <= flags]
+    known = [name for name, needed in native_library.FLAGS_BY_LIBRARY.items() if needed <= flags]
 
-    assert len(native_decoder.libraries()) == len(known)
+    assert len(native_library.libraries()) == len(known)
 
 
 def test_every_folder_of_sources_is_a_package() -> None:

@@ -9,6 +9,7 @@ from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.qwen2 import KvCache
 from nvila_ros.models.threads import set_threads
+from nvila_ros.runtime.checks import check_append, check_copy, check_tree, check_truncation
 from nvila_ros.runtime.contract import Tree
 
 
@@ -22,12 +23,12 @@ class TorchCache(KvCache):
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
-        assert 0 <= length <= self.length, f"cannot cut {self.length} tokens to {length}"
+        check_truncation(self, length)
         self.length = length
 
     def copy_prefix(self, source: TorchCache, length: int) -> None:
         """Hold the first `length` tokens of another cache."""
-        assert length <= min(source.length, self.capacity), f"cannot take {length} of {source.length} tokens"
+        check_copy(self, source, length)
         self.k[:, :, :, :length] = source.k[:, :, :, :length]
         self.v[:, :, :, :length] = source.v[:, :, :, :length]
         self.length = length
@@ -68,12 +69,14 @@ class TorchEngine:
     @torch.inference_mode()
     def forward(self, embeds_LD: np.ndarray, cache: TorchCache) -> np.ndarray:
         """Append L tokens to the cache and return the logits after the last one, (V,)."""
+        check_append(cache, len(embeds_LD))
         hidden_BLD = self.model.llm(torch.from_numpy(embeds_LD)[None], cache)
         return self.model.llm.head(hidden_BLD[0, -1]).numpy()
 
     @torch.inference_mode()
     def forward_tree(self, embeds_LD: np.ndarray, cache: TorchCache, tree: Tree) -> np.ndarray:
         """Append L tokens of several branches and return the logits after those wanted, (R, V)."""
+        check_tree(cache, len(embeds_LD), self.spec.decoder.max_positions, tree)
         positions_L, sees_LM = torch.from_numpy(tree.positions_L), torch.from_numpy(tree.sees_LM)
         hidden_BLD = self.model.llm(torch.from_numpy(embeds_LD)[None], cache, positions_L, sees_LM)
         return self.model.llm.head(hidden_BLD[0, tree.wanted_R]).numpy()

@@ -8,7 +8,9 @@ Shapes: M tokens of the cache, K kv heads, S head size.
 
 from __future__ import annotations
 
+from nvila_ros.errors import ShapeError
 from nvila_ros.models.spec import DecoderSpec
+from nvila_ros.runtime.checks import check_copy, check_truncation
 from nvila_ros.runtime.tensorrt.cuda import Buffer, Cuda
 from nvila_ros.runtime.tensorrt.part import Captured
 
@@ -36,7 +38,7 @@ class DeviceCache:
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
-        assert 0 <= length <= self.length, f"cannot cut {self.length} tokens to {length}"
+        check_truncation(self, length)
         self.length = length
 
     def copy_prefix(self, source: DeviceCache, length: int) -> None:
@@ -44,12 +46,13 @@ class DeviceCache:
 
         In place, each head's tokens are one block of a fixed size; else all heads' tokens are one block.
         """
-        assert length <= min(source.length, self.capacity), f"cannot take {length} of {source.length} tokens"
+        check_copy(self, source, length)
         if source is not self and length:
             block_bytes = length * self.row_bytes // self._num_blocks
             # Of a single block the pitch is of no effect, but must not be less than what is copied.
             pitch = self.capacity * self.row_bytes // self._num_blocks
-            assert self._num_blocks == 1 or source.capacity == self.capacity, "caches in place are of one size"
+            if self._num_blocks > 1 and source.capacity != self.capacity:
+                raise ShapeError(f"caches in place must be of one size, got {source.capacity} and {self.capacity}")
             for name, buffer in self.buffer_by_name.items():
                 taken = source.buffer_by_name[name].pointer
                 self._cuda.copy_rows(buffer.pointer, taken, block_bytes, self._num_blocks, pitch)

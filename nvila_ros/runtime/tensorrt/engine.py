@@ -27,6 +27,7 @@ from nvila_ros.export.graph import GraphForm
 from nvila_ros.models.build import Build
 from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import ModelSpec
+from nvila_ros.runtime.checks import check_append, check_tree
 from nvila_ros.runtime.contract import Source, Tree
 from nvila_ros.runtime.rotary import rotary_tables
 from nvila_ros.runtime.tensorrt import api
@@ -143,10 +144,10 @@ class TensorRtEngine:
 
     def forward_tree(self, embeds_LD: np.ndarray, cache: DeviceCache, tree: Tree) -> np.ndarray:
         """Append L tokens of several branches and return the logits after those wanted, (R, V)."""
+        check_tree(cache, len(embeds_LD), len(self._cos), tree)
         start = cache.length
         logits_RV = np.empty((len(tree.wanted_R), self.spec.decoder.vocab_size), np.float32)
         for first, last in self._cut(len(embeds_LD), tree.wanted_R):
-            assert not tree.sees_LM[first:last, start + last :].any(), "a token sees rows that come in a later chunk"
             places = np.flatnonzero((tree.wanted_R >= first) & (tree.wanted_R < last))
             # Also of a chunk of which nothing is wanted: a plan gives one row at least.
             wanted_R = tree.wanted_R[places] - first if len(places) else np.zeros(1, np.int64)
@@ -159,7 +160,6 @@ class TensorRtEngine:
     def _cut(self, num_tokens: int, wanted_R: np.ndarray) -> list[tuple[int, int]]:
         """Return where chunks begin and end that hold no more tokens, and wanted ones, than the limits allow."""
         wanted_L = np.bincount(wanted_R, minlength=num_tokens)
-        assert wanted_L.max(initial=0) <= 1, "a token's logits are wanted once"
         cuts, taken = [0], 0
         for i, is_wanted in enumerate(wanted_L):
             if i - cuts[-1] == self._limits.max_chunk or taken + is_wanted > self._limits.max_rows:
@@ -180,7 +180,7 @@ class TensorRtEngine:
         """Append one chunk; its logits lie with `self._last`."""
         start, end = cache.length, cache.length + len(embeds_LD)
         # Checked here: TensorRT drops what is written beyond a cache without a word.
-        assert end <= cache.capacity, f"cache holds {cache.capacity} tokens, {end} needed"
+        check_append(cache, len(embeds_LD))
         is_decode = len(embeds_LD) == 1 and start > 0
         decoder = self._last = self._parts["decoder"][DECODE if is_decode else PREFILL]
         decoder.give("embeds", embeds_LD.astype(np.float16))

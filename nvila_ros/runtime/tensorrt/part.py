@@ -67,7 +67,8 @@ class Part:
 
     def bind(self, name: str, pointer: int, shape: tuple[int, ...] | None = None) -> None:
         """Let an input or output lie at an address; inputs tell their shape."""
-        assert pointer % ALIGNMENT == 0, f"{name} must lie at a multiple of {ALIGNMENT}, got {pointer}"
+        if pointer % ALIGNMENT:
+            raise BackendError(f"{name} must lie at a multiple of {ALIGNMENT} bytes, got {pointer}")
         if self.bindings.get(name) == (pointer, shape):
             return
         self.bindings.pop(name, None)
@@ -99,7 +100,8 @@ class Part:
 
     def launch(self, captured: Captured) -> None:
         """Do what was captured on what is bound, which must be the same."""
-        assert captured.bindings == self.bindings, "captured on other addresses or shapes"
+        if captured.bindings != self.bindings:
+            raise BackendError("a graph must run on the addresses and shapes that it was captured on; these changed")
         self._cuda.launch(captured.graph)
 
     def _check(self, is_done: bool, what: str) -> None:

@@ -18,8 +18,9 @@ from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime.append import AppendEngine
 from nvila_ros.runtime.contract import Tree
-from nvila_ros.runtime.cpu import native_decoder
-from nvila_ros.runtime.cpu.native_decoder import MATRICES, NativeDecoder, UnknownFormError, libraries
+from nvila_ros.runtime.cpu import native_decoder, native_library
+from nvila_ros.runtime.cpu.native_decoder import MATRICES, NativeDecoder, UnknownFormError
+from nvila_ros.runtime.cpu.native_library import libraries
 from nvila_ros.runtime.openvino.weights import quantize_rows
 from nvila_ros.runtime.torch_engine import TorchEngine
 from tests.runtime.cpu.test_cpu_engine import HEAD, FakeCheckpoint, round_to_int4, stand_for
@@ -252,15 +253,15 @@ def test_what_no_kernel_knows_is_refused_by_name(tmp_path: Path, monkeypatch: py
 def test_a_library_of_other_sources_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(native_decoder, "LAYOUT", native_decoder.LAYOUT + 1)
+    monkeypatch.setattr(native_library, "LAYOUT", native_library.LAYOUT + 1)
 
-    assert native_decoder.libraries.__wrapped__() == ()
+    assert native_library.libraries.__wrapped__() == ()
     assert "install nvila_ros again" in caplog.text
 
 
 def run_products(folder: Path, compiler: str, options: list[str], *emulator: str) -> str:
     """Return what the products told that were compiled for a processor."""
-    program, source = folder / "products", ROOT / "tests" / "runtime" / "native_products.cpp"
+    program, source = folder / "products", ROOT / "native" / "tests" / "products.cpp"
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-psabi"]
     command = [compiler, "-std=c++17", "-O2", *warnings, *options, f"-I{ROOT / 'native'}", source, "-o", program]
     subprocess.run(command, check=True)

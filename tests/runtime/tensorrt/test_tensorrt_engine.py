@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nvila_ros.errors import BackendError
+from nvila_ros.errors import BackendError, ShapeError
 from nvila_ros.export.graph import TRT_BASE, TRT_KV, GraphForm
 from nvila_ros.export.parts import write_parts
 from nvila_ros.models.nvila import Nvila
@@ -98,7 +98,7 @@ def test_no_memory_is_taken_after_the_first_call_and_all_is_given_back(tmp_path:
 def test_tokens_beyond_the_cache_are_refused(tmp_path: Path, form: GraphForm) -> None:
     engine, _, _ = load(tmp_path, form)
 
-    with pytest.raises(AssertionError, match="cache holds 64 tokens, 65 needed"):
+    with pytest.raises(ShapeError, match="cache holds 64 tokens, 65 are needed"):
         engine.forward(engine.embed(np.zeros(65, np.int64)), engine.new_cache(64))
     with pytest.raises(BackendError, match="plans hold 64 tokens, 65 needed; ask less"):
         engine.new_cache(65)
@@ -109,7 +109,7 @@ def test_rows_that_would_lie_askew_are_refused(tmp_path: Path) -> None:
     cache = engine.new_cache(32)
     engine.forward(engine.embed(np.arange(3)), cache)
 
-    with pytest.raises(AssertionError, match="new_k_0 must lie at a multiple of 256"):
+    with pytest.raises(BackendError, match="new_k_0 must lie at a multiple of 256"):
         engine.forward(engine.embed(np.arange(1)), cache)
 
 
@@ -130,7 +130,7 @@ def test_row_beyond_its_chunk_cannot_be_seen(tmp_path: Path, form: GraphForm) ->
     engine, _, _ = load(tmp_path, form)
     tree = Tree(np.arange(9), np.ones((9, 9), bool), np.array([8]))
 
-    with pytest.raises(AssertionError, match="a token sees rows that come in a later chunk"):
+    with pytest.raises(ShapeError, match="a token may not attend to a later one"):
         engine.forward_tree(engine.embed(np.arange(9)), engine.new_cache(16), tree)
 
 

@@ -1,4 +1,4 @@
-// Threads that compute one call together: they spin while it lasts and sleep behind it.
+// Threads that compute one call together: they spin while it lasts and sleep between calls.
 #pragma once
 
 #include <atomic>
@@ -18,10 +18,10 @@ inline void relax() {
 #endif
 }
 
-class Team {
+class ThreadTeam {
  public:
   // `size` counts the caller.
-  explicit Team(int size) : size_(size) {
+  explicit ThreadTeam(int size) : size_(size) {
     try {
       for (int rank = 1; rank < size; ++rank) helpers_.emplace_back([this, rank] { serve(rank); });
     } catch (...) {  // the system has no more threads: those that there are must end before this does
@@ -30,31 +30,31 @@ class Team {
     }
   }
 
-  ~Team() { end(); }
+  ~ThreadTeam() { end(); }
 
   int size() const { return size_; }
 
-  // Runs `work(rank)` on every thread and returns when all are through.
+  // Runs `work(rank)` on every thread and returns when all have finished.
   void run(const std::function<void(int)>& work) {
     {
       std::lock_guard lock(mutex_);
       work_ = &work;
       ++round_;
     }
-    woken_.notify_all();
+    wake_.notify_all();
     work(0);
     wait();
   }
 
-  // Waits, within `run`, until every thread is here. What each wrote before, all see behind it.
+  // A barrier within `run`: waits for every thread, and what each wrote before it, all see after it.
   void wait() {
-    const unsigned turn = turn_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
+    const unsigned generation = generation_.load(std::memory_order_relaxed);
+    if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      num_arrived_.store(0, std::memory_order_relaxed);
+      generation_.store(generation + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn;) {
+    for (int spins = 0; generation_.load(std::memory_order_acquire) == generation;) {
       if (spins < kSpins) {
         relax();
         ++spins;
@@ -73,7 +73,7 @@ class Team {
       is_over_ = true;
       ++round_;
     }
-    woken_.notify_all();
+    wake_.notify_all();
     for (std::thread& helper : helpers_) helper.join();
   }
 
@@ -82,7 +82,7 @@ class Team {
       const std::function<void(int)>* work;
       {
         std::unique_lock lock(mutex_);
-        woken_.wait(lock, [&] { return round_ != seen; });
+        wake_.wait(lock, [&] { return round_ != seen; });
         seen = round_;
         if (is_over_) return;
         work = work_;
@@ -95,23 +95,23 @@ class Team {
   const int size_;
   std::vector<std::thread> helpers_;
   std::mutex mutex_;
-  std::condition_variable woken_;
+  std::condition_variable wake_;
   const std::function<void(int)>* work_ = nullptr;
   unsigned round_ = 0;
   bool is_over_ = false;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> turn_{0};
+  alignas(64) std::atomic<int> num_arrived_{0};
+  alignas(64) std::atomic<unsigned> generation_{0};
 };
 
-// Deals out the items of one step of the work to whoever is free.
-struct alignas(64) Dealer {
+// The items of one step, which the threads of a team take as they become free.
+struct alignas(64) WorkQueue {
   std::atomic<int> next{0};
 
-  // Calls `work(first, end)` for stretches of [0, count) that nobody else has.
+  // Calls `work(first, end)` for ranges of [0, count), at most `grain` long, that no other thread has taken.
   template <class Work>
-  void deal(int count, int stretch, Work work) {
-    for (int first; (first = next.fetch_add(stretch, std::memory_order_relaxed)) < count;) {
-      work(first, first + stretch < count ? first + stretch : count);
+  void parallel_for(int count, int grain, Work work) {
+    for (int first; (first = next.fetch_add(grain, std::memory_order_relaxed)) < count;) {
+      work(first, first + grain < count ? first + grain : count);
     }
   }
 };

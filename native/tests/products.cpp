@@ -1,5 +1,6 @@
-// Holds products of packed matrices against sums over their values, for processors that are emulated: one line, then 0.
+// Compares products of packed matrices with sums over their values: prints the instructions and the worst error.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <random>
 #include <vector>
@@ -12,7 +13,7 @@ using namespace nvila;
 double worst_error(int bits, bool has_half_scales, std::mt19937& random) {
   const int inputs = 192, outputs = 40, groups = 3, low = bits == 4 ? -8 : -127, high = bits == 4 ? 7 : 127;
   double worst = 0;
-  for (int rows = 1; rows <= kGroupRows; ++rows) {
+  for (int rows = 1; rows <= kMaxTileRows; ++rows) {
     std::vector<int8_t> values(inputs * outputs);
     std::vector<float> scales(groups * outputs), x(rows * inputs);
     std::vector<uint16_t> halves(scales.size());
@@ -23,18 +24,19 @@ double worst_error(int bits, bool has_half_scales, std::mt19937& random) {
       halves[i] = uint16_t((15 + exponent) << 10);
     }
     for (float& number : x) number = std::normal_distribution<float>()(random);
-    const Form form{inputs, outputs, groups, groups, bits, has_half_scales, 0};
-    const void* given_scales = has_half_scales ? static_cast<void*>(halves.data()) : scales.data();
-    const GivenMatrix given{values.data(), given_scales, outputs, 1, form};
+    const MatrixForm form{inputs, outputs, groups, groups, bits, has_half_scales, 0};
+    const void* scale_bytes = has_half_scales ? static_cast<void*>(halves.data()) : scales.data();
+    const MatrixView view{{values.data(), int64_t(values.size())}, {static_cast<const uint8_t*>(scale_bytes),
+                          int64_t(scales.size() * (has_half_scales ? 2 : 4))}, outputs, 1, form};
     Matrix matrix(form);
-    Rounded rounded;
-    rounded.reserve(rows, inputs, groups);
-    for (int row = 0; row < rows; ++row) matrix.round(&x[row * inputs], row, rounded);
+    QuantizedRows quantized;
+    quantized.reserve(rows, inputs, groups);
+    for (int row = 0; row < rows; ++row) matrix.quantize(&x[row * inputs], row, quantized);
     for (int tile = 0; tile < matrix.num_tiles(); ++tile) {
-      matrix.pack(given, tile);
-      F32 out[1][kGroupRows];
+      matrix.pack(view, tile);
+      F32 out[1][kMaxTileRows];
       const Matrix::Tile tiles[1] = {matrix.tile(tile)};
-      matrix.multiply(tiles, rounded, 0, rows, out);
+      matrix.multiply(tiles, quantized, 0, rows, out);
       for (int row = 0; row < rows; ++row) {
         for (int lane = 0; lane < kLanes && tile * kLanes + lane < outputs; ++lane) {
           const int n = tile * kLanes + lane;
@@ -42,7 +44,7 @@ double worst_error(int bits, bool has_half_scales, std::mt19937& random) {
           for (int k = 0; k < inputs; ++k) {
             const int g = k / (inputs / groups);
             const double term = double(values[k * outputs + n]) * scales[g * outputs + n] *
-                                rounded.values[row * inputs + k] * rounded.scales[row * groups + g];
+                                quantized.values[row * inputs + k] * quantized.scales[row * groups + g];
             want += term, size += std::fabs(term);
           }
           worst = std::max(worst, std::fabs(out[0][row][lane] - want) / size);
