@@ -1,6 +1,7 @@
 # make demo   ask the real node about live video, on this machine's CPU; no ROS, GPU or account needed
 # make test   every test that this machine can run; DISTRO=jazzy: those of the node, on ROS 2 Jazzy and without torch
 # make test-fast   the tests that take seconds: no ROS, no training, no compiling; under two minutes on two idle cores
+# make test-native the C++ kernels against plain loops, on random models under sanitizers; two minutes on two idle cores
 # make check  format, lint, spelling, types and import contracts
 # make clean  forget everything that was built
 # make bench-engines   measure the CPU engine beside llama.cpp, onnxruntime-genai, openvino-genai and transformers
@@ -19,13 +20,13 @@ ifeq ($(DISTRO), kilted)
 TEST_EXTRAS := torch,test
 endif
 # What the interfaces are built from; the Python sources are used in place.
-BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmake/* native/* msg/* srv/* action/*)
+BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmake/* native/*.* msg/* srv/* action/*)
 
 # .venv brings its own ROS 2: one that is sourced in this shell would be mixed with it.
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH RMW_IMPLEMENTATION
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-fast check clean bench-engines bench-stream train-tiny
+.PHONY: demo test test-fast test-native check clean bench-engines bench-stream train-tiny
 
 demo: $(VENV)/ready
 	$(BIN)/nvila demo $(ARGS)
@@ -35,6 +36,12 @@ test: $(VENV)/ready-to-test
 
 test-fast: $(VENV)/ready-to-test
 	$(BIN)/python -m pytest -m "not ros and not slow and not gpu" $(ARGS)
+
+test-native: $(VENV)/ready-to-test-native
+	$(BIN)/cmake -S native -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DNVILA_WERROR=ON -DNVILA_NATIVE_TESTS=ON $(ARGS)
+	$(BIN)/cmake --build build/native
+	$(BIN)/ctest --test-dir build/native --output-on-failure --parallel 2
 
 check: $(VENV)/ready-to-check
 	$(BIN)/ruff format --check .
@@ -72,6 +79,11 @@ $(VENV)/ready: $(VENV)/bin/python $(BUILT_FROM)
 $(VENV)/ready-to-test: $(VENV)/ready
 	@echo "Installing torch and the test tools (the first time a minute or two)"
 	$(BIN)/python -m pip install --quiet 'nvila_ros[$(TEST_EXTRAS)]'
+	@touch $@
+
+# Needs nothing of the package itself.
+$(VENV)/ready-to-test-native: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet 'cmake>=3.22' ninja
 	@touch $@
 
 $(VENV)/ready-to-check: $(VENV)/ready
