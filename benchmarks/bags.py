@@ -46,17 +46,17 @@ def main() -> int:
     parser.add_argument("--damaged", type=positive, default=400, help="bags to damage (default: %(default)s)")
     args = parser.parse_args()
     table = Table("bag", "MB", "messages", "one pass, s", f"{NUM_FRAMES} frames of {WINDOW_S:g} s, s (median)")
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, seconds in (("jpeg", args.seconds), ("raw", args.raw_seconds)):
             path = write_bag(Path(folder, name), name, seconds * RATE_HZ)
-            told[name] = measure(path)
-            table.add_row(name, *(f"{value:.4g}" for value in told[name].values()))
+            figures[name] = measure(path)
+            table.add_row(name, *(f"{value:.4g}" for value in figures[name].values()))
             path.unlink()
         outcomes = damage(Path(folder), args.damaged)
     Console().print(table)
     print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()), "of damaged bags")
-    print_json({"benchmark": "bags", **told, "damaged": dict(outcomes)})
+    print_json({"benchmark": "bags", **figures, "damaged": dict(outcomes)})
     return 0
 
 

@@ -60,8 +60,8 @@ def main() -> int:
     cells = (f"{peak_bytes / GB:.2f}", f"{seconds:.0f}", f"{size / GB:.2f}")
     table.add_row(args.variant, str(args.layers), str(args.tower_layers), *cells)
     Console().print(table)
-    told = {"variant": args.variant, "layers": args.layers, "tower_layers": args.tower_layers}
-    print_json(told | {"peak_bytes": peak_bytes, "seconds": round(seconds, 1), "build_bytes": size})
+    figures = {"variant": args.variant, "layers": args.layers, "tower_layers": args.tower_layers}
+    print_json(figures | {"peak_bytes": peak_bytes, "seconds": round(seconds, 1), "build_bytes": size})
     return 0
 
 

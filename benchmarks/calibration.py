@@ -7,7 +7,7 @@ question how confident and how right the answers are, then the same by bins of c
     luck   the ECE to expect all the same of answers that are right exactly as often as they are confident
     Brier  sum over the choices of (probability - truth)^2, 0 to 2, mean over questions
     at T   with probabilities p^(1/T), normalised anew; the one T for all kinds makes the truth likeliest on every other
-           question, and what it does is told on the questions in between, beside what they give without it
+           question, and it is judged on the questions in between, beside what they give without it
 
     .venv/bin/python -m benchmarks.calibration --questions 300
 """
@@ -33,7 +33,7 @@ NUM_BINS = 10
 NUM_DRAWS = 1000  # of right and wrong, to see what luck does
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures searched
 CLOSED_KINDS = tuple(kind for kind in EVAL_KINDS if kind in ANSWERS)
-"""Kinds whose answers can all be told."""
+"""Kinds whose answers are a closed set."""
 SMALLEST = 1e-300  # keeps the logarithm of a probability that underflowed finite
 
 
@@ -77,10 +77,12 @@ def main() -> int:
     model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
     asked = {kind: [ask(model, kind, index) for index in range(args.questions)] for kind in CLOSED_KINDS}
     halves = {kind: (group[::2], group[1::2]) for kind, group in asked.items()}
-    halves["overall"] = tuple([told for half in side for told in half] for side in zip(*halves.values(), strict=True))
+    halves["overall"] = tuple(
+        [choice for half in side for choice in half] for side in zip(*halves.values(), strict=True)
+    )
     temperature = fit_temperature(halves["overall"][0])
     rows = {kind: measure(*pair, temperature) for kind, pair in halves.items()}
-    bins = reliability([told for group in asked.values() for told in group])
+    bins = reliability([choice for group in asked.values() for choice in group])
     console = Console(highlight=False, width=110)  # a pipe has 80, which would cut numbers off
     console.print(kinds_table(rows), bins_table(bins), f"T = {temperature:.3f}")
     names = {"model": model.model, "backend": model.backend, "precision": model.precision}
@@ -104,7 +106,7 @@ def fit_temperature(group: Sequence[ScoredChoice]) -> float:
     low, high = 1 / HOTTEST, 1 / COLDEST
 
     def surprise(inverse: float) -> float:
-        return -sum(told.at(1 / inverse).log_p[told.truth] for told in group)
+        return -sum(choice.at(1 / inverse).log_p[choice.truth] for choice in group)
 
     for _ in range(40):
         third = (high - low) / 3
@@ -115,10 +117,10 @@ def fit_temperature(group: Sequence[ScoredChoice]) -> float:
     return 2 / (low + high)
 
 
-def measure(fitted: list[ScoredChoice], told: list[ScoredChoice], temperature: float) -> dict[str, float]:
+def measure(fitted: list[ScoredChoice], held_out: list[ScoredChoice], temperature: float) -> dict[str, float]:
     """Return how confident and how right answers are, and what T does to the half that it was not fitted on."""
-    group = fitted + told
-    scaled = [each.at(temperature) for each in told]
+    group = fitted + held_out
+    scaled = [each.at(temperature) for each in held_out]
     return {
         "asked": len(group),
         "accuracy": float(np.mean([each.is_right for each in group])),
@@ -126,9 +128,9 @@ def measure(fitted: list[ScoredChoice], told: list[ScoredChoice], temperature: f
         "ece": calibration_error(group),
         "luck": error_by_luck(group),
         "brier": float(np.mean([each.brier for each in group])),
-        "half_ece": calibration_error(told),
+        "half_ece": calibration_error(held_out),
         "half_ece_at_t": calibration_error(scaled),
-        "half_brier": float(np.mean([each.brier for each in told])),
+        "half_brier": float(np.mean([each.brier for each in held_out])),
         "half_brier_at_t": float(np.mean([each.brier for each in scaled])),
     }
 
@@ -136,15 +138,15 @@ def measure(fitted: list[ScoredChoice], told: list[ScoredChoice], temperature: f
 def reliability(group: Sequence[ScoredChoice]) -> list[dict[str, float]]:
     """Return the bins of equal width into which answers fall by their confidence, without the empty ones."""
     bins: dict[int, list[ScoredChoice]] = {}
-    for told in group:
-        bins.setdefault(min(int(told.confidence * NUM_BINS), NUM_BINS - 1), []).append(told)
+    for choice in group:
+        bins.setdefault(min(int(choice.confidence * NUM_BINS), NUM_BINS - 1), []).append(choice)
     return [
         {
             "low": index / NUM_BINS,
             "high": (index + 1) / NUM_BINS,
             "answers": len(members),
-            "confidence": float(np.mean([told.confidence for told in members])),
-            "accuracy": float(np.mean([told.is_right for told in members])),
+            "confidence": float(np.mean([choice.confidence for choice in members])),
+            "accuracy": float(np.mean([choice.is_right for choice in members])),
         }
         for index, members in sorted(bins.items())
     ]
@@ -158,14 +160,14 @@ def calibration_error(group: Sequence[ScoredChoice]) -> float:
 
 def error_by_luck(group: Sequence[ScoredChoice]) -> float:
     """Return the mean calibration error where each answer is right by chance, as often as it is confident."""
-    confidence = np.array([told.confidence for told in group])
+    confidence = np.array([choice.confidence for choice in group])
     bin_of = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     gaps = (np.random.default_rng(0).random((NUM_DRAWS, len(group))) < confidence) - confidence
     return float(sum(np.abs(gaps[:, bin_of == k].sum(axis=1)).mean() for k in np.unique(bin_of)) / len(group))
 
 
 def kinds_table(rows: dict[str, dict[str, Any]]) -> Table:
-    """Return a row for each kind of question; the last four columns tell of the half that T was not fitted on."""
+    """Return a row for each kind of question; the last four columns are of the half that T was not fitted on."""
     table = Table("kind", "asked", "right", "confident", "ECE", "luck", "Brier", "half: ECE", "at T", "Brier", "at T")
     for column in table.columns[1:]:
         column.justify = "right"

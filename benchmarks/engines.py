@@ -36,7 +36,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from benchmarks.peers.job import PeerJob
-from benchmarks.peers.rounds import Heard, PeerSetup, run_rounds
+from benchmarks.peers.rounds import PeerResult, PeerSetup, run_rounds
 from benchmarks.peers.weights import RandomWeights
 from nvila_ros.models.variants import VARIANTS
 from nvila_ros.tools.options import positive, print_json, whole, wide_console
@@ -85,24 +85,24 @@ def main() -> int:
     )
     begun = time.monotonic()
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         print(f"[{time.monotonic() - begun:4.0f} s] {text}", file=sys.stderr, flush=True)
 
-    groups: list[dict[str, Heard]] = []
-    tower: dict[str, Heard] = {}
+    groups: list[dict[str, PeerResult]] = []
+    tower: dict[str, PeerResult] = {}
     answers: dict[str, Any] = {}
     print(f"{machine()}, {job.threads} threads, {args.rounds} rounds", flush=True)
     if "decoder" in args.only:
-        groups.append(run_rounds((READER, *DECODERS), job, args.rounds, tell))
+        groups.append(run_rounds((READER, *DECODERS), job, args.rounds, report))
     if "floats" in args.only:
-        groups.append(run_rounds((READER, *FLOATS), job, min(args.rounds, FLOAT_ROUNDS), tell))
+        groups.append(run_rounds((READER, *FLOATS), job, min(args.rounds, FLOAT_ROUNDS), report))
     if groups:
         print_decoders(job, groups, args)
     if "tower" in args.only:
-        tower = run_rounds(TOWERS, job, args.rounds, tell)
+        tower = run_rounds(TOWERS, job, args.rounds, report)
         print_tower(job, tower, args)
     if "answers" in args.only:
-        tell("answers: nvila-tiny is calibrated, quantized and asked")
+        report("answers: nvila-tiny is calibrated, quantized and asked")
         answers = ask_tiny(args)
         print("answers of nvila-tiny:", ", ".join(f"{key} {value}" for key, value in answers.items()))
     print_json(as_dict(job, groups, tower, answers))
@@ -139,7 +139,10 @@ def ask_tiny(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def as_dict(
-    job: PeerJob, groups: Sequence[Mapping[str, Heard]], tower: Mapping[str, Heard], answers: Mapping[str, Any]
+    job: PeerJob,
+    groups: Sequence[Mapping[str, PeerResult]],
+    tower: Mapping[str, PeerResult],
+    answers: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the JSON line."""
     decode, prefill = (all_ratios(groups, step) for step in ("decode", "prefill"))
@@ -167,37 +170,37 @@ def as_dict(
     }
 
 
-def ratios(heard: Mapping[str, Heard], step: str) -> dict[str, float]:
+def ratios(results: Mapping[str, PeerResult], step: str) -> dict[str, float]:
     """Return how many times as fast ours is at a step as each other runtime: round by round, and of those the median.
 
     Best against best would compare a good minute of the machine's with another's bad one.
     """
-    ours = heard[OURS].steps.get(step, []) if OURS in heard else []
+    ours = results[OURS].steps.get(step, []) if OURS in results else []
     found = {}
-    for name, each in heard.items():
+    for name, each in results.items():
         pairs = list(zip(each.steps.get(step, []), ours, strict=False))
         if name != OURS and pairs:
             found[name] = median(median(theirs) / median(mine) for theirs, mine in pairs)
     return found
 
 
-def all_ratios(groups: Sequence[Mapping[str, Heard]], step: str) -> dict[str, float]:
+def all_ratios(groups: Sequence[Mapping[str, PeerResult]], step: str) -> dict[str, float]:
     """Return the ratios of all groups, each against ours in the same rounds."""
-    return {name: ratio for heard in groups for name, ratio in ratios(heard, step).items()}
+    return {name: ratio for results in groups for name, ratio in ratios(results, step).items()}
 
 
-def read_bytes_s(groups: Sequence[Mapping[str, Heard]]) -> float | None:
+def read_bytes_s(groups: Sequence[Mapping[str, PeerResult]]) -> float | None:
     """Return how fast memory was read in a typical round, or None."""
-    rounds = [min(read) for heard in groups for read in heard[MEMORY].steps.get("read", [])]
+    rounds = [min(read) for results in groups for read in results[MEMORY].steps.get("read", [])]
     return GB / median(rounds) if rounds else None
 
 
-def roofline(heard: Mapping[str, Heard], job: PeerJob) -> float | None:
+def roofline(results: Mapping[str, PeerResult], job: PeerJob) -> float | None:
     """Return the share of memory's speed that our step reads at, each round by itself and of the rounds the median.
 
     A machine that shares its host's memory reads at half the speed from one minute to the next.
     """
-    steps, reads = heard[OURS].steps.get("decode", []), heard[MEMORY].steps.get("read", [])
+    steps, reads = results[OURS].steps.get("decode", []), results[MEMORY].steps.get("read", [])
     shares = [step_bytes(job) / median(step) * min(read) / GB for step, read in zip(steps, reads, strict=False)]
     return median(shares) if shares else None
 
@@ -213,26 +216,26 @@ def rounded(number: float | None) -> float | None:
     return None if number is None else round(number, 3)
 
 
-def print_decoders(job: PeerJob, groups: Sequence[Mapping[str, Heard]], args: argparse.Namespace) -> None:
+def print_decoders(job: PeerJob, groups: Sequence[Mapping[str, PeerResult]], args: argparse.Namespace) -> None:
     """Print how fast the language model was on each runtime, and how fast memory."""
     title = f"{job.variant}, {job.decoder_spec.decoder.num_layers} layers, prompt {job.prompt}, {job.tokens} tokens"
     heads = ("runtime", "weights", "prefill\ntokens/s", "worst", "decode\ntokens/s", "worst", "ours is", "memory\nGB")
-    print_table(title, heads, [row for heard in groups for row in decoder_rows(heard, job)], args)
+    print_table(title, heads, [row for results in groups for row in decoder_rows(results, job)], args)
     if read_s := read_bytes_s(groups):
         print(f"memory is read at {read_s / GB:.1f} GB/s; a step of ours reads {step_bytes(job) / GB:.3f} GB")
 
 
-def print_tower(job: PeerJob, tower: Mapping[str, Heard], args: argparse.Namespace) -> None:
+def print_tower(job: PeerJob, tower: Mapping[str, PeerResult], args: argparse.Namespace) -> None:
     """Print how fast the tower was on each runtime."""
     title = f"vision tower, {job.tower_spec.vision.num_live_layers} layers, one tile"
     print_table(title, ("runtime", "weights", "ms", "worst", "ours is", "memory\nGB"), tower_rows(tower), args)
 
 
-def decoder_rows(heard: Mapping[str, Heard], job: PeerJob) -> list[Sequence[str]]:
+def decoder_rows(results: Mapping[str, PeerResult], job: PeerJob) -> list[Sequence[str]]:
     """Return a row for each runtime."""
     rows: list[Sequence[str]] = []
-    decode, prefill = ratios(heard, "decode"), ratios(heard, "prefill")
-    for name, each in heard.items():
+    decode, prefill = ratios(results, "decode"), ratios(results, "prefill")
+    for name, each in results.items():
         if name == MEMORY:
             continue
         holds = f"{each.entry.holds}, head {job.head_bits}" if name == OURS else each.entry.holds
@@ -246,11 +249,11 @@ def decoder_rows(heard: Mapping[str, Heard], job: PeerJob) -> list[Sequence[str]
     return rows
 
 
-def tower_rows(heard: Mapping[str, Heard]) -> list[Sequence[str]]:
+def tower_rows(results: Mapping[str, PeerResult]) -> list[Sequence[str]]:
     """Return a row for each runtime."""
     rows: list[Sequence[str]] = []
-    times = ratios(heard, "tile")
-    for name, each in heard.items():
+    times = ratios(results, "tile")
+    for name, each in results.items():
         if (tile_s := each.typical("tile")) is None:
             rows.append((name, each.entry.holds, f"skipped: {each.fault}"))
             continue

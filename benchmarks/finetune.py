@@ -59,16 +59,22 @@ def main() -> int:
     args = parse_args()
     torch.set_num_threads(args.threads)
     importlib.import_module("peft")  # before anything is measured: it is large
-    told: dict[str, Any] = {"benchmark": "finetune", "device": device_name(args.device), "precision": precision(args)}
+    figures: dict[str, Any] = {
+        "benchmark": "finetune",
+        "device": device_name(args.device),
+        "precision": precision(args),
+    }
     console = wide_console()
     if not args.only_shapes:
-        told |= measure_tiny(args)
-        console.print(as_table(told["ways"], f"{MODEL}, {args.steps} steps of {args.batch}, {told['device']}"))
-        console.print(f"untuned: {told['untuned']:.3f}")
+        figures |= measure_tiny(args)
+        console.print(as_table(figures["ways"], f"{MODEL}, {args.steps} steps of {args.batch}, {figures['device']}"))
+        console.print(f"untuned: {figures['untuned']:.3f}")
     if args.shapes:
-        told["shapes"] = {"model": args.shapes, "ways": measure_shapes(args)}
-        console.print(as_table(told["shapes"]["ways"], f"{args.shapes}, random weights, 1 sample of {CONTEXT} tokens"))
-    print_json(told)
+        figures["shapes"] = {"model": args.shapes, "ways": measure_shapes(args)}
+        console.print(
+            as_table(figures["shapes"]["ways"], f"{args.shapes}, random weights, 1 sample of {CONTEXT} tokens")
+        )
+    print_json(figures)
     return 0
 
 
@@ -169,7 +175,9 @@ def tune(
 def new_run(model: Nvila, samples: Sequence[EncodedSample], settings: Settings, folder: Path, device: str) -> TuningRun:
     """Return a run over samples that lie encoded in memory."""
     data = TuningData([Numbers(len(samples))])
-    return TuningRun(model, lambda told: samples[int(told.name)], data, settings, folder, device=torch.device(device))
+    return TuningRun(
+        model, lambda sample: samples[int(sample.name)], data, settings, folder, device=torch.device(device)
+    )
 
 
 @torch.no_grad()

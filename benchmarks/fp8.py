@@ -74,17 +74,17 @@ def main() -> int:
     """TrainingRun the benchmark; returns the exit code."""
     args = parse_args()
     torch.set_num_threads(args.threads)
-    told: dict[str, Any] = {"benchmark": "fp8", "device": device_name(args.device), "torch": torch.__version__}
+    figures: dict[str, Any] = {"benchmark": "fp8", "device": device_name(args.device), "torch": torch.__version__}
     if args.seeds:
         note_settings(args)
         results = run_all(args)
-        told |= {"steps": args.steps, "row_tokens": args.row_tokens, **summarize(results)}
-        wide_console().print(as_table(told))
+        figures |= {"steps": args.steps, "row_tokens": args.row_tokens, **summarize(results)}
+        wide_console().print(as_table(figures))
         if args.picture:
             save_chart(args.picture, draw_losses(results))
     if args.speed:
-        told["speed"] = measure_speed(use_compiler=args.compile)
-    print_json(told)
+        figures["speed"] = measure_speed(use_compiler=args.compile)
+    print_json(figures)
     return 0
 
 
@@ -249,20 +249,20 @@ def saved_bytes(model: Nvila, row: PackedRow) -> int:
 
 def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Return means and spreads (standard deviation) by precision, and how far fp8 is from bf16 at the same seed."""
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for precision in PRECISIONS:
         mine = [each for each in results if each["precision"] == precision]
-        told[precision] = {
+        figures[precision] = {
             name: statistics.fmean(each[name] for each in mine)
             for name in ("held_out", "state_bytes", "saved_bytes", "step_ms")
         }
-        told[precision]["last_losses"] = statistics.fmean(last_loss(each) for each in mine)
-        told[precision]["spread"] = statistics.stdev(each["held_out"] for each in mine) if len(mine) > 1 else 0.0
+        figures[precision]["last_losses"] = statistics.fmean(last_loss(each) for each in mine)
+        figures[precision]["spread"] = statistics.stdev(each["held_out"] for each in mine) if len(mine) > 1 else 0.0
     for name in ("num_weights", "num_tokens"):
-        told[name] = results[0][name]
+        figures[name] = results[0][name]
     pairs = zip(results[::2], results[1::2], strict=True)  # bf16 and fp8 of each seed
-    told["differences"] = [fp8["held_out"] - bf16["held_out"] for bf16, fp8 in pairs]
-    return told
+    figures["differences"] = [fp8["held_out"] - bf16["held_out"] for bf16, fp8 in pairs]
+    return figures
 
 
 def last_loss(result: dict[str, Any]) -> float:
@@ -270,22 +270,22 @@ def last_loss(result: dict[str, Any]) -> float:
     return statistics.fmean(result["losses"][-max(1, len(result["losses"]) // 10) :])
 
 
-def as_table(told: dict[str, Any]) -> Table:
+def as_table(figures: dict[str, Any]) -> Table:
     """Return a row for each precision."""
     table = Table("precision", "held-out loss", "last losses", "state B/weight", "decoder keeps B/token", "ms/step")
     for column in table.columns[1:]:
         column.justify = "right"
     for precision in PRECISIONS:
-        row = told[precision]
+        row = figures[precision]
         table.add_row(
             precision,
             f"{row['held_out']:.4f} +- {row['spread']:.4f}",
             f"{row['last_losses']:.4f}",
-            f"{row['state_bytes'] / told['num_weights']:.3f}",
-            f"{row['saved_bytes'] / told['num_tokens']:.0f}",
+            f"{row['state_bytes'] / figures['num_weights']:.3f}",
+            f"{row['saved_bytes'] / figures['num_tokens']:.0f}",
             f"{row['step_ms']:.1f}",
         )
-    table.caption = "fp8 - bf16 by seed: " + ", ".join(f"{each:+.4f}" for each in told["differences"])
+    table.caption = "fp8 - bf16 by seed: " + ", ".join(f"{each:+.4f}" for each in figures["differences"])
     return table
 
 

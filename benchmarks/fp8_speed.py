@@ -130,17 +130,17 @@ def new_map(num_in: int, num_out: int) -> nn.Sequential:
 
 def time_both(modules: dict[str, Any], x: Tensor, grad: Tensor, use_compiler: bool) -> dict[str, Any]:
     """Return the times of both precisions, and as torch compiles them where it is asked to and can."""
-    told: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name, module in modules.items():
-        told[f"{name}_ms"] = time_ms(lambda module=module: step(module, x, grad))
+        figures[f"{name}_ms"] = time_ms(lambda module=module: step(module, x, grad))
         if use_compiler:
             compiled = torch.compile(module)
             try:
-                told[f"{name}_compiled_ms"] = time_ms(lambda compiled=compiled: step(compiled, x, grad))
+                figures[f"{name}_compiled_ms"] = time_ms(lambda compiled=compiled: step(compiled, x, grad))
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # no C compiler or no Triton, say
-                told[f"{name}_compiled_error"] = f"{type(error).__name__}: {error}"[:300]
+                figures[f"{name}_compiled_error"] = f"{type(error).__name__}: {error}"[:300]
             torch._dynamo.reset()
-    return told
+    return figures
 
 
 def step(module: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> None:

@@ -57,15 +57,15 @@ def main() -> int:
     kept = 4 * sum(map(math.prod, expected_shapes(spec).values()))
     with tempfile.TemporaryDirectory() as folder:
         write_random(spec, Path(folder))
-        told = {loader: measure(loader, folder) for loader in args.loaders}
-    ratios = {loader: (each["peak"] - each["before"]) / kept for loader, each in told.items()}
+        figures = {loader: measure(loader, folder) for loader in args.loaders}
+    ratios = {loader: (each["peak"] - each["before"]) / kept for loader, each in figures.items()}
     table = Table("loader", "kept GiB", "peak GiB", "after GiB", "peak / kept", "s", title=args.variant)
-    for loader, each in told.items():
+    for loader, each in figures.items():
         peak, after = ((each[key] - each["before"]) / GIB for key in ("peak", "after"))
         row = (f"{kept / GIB:.2f}", f"{peak:.2f}", f"{after:.2f}", f"{ratios[loader]:.3f}", f"{each['seconds']:.1f}")
         table.add_row(loader, *row)
     Console().print(table)
-    seconds = {f"{loader}_s": round(each["seconds"], 1) for loader, each in told.items()}
+    seconds = {f"{loader}_s": round(each["seconds"], 1) for loader, each in figures.items()}
     rounded = {loader: round(ratio, 3) for loader, ratio in ratios.items()}
     print_json({"variant": args.variant, "kept_bytes": kept, **rounded, **seconds})
     return 1 if ratios.get("arrays", 0.0) > MAX_RATIO else 0

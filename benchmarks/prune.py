@@ -60,13 +60,13 @@ def main() -> int:
     if missing:
         run_all(args, missing)
     results = [json.loads(result_path(args, *job).read_text()) for job in jobs_of(args)]
-    told = {method: summarize([each for each in results if each["method"] == method]) for method in METHODS}
+    figures = {method: summarize([each for each in results if each["method"] == method]) for method in METHODS}
     base = json.loads(base_result_path(args).read_text())
-    wide_console().print(as_table(told, base))
+    wide_console().print(as_table(figures, base))
     if args.figure:
-        save_chart(args.figure, draw_figure(told, args.helpful.split(",")))
+        save_chart(args.figure, draw_figure(figures, args.helpful.split(",")))
     head = {"benchmark": "prune", "seeds": args.seeds, "questions": args.questions}
-    print_json({**head, **settings(args), "base": base, **told})
+    print_json({**head, **settings(args), "base": base, **figures})
     return 0
 
 
@@ -89,7 +89,7 @@ def parse_args() -> argparse.Namespace:
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what decides the runs of a folder")
-    for name, number, told in (
+    for name, number, text in (
         ("--samples", 4000, "of each data set"),
         ("--turns", 2, "most questions of each"),
         ("--epochs", 2, "how often each is learned from"),
@@ -98,7 +98,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         ("--base-epochs", 4, "how often each is learned from"),
         ("--batch", 32, "samples of a step"),
     ):
-        group.add_argument(name, type=positive, default=number, metavar="N", help=f"{told} (default: %(default)s)")
+        group.add_argument(name, type=positive, default=number, metavar="N", help=f"{text} (default: %(default)s)")
     group.add_argument("--keep", type=share, default=0.5, metavar="S", help="share kept (default: 0.5)")
     group.add_argument("--wrong", type=share, default=0.3, metavar="S", help="share with wrong answers (default: 0.3)")
     group.add_argument("--easy", default="color,shape,exist", help="kinds of the base (default: %(default)s)")

@@ -43,7 +43,7 @@ class RepeatCounts:
     num_right: int = 0
 
     @property
-    def told(self) -> dict[str, float]:
+    def shares(self) -> dict[str, float]:
         """The share of frames encoded and of answers right."""
         return {
             "encoded": round(self.num_encoded / self.num_frames, 3),
@@ -57,31 +57,31 @@ def main() -> int:
     parser.add_argument("--scenes", type=positive, default=200, help="for each threshold (default: %(default)s)")
     args = parser.parse_args()
     table = Table("threshold", "still: encoded", "right", "moving: encoded", "right", title="nvila-tiny")
-    told = {}
+    figures = {}
     for threshold in THRESHOLDS:
-        tallies = run(threshold, args.scenes)
-        told[str(threshold)] = {name: tally.told for name, tally in tallies.items()}
-        cells = [f"{value:.3f}" for tally in tallies.values() for value in tally.told.values()]
+        counts_by_scene = run(threshold, args.scenes)
+        figures[str(threshold)] = {name: counts.shares for name, counts in counts_by_scene.items()}
+        cells = [f"{value:.3f}" for counts in counts_by_scene.values() for value in counts.shares.values()]
         table.add_row(f"{threshold:g}", *cells)
     Console().print(table)
-    print_json({"benchmark": "repeats", "scenes": args.scenes, "thresholds": told})
+    print_json({"benchmark": "repeats", "scenes": args.scenes, "thresholds": figures})
     return 0
 
 
 def run(threshold: float, num_scenes: int) -> dict[str, RepeatCounts]:
     """Film and ask scenes at one threshold, every other one in motion."""
     model = load_model("nvila-tiny", limits=CacheLimits(repeat_threshold=threshold))
-    tallies = {"still": RepeatCounts(), "moving": RepeatCounts()}
+    counts_by_scene = {"still": RepeatCounts(), "moving": RepeatCounts()}
     for index, (scene, question) in enumerate(scenes(num_scenes)):
-        tally = tallies["moving" if index % 2 else "still"]
+        counts = counts_by_scene["moving" if index % 2 else "still"]
         for t_s in TIMES_S:
             frame = Frame(image=render(scene, t_s, WIDTH, HEIGHT), stamp_ns=round((3 * index + t_s) * 1e9))
             answer = model.answer(Query(query_id="q", question=question.text, max_tokens=16), [frame])
-            tally.num_frames += 1
-            tally.num_encoded += answer.counts.num_frames_encoded
-        tally.num_asked += 1
-        tally.num_right += is_correct(question, answer.text)
-    return tallies
+            counts.num_frames += 1
+            counts.num_encoded += answer.counts.num_frames_encoded
+        counts.num_asked += 1
+        counts.num_right += is_correct(question, answer.text)
+    return counts_by_scene
 
 
 def scenes(num_scenes: int) -> Iterator[tuple[Scene, Question]]:

@@ -3,7 +3,7 @@
 The real node with nvila-tiny and the real camera (1280x720, 30 Hz, Fast DDS) run as two processes. Twenty standing
 queries of several rates, clips and triggers stand, and a client asks at random beside them: over service and action,
 about single frames, clips and the past, in all types, within conversations, some with too short a deadline or canceled.
-Every query must get exactly one answer, the node's own books must add up, and its memory must stay flat. Prints a table
+Every query must get exactly one answer, the node's counts must add up, and its memory must stay flat. Prints a table
 of the node's memory over time and, last, one JSON line; exit 1 if any of that fails.
 
     .venv/bin/python -m benchmarks.soak --minutes 30
@@ -66,7 +66,7 @@ class Soak:
         self._adds = self._node.create_client(AddQuery, f"{NODE}/add_query")
         self._lists = self._node.create_client(ListQueries, f"{NODE}/list_queries")
         self._goals = ActionClient(self._node, AskVideo, f"{NODE}/ask_video")
-        self.answers: Counter[str] = Counter()  # by query_id, as told to all
+        self.answers: Counter[str] = Counter()  # by query_id, of the topic
         self.reasons: Counter[str] = Counter()
         self.num_asked = self.num_canceled = self.num_events = 0
         self.values: dict[str, int] = {}  # of the node's diagnostics
@@ -105,11 +105,11 @@ class Soak:
                 debounce_m=1 + i % 2,
                 priority=i % 2,
             )
-            told = self._result(self._adds.call_async(AddQuery.Request(query=query)))
-            assert told.success, told.error
+            added = self._result(self._adds.call_async(AddQuery.Request(query=query)))
+            assert added.success, added.error
 
     def ask_something(self) -> None:
-        """Ask at random; what comes of it is told later."""
+        """Ask at random; the answer comes later."""
         self.num_asked += 1
         fields = self._fields()
         if self._rng.random() < 0.5:
@@ -259,7 +259,7 @@ def report(soak: Soak, rss: list[tuple[float, float]], args: argparse.Namespace)
         for name in ("asked", "answered", "missed", "repeated", "skipped", "events"):
             standing[name] += getattr(state, name)
     still_open = standing["asked"] - standing["answered"] - standing["missed"] - standing["repeated"]
-    told = {
+    figures = {
         "minutes": args.minutes,
         "asked": soak.num_asked,
         "canceled": soak.num_canceled,
@@ -276,9 +276,9 @@ def report(soak: Soak, rss: list[tuple[float, float]], args: argparse.Namespace)
         "queries_given_way": soak.values.get("queries_given_way"),
         "rss_growth_mib": round(max(settled) - settled[0], 1),
     }
-    print_json(told)
-    is_whole = not soak.num_open and not told["answered_twice"] and 0 <= still_open <= NUM_STANDING
-    return 0 if is_whole and told["rss_growth_mib"] <= GROWTH_MIB else 1
+    print_json(figures)
+    is_whole = not soak.num_open and not figures["answered_twice"] and 0 <= still_open <= NUM_STANDING
+    return 0 if is_whole and figures["rss_growth_mib"] <= GROWTH_MIB else 1
 
 
 if __name__ == "__main__":

@@ -120,8 +120,8 @@ def time_clip(vlm: VisionLanguageModel, num_frames: int, num_rounds: int) -> Tim
         ten = ask(vlm, make_clip(4 * number + 2, num_frames), QUESTIONS * (NUM_QUERIES // len(QUESTIONS)))
         assert moved[0].counts.num_frames_encoded == 1, "one new frame costs one tower pass"
         assert len(ten) == NUM_QUERIES, "every query is answered"
-        for name, told in (("cold", answers[0]), ("second", answers[1]), ("ten", ten), ("moved", moved)):
-            seconds[name].append(max(answer.timings.total_s for answer in told))
+        for name, group in (("cold", answers[0]), ("second", answers[1]), ("ten", ten), ("moved", moved)):
+            seconds[name].append(max(answer.timings.total_s for answer in group))
         seconds["tower"].append(answers[0][0].timings.vision_s / num_frames)
     return Timing(**{name: statistics.median(values) for name, values in seconds.items()})
 
@@ -154,12 +154,12 @@ def time_peer(args: argparse.Namespace) -> float | None:
         str(args.tower_layers),
     ]
     with tempfile.TemporaryFile("w+") as log:
-        told = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
-        if told.returncode:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True, check=False)
+        if done.returncode:
             log.seek(0)
             Console(stderr=True).print(f"peer skipped: {log.read().splitlines()[-1:]}", markup=False)
             return None
-    return float(told.stdout.split()[-1])
+    return float(done.stdout.split()[-1])
 
 
 def as_table(timings: dict[str, Timing], peer_s: float | None) -> Table:

@@ -1,4 +1,4 @@
-"""One runtime in a process of its own: `prepare` writes its files, `serve` does a round whenever it is told to.
+"""One runtime in a process of its own: `prepare` writes its files, `serve` does a round on each request.
 
 In: lines on stdin, one for each round. Out: one JSON line for each, and one before that says it is loaded. What the
 runtimes print themselves goes to stderr, which the parent keeps as a log.
@@ -38,8 +38,8 @@ def main() -> int:
     run = module.load(kind, job)
     print(json.dumps({"load_s": time.perf_counter() - start}), file=out)
     for _ in sys.stdin:
-        told = run()
-        print(json.dumps({"steps": dict(told), "rss_bytes": resident_bytes()}), file=out)
+        steps = run()
+        print(json.dumps({"steps": dict(steps), "rss_bytes": resident_bytes()}), file=out)
     out.flush()
     os._exit(0)  # some runtimes crash or hang in their destructors, when all is said
 

@@ -1,4 +1,4 @@
-"""What every runtime is asked to do, and how its process is kept from telling anyone."""
+"""The work of every runtime, and an environment that keeps its process off the network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Environment of every child: no runtime asks or tells anyone over the network."""
+"""Environment of every child: no runtime uses the network."""
 
 
 @dataclass(frozen=True, slots=True)

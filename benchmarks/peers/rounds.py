@@ -28,7 +28,7 @@ NUM_LOG_LINES = 4
 
 
 class RuntimeFaultError(Exception):
-    """A runtime's process did not do what it was told."""
+    """The process of a runtime failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class PeerSetup:
 
 
 @dataclass(slots=True)
-class Heard:
-    """What a runtime told.
+class PeerResult:
+    """The results of a runtime.
 
     Attributes:
         steps: seconds, by the step's name and then by round.
@@ -76,7 +76,7 @@ class Runtime:
     """One runtime's process."""
 
     def __init__(self, entry: PeerSetup, job: PeerJob, log_path: Path) -> None:
-        self.heard = Heard(entry)
+        self.result = PeerResult(entry)
         self._log_path = log_path
         self._command = [
             sys.executable,
@@ -95,7 +95,7 @@ class Runtime:
         Raises:
             RuntimeFaultError: it is not installed, or it did not write them.
         """
-        needs = importlib.import_module(f"benchmarks.peers.{self.heard.entry.module}").NEEDS
+        needs = importlib.import_module(f"benchmarks.peers.{self.result.entry.module}").NEEDS
         missing = [name for name in needs if not is_installed(name)]
         if missing:
             raise RuntimeFaultError(f"{' and '.join(missing)} not installed; see make bench-engines")
@@ -119,7 +119,7 @@ class Runtime:
         with self._log_path.open("a") as log:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
             self._process = subprocess.Popen(self._command, text=True, env=os.environ | QUIET, **pipes)
-        self.heard.load_s = self._read(LOAD_S)["load_s"]
+        self.result.load_s = self._read(LOAD_S)["load_s"]
         self._ask()
         self._signal(signal.SIGSTOP)
 
@@ -130,11 +130,11 @@ class Runtime:
             RuntimeFaultError: it did not.
         """
         self._signal(signal.SIGCONT)
-        told = self._ask()
+        reply = self._ask()
         self._signal(signal.SIGSTOP)
-        for name, seconds in told["steps"].items():
-            self.heard.steps.setdefault(name, []).append(seconds)
-        self.heard.rss_bytes = told["rss_bytes"]
+        for name, seconds in reply["steps"].items():
+            self.result.steps.setdefault(name, []).append(seconds)
+        self.result.rss_bytes = reply["rss_bytes"]
 
     def stop(self) -> None:
         """End its process, whatever it does."""
@@ -153,7 +153,7 @@ class Runtime:
         return self._read(ROUND_S)
 
     def _read(self, limit_s: float) -> Mapping[str, Any]:
-        """Return the next line that it tells; killed at the limit, it tells an empty one."""
+        """Return the next line of its output; empty if it was killed at the limit."""
         assert self._process is not None
         assert self._process.stdout is not None
         watchdog = threading.Timer(limit_s, self._process.kill)
@@ -175,8 +175,8 @@ class Runtime:
 
 
 def run_rounds(
-    entries: Sequence[PeerSetup], job: PeerJob, num_rounds: int, tell: Callable[[str], None]
-) -> dict[str, Heard]:
+    entries: Sequence[PeerSetup], job: PeerJob, num_rounds: int, report: Callable[[str], None]
+) -> dict[str, PeerResult]:
     """Measure runtimes in alternating rounds; one that fails is left out with its reason."""
     runtimes = [Runtime(entry, job, _log_path(entry, job)) for entry in entries]
     live: list[Runtime] = []
@@ -184,18 +184,18 @@ def run_rounds(
         # All write first and then all load: what a writer holds should not lie beside loaded models.
         for act in (Runtime.prepare, Runtime.start):
             for runtime in runtimes:
-                if not runtime.heard.fault:
-                    tell(f"{runtime.heard.entry.name}: {act.__name__}")
+                if not runtime.result.fault:
+                    report(f"{runtime.result.entry.name}: {act.__name__}")
                     _try(runtime, act)
         for i in range(num_rounds):
-            live = [runtime for runtime in runtimes if not runtime.heard.fault]
-            tell(f"round {i + 1} of {num_rounds}: {', '.join(runtime.heard.entry.name for runtime in live)}")
+            live = [runtime for runtime in runtimes if not runtime.result.fault]
+            report(f"round {i + 1} of {num_rounds}: {', '.join(runtime.result.entry.name for runtime in live)}")
             for runtime in live if i % 2 == 0 else reversed(live):
                 _try(runtime, Runtime.run_round)
     finally:
         for runtime in runtimes:
             runtime.stop()
-    return {runtime.heard.entry.name: runtime.heard for runtime in runtimes}
+    return {runtime.result.entry.name: runtime.result for runtime in runtimes}
 
 
 def is_installed(name: str) -> bool:
@@ -210,7 +210,7 @@ def _try(runtime: Runtime, act: Callable[[Runtime], None]) -> None:
     try:
         act(runtime)
     except (RuntimeFaultError, BrokenPipeError) as error:
-        runtime.heard.fault = str(error)
+        runtime.result.fault = str(error)
         runtime.stop()
 
 

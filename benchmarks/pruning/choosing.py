@@ -33,7 +33,7 @@ def select(method: str, drawn: DrawnSet, scores: np.ndarray, small: Nvila, *, ke
         method: one of `METHODS`.
         drawn: the set.
         scores: of `score`, (N,).
-        small: model that tells the clusters.
+        small: model whose hidden states are clustered.
         keep: share of the samples.
         seed: of what is left to chance.
     """

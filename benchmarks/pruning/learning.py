@@ -30,10 +30,10 @@ REPORT_EVERY = 200  # steps; reading a loss waits for the device
 
 @dataclass(frozen=True, slots=True)
 class LearnedTokens:
-    """What a model says at each learned token of some samples.
+    """The learned tokens of some samples, and what a model predicts at each.
 
     Attributes:
-        hidden: from which the token is told, (T, D).
+        hidden: that predicts the token, (T, D).
         logits: (T, V) float32.
         ids: the token that is right, (T,) int64.
         owners: which of the samples each is of, (T,) int64.
@@ -45,21 +45,21 @@ class LearnedTokens:
     owners: np.ndarray
 
 
-def tell(model: Nvila, drawn: DrawnSet, indices: np.ndarray) -> LearnedTokens:
-    """Return what a model says of the samples with these numbers, from its projector on."""
+def learned_tokens(model: Nvila, drawn: DrawnSet, indices: np.ndarray) -> LearnedTokens:
+    """Return the learned tokens of the samples with these numbers, read by a model from its projector on."""
     device = next(model.parameters()).device
     length = int(drawn.lengths[indices].max())
     labels = drawn.labels[indices, :length]
-    owners, places = np.nonzero(labels != IGNORE)  # on the host: the device would be waited for
+    owners, offsets = np.nonzero(labels != IGNORE)  # on the host: the device would be waited for
     with torch.device(device):
-        input_ids, told, ids = (
+        input_ids, places, ids = (
             torch.from_numpy(array.astype(np.int64)).to(device)
-            for array in (drawn.ids[indices, :length], owners * length + places, labels[owners, places])
+            for array in (drawn.ids[indices, :length], owners * length + offsets, labels[owners, offsets])
         )
         features = torch.from_numpy(drawn.features[indices]).to(device).float()
         embeds = model.llm.embed(input_ids.clamp(min=0))
         embeds = embeds.masked_scatter((input_ids == PLACEHOLDER)[..., None], model.project(features))
-        hidden = model.llm(embeds).flatten(0, 1)[told]
+        hidden = model.llm(embeds).flatten(0, 1)[places]
         return LearnedTokens(hidden, model.llm.head(hidden).float(), ids, owners)
 
 
@@ -68,9 +68,9 @@ def log_probs(model: Nvila, drawn: DrawnSet) -> np.ndarray:
     """Return the log probability of each sample's answers, (N,) float64, as `Scorer.log_probs`."""
     found = np.zeros(len(drawn))
     for indices in _in_order(drawn):
-        told = tell(model, drawn, indices)
-        logs = -functional.cross_entropy(told.logits, told.ids, reduction="none").double().cpu().numpy()
-        found[indices] = np.bincount(told.owners, logs, minlength=len(indices))
+        learned = learned_tokens(model, drawn, indices)
+        logs = -functional.cross_entropy(learned.logits, learned.ids, reduction="none").double().cpu().numpy()
+        found[indices] = np.bincount(learned.owners, logs, minlength=len(indices))
     return found
 
 
@@ -79,9 +79,9 @@ def first_hidden(model: Nvila, drawn: DrawnSet) -> np.ndarray:
     """Return what a model holds at the beginning of each sample's first answer, (N, D) float32 of length 1."""
     found = np.zeros((len(drawn), model.spec.decoder.width), np.float32)
     for indices in _in_order(drawn):
-        told = tell(model, drawn, indices)
-        firsts = torch.from_numpy(np.searchsorted(told.owners, np.arange(len(indices))))
-        found[indices] = functional.normalize(told.hidden.cpu()[firsts]).numpy()
+        learned = learned_tokens(model, drawn, indices)
+        firsts = torch.from_numpy(np.searchsorted(learned.owners, np.arange(len(indices))))
+        found[indices] = functional.normalize(learned.hidden.cpu()[firsts]).numpy()
     return found
 
 
@@ -90,13 +90,13 @@ def is_right(model: Nvila, drawn: DrawnSet) -> np.ndarray:
     """Return which samples a model answers right, (N,) bool.
 
     It would say exactly the true answer, the likeliest token first, where each of its tokens and the stop behind it is
-    the likeliest after those before: so one reading tells, and nothing need be written token by token.
+    the likeliest after those before: so one call is enough, and nothing is decoded token by token.
     """
     found = np.zeros(len(drawn), bool)
     for indices in _in_order(drawn):
-        told = tell(model, drawn, indices)
-        is_missed = (told.logits.argmax(-1) != told.ids).cpu().numpy()
-        found[indices] = np.bincount(told.owners, is_missed, minlength=len(indices)) == 0
+        learned = learned_tokens(model, drawn, indices)
+        is_missed = (learned.logits.argmax(-1) != learned.ids).cpu().numpy()
+        found[indices] = np.bincount(learned.owners, is_missed, minlength=len(indices)) == 0
     return found
 
 
@@ -132,8 +132,8 @@ def learn(
     losses: list[Tensor] = []
     for step in range(num_steps):
         set_rate(optimizer, peak_lr, step / num_steps)
-        told = tell(model, drawn, order[step * batch : (step + 1) * batch])
-        loss = functional.cross_entropy(told.logits, told.ids)
+        learned = learned_tokens(model, drawn, order[step * batch : (step + 1) * batch])
+        loss = functional.cross_entropy(learned.logits, learned.ids)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(learned, 1.0)

@@ -36,14 +36,14 @@ def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**means, "spread": spreads, "by_seed": by_seed}
 
 
-def as_table(told: dict[str, dict[str, Any]], base: dict[str, float]) -> Table:
+def as_table(figures: dict[str, dict[str, Any]], base: dict[str, float]) -> Table:
     """Return one row for each way of choosing: shares of each plant kept, and accuracies; first those of the base."""
-    kinds = list(next(iter(told.values()))["spread"])
+    kinds = list(next(iter(figures.values()))["spread"])
     table = Table("chosen by", "samples", *PLANTS, *kinds)
     for column in table.columns[1:]:
         column.justify = "right"
     table.add_row("none (base)", "0", *("-" for _ in PLANTS), *(f"{base[kind]:.3f}" for kind in kinds))
-    for method, row in told.items():
+    for method, row in figures.items():
         shares = [f"{row[f'kept_{plant}']:.2f}" if f"kept_{plant}" in row else "-" for plant in PLANTS]
         accuracies = [f"{row[kind]:.3f}" for kind in kinds]
         accuracies[-1] += f" +- {row['spread']['overall']:.3f}"
@@ -52,12 +52,12 @@ def as_table(told: dict[str, dict[str, Any]], base: dict[str, float]) -> Table:
 
 
 @styled
-def draw_figure(told: dict[str, dict[str, Any]], helpful: Sequence[str]) -> Figure:
+def draw_figure(figures: dict[str, dict[str, Any]], helpful: Sequence[str]) -> Figure:
     """Draw the accuracy on each helpful kind and over all kinds: a dot for each seed, a stroke at the mean."""
     names = (*helpful, "overall")
-    figure, charts = new_charts(len(names), 0.5 + 0.28 * len(told), width_in=7.0)
+    figure, charts = new_charts(len(names), 0.5 + 0.28 * len(figures), width_in=7.0)
     for axes, name in zip(charts, names, strict=True):
-        for method, row in told.items():
+        for method, row in figures.items():
             values = row["by_seed"][name]
             axes.plot(values, [method] * len(values), "o-", color=BLUE, markersize=5, linewidth=1.5)
             axes.plot([row[name]], [method], "|", color="black", markersize=14, markeredgewidth=1.8)

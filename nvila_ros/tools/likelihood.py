@@ -1,7 +1,7 @@
-"""How likely given answers are, token by token: what benchmarks rank choices by that models do not speak.
+"""The log probabilities of given answers, token by token, by which benchmarks rank choices.
 
-All answers to one question are read behind the same prompt, side by side, as the node reads choices; but what comes out
-is not normalised over them, so that answers to different questions compare.
+All answers to one question are scored side by side after one prompt, as the node scores choices, but not normalised
+over them, so that answers to different questions can be compared.
 
 Shapes: L tokens, D decoder width, V vocabulary, R tokens whose logits are wanted.
 """

@@ -1,13 +1,13 @@
-"""DeltaLoss: which samples of a data set are worth learning from, told by two models of the same family.
+"""DeltaLoss: which samples of a data set are worth learning from, by two models of the same family.
 
-A sample's score is the log of the ratio of what a large and a small model give to its answer, each token after all
-before it. About 0: both know it, or neither can; low: the small model believes it and the large one does not, so the
-label is wrong or distracts; high: the large model has learned what the small one has not, so it can be learned. Of each
-sub-dataset the highest are kept.
+A sample's score is the log ratio of the probabilities that a large and a small model give to its answer. About 0: both
+know it, or neither can; low: the small model believes it and the large one does not, so the label is wrong or
+distracts; high: the large model has learned what the small one has not, so it can be learned. Of each sub-dataset the
+highest are kept.
 
 Source: NVILA (arXiv 2412.04468), section on dataset pruning, equation 1. It does not say whether the tokens' log
 ratios are summed, as the ratio of whole answers would be, or averaged. The mean is the default here: with the sum, long
-answers fill both ends of the order, however little each token tells.
+answers fill both ends of the order, however little each token contributes.
 
 Shapes: N samples, T learned tokens.
 """
@@ -38,7 +38,7 @@ SCORES = ("mean", "sum")
 
 @dataclass(frozen=True, slots=True)
 class SampleScore:
-    """What two models give to the answers of one sample.
+    """The probabilities that two models give to the answers of one sample.
 
     Attributes:
         log_large: log probability of all answers under the large model.
@@ -52,7 +52,7 @@ class SampleScore:
 
 
 class Scorer:
-    """A model that says how probable the answers of samples are.
+    """A model that gives the log probabilities of the answers of samples.
 
     Args:
         checkpoint: opened.
@@ -82,8 +82,8 @@ class Scorer:
         found = np.zeros(len(samples))
         for group in pack(enumerate(samples), row_tokens):
             row = join([sample for _, sample in group])
-            told_T = learned_log_probs(self.model, row).double().cpu().numpy()
-            found[[i for i, _ in group]] = np.bincount(row.learned_owners, told_T, minlength=len(group))
+            log_prob_T = learned_log_probs(self.model, row).double().cpu().numpy()
+            found[[i for i, _ in group]] = np.bincount(row.learned_owners, log_prob_T, minlength=len(group))
         return found
 
 
@@ -98,7 +98,7 @@ def load_for_scoring(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.d
 
 
 def check_tokenizers(large: Scorer, small: Scorer) -> None:
-    """Refuse two models that cut an answer differently: the ratio of their probabilities would say nothing.
+    """Refuse two models with different tokenizers: the ratio of their probabilities would mean nothing.
 
     Raises:
         CheckpointError: they differ.
@@ -116,17 +116,23 @@ def check_tokenizers(large: Scorer, small: Scorer) -> None:
 def score_samples(
     large: Scorer, small: Scorer, samples: Iterable[tuple[str, EncodedSample, EncodedSample]], row_tokens: int
 ) -> list[SampleScore]:
-    """Return the score of each sample, told by its name as each model reads it.
+    """Return the score of each sample.
+
+    Args:
+        large: the larger model.
+        small: the smaller one.
+        samples: name of each, and its encoding for the large and for the small model.
+        row_tokens: most tokens of a row.
 
     Raises:
-        CheckpointError: the two models cut an answer differently.
+        CheckpointError: the two models tokenize an answer differently.
         DataError: a model gives no number to an answer.
     """
     names, for_large, for_small = zip(*samples, strict=True)
     for name, first, second in zip(names, for_large, for_small, strict=True):
         if not np.array_equal(first.learned_ids, second.learned_ids):
             raise CheckpointError(
-                f"{name}: {large.name} and {small.name} cut its answer differently; score with models of one tokenizer"
+                f"{name}: {large.name} and {small.name} tokenize its answer differently; take models of one tokenizer"
             )
     logs = [large.log_probs(for_large, row_tokens), small.log_probs(for_small, row_tokens)]
     for scorer, log_N in zip((large, small), logs, strict=True):

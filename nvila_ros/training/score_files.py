@@ -36,14 +36,14 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ScoredSample:
-    """One sample's line of the table.
+    """The row of one sample in the table of scores.
 
     Attributes:
         source: its name.
         index: of the sample in it.
         group: its sub-dataset.
         key: stands for the record's content.
-        log_large: see `pruning.Score`.
+        log_large: see `pruning.SampleScore`.
         log_small: likewise.
         num_tokens: likewise.
         fault: why it was left out, one of `conversations.samples.REASONS`; empty where it was scored.
@@ -66,7 +66,7 @@ class ScoreFolder:
         self.folder = folder
 
     def begin(self, run: Mapping[str, Any]) -> None:
-        """Note what is scored, or see that it is what an earlier run of this folder scored.
+        """Record what is scored, or check that an earlier run of this folder scored the same.
 
         Raises:
             ConfigError: the folder holds the scores of something else.

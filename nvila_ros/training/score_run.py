@@ -1,4 +1,4 @@
-"""A run of DeltaLoss over data sets: blocks of samples to score files, score files to the samples that are kept."""
+"""A run of DeltaLoss over data sets: blocks of samples to score files, score files to the kept samples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nvila_ros.training.score_files import ScoredSample, ScoreFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringRun:
-    """What is scored, and how.
+    """The samples to score, and the two models.
 
     Attributes:
         sources: the data sets; their names are distinct.
@@ -78,7 +78,7 @@ class Scores:
 
 
 def score_blocks(
-    job: ScoringRun,
+    run: ScoringRun,
     folder: ScoreFolder,
     *,
     rank: int = 0,
@@ -90,23 +90,23 @@ def score_blocks(
     Raises:
         NvilaError: a sample cannot be scored, or a file not be written.
     """
-    conversations = SampleSequence(job.sources)
-    for block in range(rank, job.num_blocks, world_size):
+    sequence = SampleSequence(run.sources)
+    for block in range(rank, run.num_blocks, world_size):
         if not folder.has(block):
-            first = block * job.block_size
-            positions = range(first, min(first + job.block_size, len(conversations)))
-            folder.write(block, _score_block(job, conversations, positions))
+            first = block * run.block_size
+            positions = range(first, min(first + run.block_size, len(sequence)))
+            folder.write(block, _score_block(run, sequence, positions))
         if on_block:
             on_block()
 
 
-def _score_block(job: ScoringRun, conversations: SampleSequence, positions: Sequence[int]) -> list[ScoredSample]:
+def _score_block(run: ScoringRun, sequence: SampleSequence, positions: Sequence[int]) -> list[ScoredSample]:
     entries: list[ScoredSample] = []
-    for batch in _batches(job, conversations, positions, entries):
-        scores = score_samples(job.large, job.small, [told for _, told in batch], job.row_tokens)
+    for batch in _batches(run, sequence, positions, entries):
+        scores = score_samples(run.large, run.small, [read for _, read in batch], run.row_tokens)
         for (entry, _), score in zip(batch, scores, strict=True):
             entries.append(replace(entry, **asdict(score)))
-    order = {source.name: number for number, source in enumerate(job.sources)}
+    order = {source.name: number for number, source in enumerate(run.sources)}
     return sorted(entries, key=lambda entry: (order[entry.source], entry.index))
 
 
@@ -114,26 +114,26 @@ _Read = tuple[ScoredSample, tuple[str, EncodedSample, EncodedSample]]
 
 
 def _batches(
-    job: ScoringRun, conversations: SampleSequence, positions: Sequence[int], left_out: list[ScoredSample]
+    run: ScoringRun, sequence: SampleSequence, positions: Sequence[int], left_out: list[ScoredSample]
 ) -> Iterator[list[_Read]]:
     """Yield samples as both models read them, as many as fit a row: tiles of a whole block would not fit memory."""
     batch: list[_Read] = []
     taken = 0
     for position in positions:
-        number, index = conversations.locate(position)
-        source = job.sources[number]
+        number, index = sequence.locate(position)
+        source = run.sources[number]
         sample = None
         try:
             sample = source.read(index)
-            for_large, for_small = job.large.encode(sample), job.small.encode(sample)
+            for_large, for_small = run.large.encode(sample), run.small.encode(sample)
         except SampleError as error:
-            if job.is_strict:
+            if run.is_strict:
                 raise
             group = sample.group if sample else error.group
             left_out.append(ScoredSample(source.name, index, group, 0, fault=error.reason))
             continue
         num_tokens = max(len(for_large.ids_L), len(for_small.ids_L))
-        if batch and taken + num_tokens > job.row_tokens:
+        if batch and taken + num_tokens > run.row_tokens:
             yield batch
             batch, taken = [], 0
         entry = ScoredSample(source.name, index, sample.group, content_key(source.line(index)))
@@ -143,15 +143,15 @@ def _batches(
         yield batch
 
 
-def gather(job: ScoringRun, folder: ScoreFolder) -> Scores:
+def gather(run: ScoringRun, folder: ScoreFolder) -> Scores:
     """Return the scores of a finished run.
 
     Raises:
         DataError: a score file is missing or damaged, no sample of a source or sub-dataset could be scored, or some
             were left out and the run is strict.
     """
-    table = folder.read(job.num_blocks)
-    names = tuple(source.name for source in job.sources)
+    table = folder.read(run.num_blocks)
+    names = tuple(source.name for source in run.sources)
     found, code_N = _codes(table["source"])
     source_N = np.array([names.index(name) for name in found])[code_N]
     faults, fault_N = _codes(table["fault"])
@@ -164,7 +164,7 @@ def gather(job: ScoringRun, folder: ScoreFolder) -> Scores:
                     f"no sample of {name} could be scored, and a sub-dataset must not end empty; the first one is "
                     f"left out as {faults[fault[0]] if len(fault) else 'missing'}"
                 )
-    if job.is_strict and faults:
+    if run.is_strict and faults:
         raise DataError(
             f"{(fault_N >= 0).sum()} samples were left out by an earlier run with --skip-bad ({', '.join(faults)}); "
             f"go on with it, or mend them and remove {folder.folder}"
@@ -192,14 +192,14 @@ def choose(scores: Scores, how: str, keep: float) -> np.ndarray:
     return is_kept_N
 
 
-def write_kept(job: ScoringRun, scores: Scores, is_kept_N: np.ndarray, folder: Path) -> dict[str, Path]:
+def write_kept(run: ScoringRun, scores: Scores, is_kept_N: np.ndarray, folder: Path) -> dict[str, Path]:
     """Write the kept samples of each source as JSON lines, in their order, and return the files by source.
 
     Raises:
         ConfigError: one cannot be written.
     """
     paths = {}
-    for number, source in enumerate(job.sources):
+    for number, source in enumerate(run.sources):
         paths[source.name] = folder / f"{source.name}.jsonl"
         with atomic_file(paths[source.name]) as part, part.open("wb") as file:
             for index in scores.index_N[is_kept_N & (scores.source_N == number)].tolist():

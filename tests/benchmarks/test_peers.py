@@ -13,7 +13,7 @@ import pytest
 from benchmarks.engines import GB, MEMORY, OPENVINO_INT8, OURS, Q4_0, as_dict, decoder_rows
 from benchmarks.peers.job import PeerJob, random_ids
 from benchmarks.peers.llamacpp import write_gguf
-from benchmarks.peers.rounds import Heard, PeerSetup, Runtime, run_rounds
+from benchmarks.peers.rounds import PeerResult, PeerSetup, Runtime, run_rounds
 from benchmarks.peers.weights import EMBEDDING, HEAD, RandomWeights, write_hf_folder
 from nvila_ros.models.quantized import Int4Weight, Int8Weight
 from nvila_ros.models.spec import ModelSpec, ProjectorSpec
@@ -36,8 +36,8 @@ def small_spec() -> ModelSpec:
     return replace(spec, projector=projector, decoder=replace(spec.decoder, **tiny))
 
 
-def heard(name: str, **seconds: list[list[float]]) -> Heard:
-    return Heard(PeerSetup(name, "", "", ""), steps=seconds)
+def results(name: str, **seconds: list[list[float]]) -> PeerResult:
+    return PeerResult(PeerSetup(name, "", "", ""), steps=seconds)
 
 
 def is_stopped(runtime: Runtime) -> bool:
@@ -61,7 +61,7 @@ def test_a_runtime_is_stopped_whenever_it_is_not_measured(tmp_path: Path) -> Non
     finally:
         runtime.stop()
 
-    assert len(runtime.heard.steps["read"]) == 1  # the one while it started is not counted
+    assert len(runtime.result.steps["read"]) == 1  # the one while it started is not counted
 
 
 def test_one_that_fails_leaves_the_others_in_the_race(tmp_path: Path) -> None:
@@ -77,22 +77,22 @@ def test_one_that_fails_leaves_the_others_in_the_race(tmp_path: Path) -> None:
 
 def test_ratios_are_of_the_same_round_and_of_those_the_median(tmp_path: Path) -> None:
     first = {
-        OURS: heard(OURS, prefill=[[2.0], [1.0]], decode=[[0.1, 0.2, 0.3], [0.4]]),
-        Q4_0: heard(Q4_0, prefill=[[3.0], [3.0]], decode=[[0.3], [1.0]]),
-        "other": heard("other", prefill=[[0.5], [0.75]], decode=[[0.8], [1.6]]),
-        "absent": heard("absent"),
-        MEMORY: heard(MEMORY, read=[[0.1], [0.05]]),
+        OURS: results(OURS, prefill=[[2.0], [1.0]], decode=[[0.1, 0.2, 0.3], [0.4]]),
+        Q4_0: results(Q4_0, prefill=[[3.0], [3.0]], decode=[[0.3], [1.0]]),
+        "other": results("other", prefill=[[0.5], [0.75]], decode=[[0.8], [1.6]]),
+        "absent": results("absent"),
+        MEMORY: results(MEMORY, read=[[0.1], [0.05]]),
     }
     second = {
-        OURS: heard(OURS, prefill=[[9.0]], decode=[[0.9]]),
-        "slow": heard("slow", prefill=[[18.0]], decode=[[9.0]]),
+        OURS: results(OURS, prefill=[[9.0]], decode=[[0.9]]),
+        "slow": results("slow", prefill=[[18.0]], decode=[[9.0]]),
     }
-    second[MEMORY] = heard(MEMORY, read=[[0.2]])
+    second[MEMORY] = results(MEMORY, read=[[0.2]])
     tower = {
-        OURS: heard(OURS, tile=[[1.0]]),
-        "a fp32": heard("a fp32", tile=[[3.0]]),
-        "b fp32": heard("b fp32", tile=[[2.0]]),
-        OPENVINO_INT8: heard(OPENVINO_INT8, tile=[[0.5]]),
+        OURS: results(OURS, tile=[[1.0]]),
+        "a fp32": results("a fp32", tile=[[3.0]]),
+        "b fp32": results("b fp32", tile=[[2.0]]),
+        OPENVINO_INT8: results(OPENVINO_INT8, tile=[[0.5]]),
     }
     weights = RandomWeights(job(tmp_path).decoder_spec)
 
@@ -110,7 +110,7 @@ def test_ratios_are_of_the_same_round_and_of_those_the_median(tmp_path: Path) ->
 
 
 def test_nothing_measured_is_null_and_no_division(tmp_path: Path) -> None:
-    absent = {name: heard(name) for name in (OURS, Q4_0, MEMORY)}
+    absent = {name: results(name) for name in (OURS, Q4_0, MEMORY)}
 
     told = as_dict(job(tmp_path), [absent], {}, {})
 
@@ -118,7 +118,7 @@ def test_nothing_measured_is_null_and_no_division(tmp_path: Path) -> None:
 
 
 def test_a_runtime_that_is_missing_is_shown_with_the_reason(tmp_path: Path) -> None:
-    row = decoder_rows({Q4_0: Heard(PeerSetup(Q4_0, "", "", "4 bits"), fault="gguf not installed")}, job(tmp_path))
+    row = decoder_rows({Q4_0: PeerResult(PeerSetup(Q4_0, "", "", "4 bits"), fault="gguf not installed")}, job(tmp_path))
 
     assert row == [(Q4_0, "4 bits", "skipped: gguf not installed")]
 

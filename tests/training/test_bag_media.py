@@ -65,7 +65,7 @@ def test_tag_of_a_bag_is_that_of_what_it_shows() -> None:
         ({"bag": "a.mcap", "end_s": float("nan")}, "end_s must be seconds >= 0, got nan"),
         ({"bag": "a.mcap", "time_s": "1"}, "time_s must be seconds >= 0, got '1'"),
         ({"bag": "a.mcap", "start_s": 2, "end_s": 1}, "end_s must not lie before start_s, got 1 and 2"),
-        ({"bag": "a.mcap", "start_s": 2, "time_s": 1}, "one way must say which frames .* time_s, start_s and end_s"),
+        ({"bag": "a.mcap", "start_s": 2, "time_s": 1}, "selected in one way, got time_s, start_s and end_s"),
         ({"bag": "a.mcap", "stamps_ns": []}, "stamps_ns must list whole nanoseconds"),
         ({"bag": "a.mcap", "stamps_ns": [1.5]}, "stamps_ns must list whole nanoseconds"),
         ({"bag": "a.mcap", "stamps_ns": [2**63]}, "stamps_ns must list whole nanoseconds of 64 bits"),

@@ -131,7 +131,7 @@ def test_different_tokenizers_are_refused(scorers: tuple[Scorer, Scorer]) -> Non
 def test_answers_that_are_cut_differently_are_refused(scorers: tuple[Scorer, Scorer]) -> None:
     first, second = (PlantedWorld(PlantedSpec(num_samples=2, num_turns=4)).read(i) for i in (0, 1))
 
-    with pytest.raises(CheckpointError, match=r"record 7: .* cut its answer differently"):
+    with pytest.raises(CheckpointError, match=r"record 7: .* tokenize its answer differently"):
         score_samples(*scorers, [("record 7", scorers[0].encode(first), scorers[1].encode(second))], 100)
 
 

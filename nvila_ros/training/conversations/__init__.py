@@ -1,1 +1,1 @@
-"""Conversations to learn from: records of a data set to packed rows of token ids, as the node's prompts build them."""
+"""Conversations of a data set: from records to packed rows of token ids, built as the prompts of the node are."""

@@ -7,7 +7,7 @@
 
     start_s, end_s    a window, in seconds from the topic's first frame; by default from the first to the last
     time_s            the one frame nearest to that time, likewise
-    stamps_ns         frames by their captures, `header.stamp` in nanoseconds, as answers of the node tell theirs
+    stamps_ns         frames by their captures, `header.stamp` in nanoseconds, as answers of the node give theirs
 
 A window is sampled as the node samples one. It is a video, shown where `<video>` stands; one frame is an image.
 """
@@ -28,7 +28,7 @@ from nvila_ros.video.bags import index_topic, read_frames
 from nvila_ros.video.sampling import sample_indices
 
 PLACES = ("start_s", "end_s", "time_s", "stamps_ns")
-"""Fields of a record that say which frames of a bag are meant."""
+"""Fields of a record that select frames of a bag."""
 
 _LATEST_NS = 2**63 - 1
 
@@ -39,12 +39,12 @@ class BagMedium:
 
     Attributes:
         path: of the bag.
-        topic: empty is the one that carries images.
-        start_s: of the window, from the first frame.
-        end_s: likewise; None is the last frame.
-        time_s: of a single frame, likewise; None is a window.
-        stamps_ns: captures of the frames, ascending; without any, the window says which.
-        num_frames: the most that are shown; 0 leaves it to the model.
+        topic: empty for the only one that carries images.
+        start_s: start of the window, from the first frame.
+        end_s: its end, likewise; None is the last frame.
+        time_s: of a single frame, likewise; None for a window.
+        stamps_ns: captures of the frames, ascending; empty for a window.
+        num_frames: most frames shown; 0 leaves it to the model.
     """
 
     path: Path
@@ -57,12 +57,12 @@ class BagMedium:
 
     @property
     def kind(self) -> str:
-        """What it is shown as: an image, or a video."""
+        """How it is shown: as an image or a video."""
         return "image" if self.time_s is not None or len(self.stamps_ns) == 1 or self.num_frames == 1 else "video"
 
     @property
     def name(self) -> str:
-        """Its bag, and the topic in it."""
+        """Path of the bag, and topic."""
         return f"{self.path} {self.topic}".rstrip()
 
     def read(self, num_frames: int) -> list[np.ndarray]:
@@ -88,10 +88,10 @@ class BagMedium:
 
 
 def parse_bag(record: Mapping[str, Any], folder: Path) -> BagMedium:
-    """Return the medium that a record's `bag` and the fields beside it describe; nothing is opened.
+    """Return the medium of a record's `bag` and the fields beside it; nothing is opened.
 
     Raises:
-        QueryError: a field breaks its rule, or several say which frames.
+        QueryError: a field breaks its rule, or frames are selected in several ways.
     """
     bag, topic = record.get("bag"), record.get("topic", "")
     if not isinstance(bag, str) or not bag or not isinstance(topic, str):
@@ -99,7 +99,7 @@ def parse_bag(record: Mapping[str, Any], folder: Path) -> BagMedium:
     ways = [name for name in ("time_s", "stamps_ns") if name in record]
     ways += ["start_s and end_s"] if "start_s" in record or "end_s" in record else []
     if len(ways) > 1:
-        raise QueryError(f"one way must say which frames of the bag are meant, got {', '.join(ways)}")
+        raise QueryError(f"frames of the bag must be selected in one way, got {', '.join(ways)}")
     start_s, end_s = _seconds(record, "start_s", 0.0), _seconds(record, "end_s", None)
     if end_s is not None and start_s is not None and end_s < start_s:
         raise QueryError(f"end_s must not lie before start_s, got {end_s:g} and {start_s:g}")

@@ -1,7 +1,7 @@
-"""A sample to token ids, labels and tiles: the very ids that the node's prompts have, answers behind them.
+"""A sample to token ids, labels and tiles: the ids of the node's prompts, each followed by its answer.
 
-What the tower is shown and how the prompt shows it come from the functions that answer queries. Answers and the stop
-token behind each are learned; the system's text, questions and media are not.
+The functions that answer queries also make the tiles and the prompt here. Answers and the stop token of each are
+learned; the system's text, questions and media are not.
 
 Shapes: B blocks that the projector reads, G visual tokens of a block, L tokens.
 """
@@ -29,7 +29,7 @@ class EncodedSample:
     """What the model reads of a sample.
 
     Attributes:
-        ids_L: int64, with `PLACEHOLDER` for visual tokens; the last token is not read, only told.
+        ids_L: int64, with `PLACEHOLDER` for visual tokens; without the last token, which is only a label.
         labels_L: int64, the id that should follow each token, `IGNORE` where none is learned.
         views: of the media, in prompt order.
     """
@@ -51,21 +51,21 @@ def encode_sample(spec: ModelSpec, tokenizer: ChatTokenizer, sample: Sample) -> 
         SampleError: a medium is missing or unreadable, or the sample is longer than the model's positions.
     """
     ids: list[int] = []
-    is_told: list[bool] = []
+    is_learned: list[bool] = []
     views: list[View] = []
     for turn in sample.turns:
         shown = _view_turn(spec, turn, sample.name)
         views += shown
         parts = [*(part for view in shown for part in layout(spec, view)), turn.text]
         asked = (next_turn if ids else open_chat)(tokenizer, parts) + answer_frame(tokenizer)
-        told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
-        ids += asked + told
-        is_told += [False] * len(asked) + [True] * len(told)
+        answer = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        ids += asked + answer
+        is_learned += [False] * len(asked) + [True] * len(answer)
     if len(ids) - 1 > spec.decoder.max_positions:
         text = f"must fit the {spec.decoder.max_positions} positions of {spec.name}, got {len(ids) - 1}"
         raise SampleError("too_long", sample.name, text)
     ids_L = np.array(ids, np.int64)
-    labels_L = np.where(is_told, ids_L, IGNORE)
+    labels_L = np.where(is_learned, ids_L, IGNORE)
     return EncodedSample(ids_L[:-1], labels_L[1:], tuple(views))
 
 
@@ -78,7 +78,7 @@ def _view_turn(spec: ModelSpec, turn: SampleTurn, name: str) -> list[View]:
 
 
 def view_medium(spec: ModelSpec, images: Sequence[np.ndarray], *, is_alone: bool) -> View:
-    """Return the view of an image or of a video's frames; only what is alone in its turn is cut into tiles."""
+    """Return the view of an image or of a video's frames; only a medium that is alone in its turn is cut into tiles."""
     if len(images) == 1:
         return view_image(spec, images[0]) if is_alone else view_images(spec, images)
     length = clip_length(spec, len(images))

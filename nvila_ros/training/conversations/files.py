@@ -1,7 +1,7 @@
 """Data sets on disk: a file of JSON lines, or one JSON array of records, read record by record.
 
-Opening goes through the file once and keeps where each record begins and ends, 16 bytes a record; a record is read when
-it is asked for. So a file of any size can be shuffled, and its order is resumed at any place.
+Opening a file goes through it once and keeps the bounds of each record, 16 bytes a record; a record is read on demand.
+So a file of any size can be shuffled, and its order can be resumed anywhere.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SampleSource(Protocol):
         """Return the record as one line of JSON, without the line break."""
 
     def identity(self) -> dict[str, str]:
-        """Return what decides its samples, such as the digest of all records."""
+        """Return what determines its samples, such as the digest of all records."""
 
 
 class RecordFile:
@@ -65,7 +65,7 @@ class RecordFile:
     def __init__(self, path: Path, media_folder: Path, group_field: str = "", *, allow_outside: bool = False) -> None:
         self.path, self.name = path, path.stem
         self._media_folder, self._group_field, self._allow_outside = media_folder, group_field, allow_outside
-        self._bounds = array("q")  # where each record begins and ends, by turns
+        self._bounds = array("q")  # start and end of each record, alternating
         try:
             self._is_array = _first_byte(path) == b"["
             for start, end in _find_elements(path) if self._is_array else _find_lines(path):
@@ -104,7 +104,7 @@ class RecordFile:
         return json.dumps(json.loads(raw), ensure_ascii=False).encode() if self._is_array else raw
 
     def identity(self) -> dict[str, str]:
-        """Return what decides its samples: the file's digest, and where its media are."""
+        """Return what determines its samples: the file's digest, and where its media are."""
         outside = {"outside": "allowed"} if self._allow_outside else {}
         return {"digest": self.digest(), "media": str(self._media_folder.resolve()), **outside}
 
@@ -124,7 +124,7 @@ class RecordFile:
 
     def _group(self, record: Any, name: str) -> str:
         if not isinstance(record, dict):
-            return ""  # what else is wrong with it is told first
+            return ""  # parsing reports what else is wrong with it
         found = record.get(self._group_field)
         if not isinstance(found, (str, int)) or found == "":
             raise DataError(f"{name}: field {self._group_field!r} must name the sub-dataset, got {found!r:.80}")

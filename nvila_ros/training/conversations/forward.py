@@ -24,7 +24,7 @@ from nvila_ros.visual.tiles import normalize_tiles
 from nvila_ros.visual.views import View
 
 TILES_AT_ONCE = 32
-"""Tiles that the tower is shown together: the features of all are kept, but the work on so many only."""
+"""Tiles of one call of the tower, which bounds the memory of its activations."""
 
 
 def learned_log_probs(
@@ -32,21 +32,21 @@ def learned_log_probs(
 ) -> Tensor:
     """Return the log probability of each learned token of a row, (T,) float32, in order; as `learned_hidden`."""
     hidden_TD = learned_hidden(model, row, tiles_at_once, nothing)
-    told_T = torch.from_numpy(row.labels_L[row.labels_L != IGNORE]).to(hidden_TD.device)
+    id_T = torch.from_numpy(row.labels_L[row.labels_L != IGNORE]).to(hidden_TD.device)
     logits_TV = model.llm.head(hidden_TD).float()  # a sum over the vocabulary is too much for bfloat16
-    return logits_TV.log_softmax(-1).gather(1, told_T[:, None])[:, 0]
+    return logits_TV.log_softmax(-1).gather(1, id_T[:, None])[:, 0]
 
 
 def learned_hidden(
     model: Nvila, row: PackedRow, tiles_at_once: int = TILES_AT_ONCE, nothing: Tensor | None = None
 ) -> Tensor:
-    """Return the hidden state from which each learned token is told, (T, D).
+    """Return the hidden state that predicts each learned token, (T, D).
 
     Args:
-        model: what reads.
-        row: what it reads.
-        tiles_at_once: that the tower is shown.
-        nothing: a zero that is added to what the decoder reads, for what made it to have a part in the gradients.
+        model: in float32 or bfloat16.
+        row: of samples.
+        tiles_at_once: tiles of one call of the tower.
+        nothing: a zero that is added to the embeddings, so that what made it takes part in the backward pass.
     """
     device = model.llm.model["embed_tokens"].weight.device
     with torch.device(device):

@@ -1,6 +1,4 @@
-"""Several samples in one row, none of which sees another: positions begin anew, attention is a triangle for each.
-
-Padding would cost as much as samples do; a row holds none.
+"""Several samples in one row without padding; each has its own positions and its own triangle of attention.
 
 Shapes: L tokens of a row.
 """
@@ -19,7 +17,7 @@ from nvila_ros.visual.views import View
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """What the decoder reads at once.
+    """The input of one call of the decoder.
 
     Attributes:
         ids_L: as in `EncodedSample`, one sample behind the other.
@@ -56,7 +54,7 @@ def join(samples: Sequence[EncodedSample]) -> PackedRow:
 def pack(samples: Iterable[tuple[int, EncodedSample]], max_tokens: int) -> Iterator[list[tuple[int, EncodedSample]]]:
     """Yield groups of samples, in order, that fit a row of `max_tokens` each; a longer sample has a row to itself.
 
-    Each sample comes with its position, so that whoever keeps the last one of a group can go on behind it.
+    Each sample comes with its position, so that a caller can resume after the last one of a group.
     """
     group: list[tuple[int, EncodedSample]] = []
     taken = 0

@@ -1,7 +1,7 @@
-"""The synthetic world as a data set whose good and bad samples are known, to judge what chooses among them.
+"""The synthetic world as a data set whose good and bad samples are known, to judge methods that select samples.
 
-Three kinds of sample, as the paper tells them apart: *easy* asks what any model knows; *wrong* asks the same questions
-as the other two, but its answers are false; *helpful* asks what is still to be learned. The set is one sub-dataset, or
+There are the three kinds of sample of the paper: *easy* asks what any model knows; *wrong* asks the questions of the
+other two with false answers; *helpful* asks what is still to be learned. The set is one sub-dataset, or
 one for each kind of question. Sample i of a seed is always the same, and no scene of it is drawn by the recipes, the
 calibration or the evaluation.
 """

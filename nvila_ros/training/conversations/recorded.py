@@ -1,17 +1,16 @@
-"""What was asked and answered while a bag was recorded, as samples: the node's answers beside its cameras' frames.
+"""The answers of the node that a bag holds beside its cameras' frames, as samples.
 
     ros2 bag record -s mcap /front/image_raw /nvila/answer
 
-An answer names its frames by their captures, so they are found among the bag's images to the nanosecond, on whichever
-topic holds all of them. Only answers that the model spoke to their end are taken. They are what a model said and not
-what is true: to see where another build answers otherwise they serve as they are, to learn from them look them through.
+An answer names its frames by their captures, so they are found exactly among the bag's images, on the topic that holds
+all of them. Only answers that ended with a stop token are taken. They are what a model answered, not what is true: they
+show where another build answers differently; before a model learns from them, somebody should check them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +72,18 @@ class RecordedAnswers:
         return json.dumps(self._record(index), ensure_ascii=False).encode()
 
     def identity(self) -> dict[str, str]:
-        """Return what decides its samples."""
+        """Return what determines its samples."""
         return {"digest": self.digest()}
 
     def digest(self) -> str:
-        """Return the digest of all answers and of what they are about."""
-        told = json.dumps([self._messages, self._topics], sort_keys=True)
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        """Return the digest of all answers and of the bag's camera topics."""
+        content = json.dumps([self._messages, self._topics], sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def _record(self, index: int) -> dict[str, Any]:
-        told = dict(self._messages[index])
-        topic = self._topic_of(told["stamps_ns"], f"{self.path}, answer {index + 1}")
-        return {"id": index, "bag": self.path.name, "topic": topic, **told}
+        fields = self._messages[index]
+        topic = self._topic_of(fields["stamps_ns"], f"{self.path}, answer {index + 1}")
+        return {"id": index, "bag": self.path.name, "topic": topic, **fields}
 
     def _topic_of(self, stamps_ns: list[int], name: str) -> str:
         for topic in self._topics:
@@ -108,14 +107,14 @@ def _read_answers(path: Path) -> list[dict[str, Any]]:
         types = get_typestore(Stores.LATEST)
         types.register(get_types_from_msg(chosen[0].msgdef.data, ANSWER_TYPE))
         messages: list[Any] = [types.deserialize_cdr(data, ANSWER_TYPE) for _, _, data in bag.messages(chosen)]
-    told = (_told(message) for message in messages if message.finish_reason == FinishReason.STOP)
-    return [dict(each) for each in told if each["answer"].strip() and each["stamps_ns"]]
+    records = (_fields(message) for message in messages if message.finish_reason == FinishReason.STOP)
+    return [each for each in records if each["answer"].strip() and each["stamps_ns"]]
 
 
-def _told(message: Any) -> Mapping[str, Any]:
-    """Return what a record says of a message; the frames of a clip in which a capture occurs twice are told once."""
+def _fields(message: Any) -> dict[str, Any]:
+    """Return the fields of a record for a message; a capture that occurs twice in a clip is listed once."""
     stamps_ns = sorted({stamp.sec * NS_PER_S + stamp.nanosec for stamp in message.stamps})
-    told = {"stamps_ns": stamps_ns, "question": message.question, "answer": message.text}
+    fields = {"stamps_ns": stamps_ns, "question": message.question, "answer": message.text}
     choices = {"choices": list(message.choices)} if message.choices else {}
     standing = {"standing": message.standing} if message.standing else {}
-    return told | choices | standing | {"model": message.model, "precision": message.precision}
+    return fields | choices | standing | {"model": message.model, "precision": message.precision}

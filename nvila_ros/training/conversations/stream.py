@@ -1,4 +1,4 @@
-"""Samples of several sources in one order, dealt to ranks, taken up again at any position."""
+"""Samples of several sources in one order, which can be resumed at any position."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Encode = Callable[[Sample], EncodedSample]
 
 
 class SampleSequence:
-    """The samples of all sources, one source behind the other or shuffled.
+    """The samples of all sources, in the order of the sources or shuffled.
 
     Args:
         sources: at least one sample in all.

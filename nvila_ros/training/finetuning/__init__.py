@@ -1,1 +1,1 @@
-"""Fine-tuning: what of a checkpoint learns, on which samples, step by step, and what becomes of it."""
+"""Fine-tuning: which weights of a checkpoint learn, the samples of each step, the steps, and the results."""

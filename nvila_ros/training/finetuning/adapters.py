@@ -33,7 +33,7 @@ def add_adapters(model: nn.Module, names: list[str], settings: Settings) -> None
     with torch.random.fork_rng(devices=[]):  # the model is still on the CPU
         torch.manual_seed(settings.seed)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Unsupported layer type")  # said of four-bit maps, which it is told of
+            warnings.filterwarnings("ignore", "Unsupported layer type")  # about four-bit maps, which are registered
             inject_adapter_in_model(config, model, ADAPTER)
 
 
@@ -68,8 +68,8 @@ def save_adapter(folder: Path, weights: Mapping[str, Tensor], names: list[str], 
     config = _config(names, settings)
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    told = {_PEFT_PREFIX + key.replace(f".{ADAPTER}.", "."): tensor.contiguous() for key, tensor in weights.items()}
-    save_file(told, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    tensors = {_PEFT_PREFIX + key.replace(f".{ADAPTER}.", "."): tensor.contiguous() for key, tensor in weights.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _config(names: list[str], settings: Settings) -> LoraConfig:
@@ -79,5 +79,5 @@ def _config(names: list[str], settings: Settings) -> LoraConfig:
         lora_dropout=settings.lora_dropout,
         target_modules=sorted(names),
     )
-    config._register_custom_module({Int4Linear: LoraLinear})  # peft's only way to tell it of another kind of map
+    config._register_custom_module({Int4Linear: LoraLinear})  # peft's only way to register another kind of map
     return config

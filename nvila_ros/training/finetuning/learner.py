@@ -39,8 +39,8 @@ class Learner(nn.Module):
 
     def forward(self, row: PackedRow) -> Tensor:
         """Return the loss of a row, summed."""
-        # As with rows that show something, the tower first and its tokens into the decoder: ranks meet in one order on
-        # the way back, too, where gradients reach a frozen decoder's first layer through them alone.
+        # As in rows with media, the tower comes first and its tokens go into the decoder: so ranks meet in one order in
+        # the backward pass too, where gradients reach a frozen decoder's first layer only through them.
         nothing = None if row.views else 0.0 * see_views(self.model, (self._blank,)).float().sum()
         return -learned_log_probs(self.model, row, self._tiles_at_once, nothing).sum()
 

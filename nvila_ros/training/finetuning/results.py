@@ -1,7 +1,7 @@
-"""What a run leaves: a checkpoint in the layout of the one it began with, and what was learned by itself.
+"""The results of a run: a checkpoint in the layout of the one it began with, and the learned weights alone.
 
-Every file is copied but for the weights that changed, each rounded to the dtype that it had there. So whatever loads
-the one loads the other, and what did not learn is the same to the bit.
+Every file is copied except for the weights that changed, each rounded to its dtype there. So whatever loads the one
+loads the other, and weights that did not learn are equal bit by bit.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from nvila_ros.training.finetuning.tuning import tuned_weights
 
 RUN_FOLDER, ADAPTER_FOLDER, TUNED_FILE = "training", "adapter", "tuned.safetensors"
 _PART = ".part"
-_UNLIKE = ("README.md", RUN_FOLDER, ".git*", ".cache", *PICKLES)  # tells of the other checkpoint, or is never read
+_UNLIKE = ("README.md", RUN_FOLDER, ".git*", ".cache", *PICKLES)  # describes the other checkpoint, or is never read
 
 
 def write_results(run: TuningRun, source: Checkpoint, out: Path) -> None:
-    """Write the tuned checkpoint to `out`, and to the run's folder what learned; all ranks gather, one writes.
+    """Write the tuned checkpoint to `out`, and the learned weights to the run's folder; all ranks gather, one writes.
 
     Raises:
         ConfigError: something cannot be written; the run's state is still there.

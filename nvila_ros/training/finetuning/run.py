@@ -1,7 +1,7 @@
 """The steps of a fine-tuning run.
 
-A step's loss is the mean over the told tokens of all its samples, whichever rank and row they are in: sums travel,
-never means of means. So a run with more ranks, or with shorter rows, takes the same steps.
+A step's loss is the mean over the learned tokens of all its samples, whichever rank and row they are in: ranks
+exchange sums, never means. So a run with more ranks, or with shorter rows, takes the same steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from nvila_ros.training.optimization import parameter_groups, rate_share, set_ra
 from nvila_ros.training.ranks import Ranks
 
 OnStep = Callable[[dict[str, Any]], None]
-NO_HELD_OUT = "held-out samples must tell at least one token, got none"
+NO_HELD_OUT = "held-out samples must have at least one learned token, got none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,14 @@ class TuningData:
 
 
 class TuningRun:
-    """A model on its way.
+    """A model that is tuned step by step.
 
     Args:
-        model: float32; it becomes what learns, on this rank's device.
-        encode: makes of a sample what the model reads.
-        data: what from.
-        settings: how.
-        folder: keeps the state and the losses; an earlier state in it is taken up.
+        model: float32; it is prepared in place, on this rank's device.
+        encode: encodes a sample for the model.
+        data: the samples.
+        settings: of the run.
+        folder: keeps the state and the losses; an earlier state in it is loaded.
         ranks: this process among those of the run.
         device: this rank's.
 
@@ -86,7 +86,7 @@ class TuningRun:
         self.settings, self.folder, self.model = settings, folder, model
         self.ranks, self.device = ranks or Ranks(), device or torch.device("cpu")
         self._encode, self._data = encode, data
-        self.batches = self._deal(data.sources, settings.seed)
+        self.batches = self._batches_of(data.sources, settings.seed)
         self._check_held_out()
         self.num_steps = settings.num_steps or settings.epochs * self.batches.steps_per_epoch
         prepare(model, settings)
@@ -95,7 +95,7 @@ class TuningRun:
         self.learner = share_out(model, settings, self.ranks, self.device)
         groups = parameter_groups(model.named_parameters(), settings.lr_by_part, settings.weight_decay)
         self.optimizer = new_optimizer(groups, settings, self.device)
-        self.tally = BadSamples(is_strict=settings.is_strict)
+        self.bad_samples = BadSamples(is_strict=settings.is_strict)
         self.done, left_out, rates = load_state(self.state_path, model, self.optimizer)
         if self.done >= self.num_steps and rates and rates != settings.rates:
             raise ConfigError(
@@ -103,12 +103,12 @@ class TuningRun:
                 "folder, or see its results with the same rates"
             )
         if self.ranks.is_first:  # saved are the counts of all ranks
-            self.tally.counts.update(left_out)
+            self.bad_samples.counts.update(left_out)
         self._saved = self.done
 
     @property
     def state_path(self) -> Path:
-        """The file to go on from."""
+        """The file of the saved state."""
         return self.folder / STATE_FILE
 
     def train(self, on_step: OnStep = lambda entry: None) -> None:
@@ -139,28 +139,30 @@ class TuningRun:
         Raises:
             ConfigError: it cannot be written; the one before is still there.
         """
-        tally, writes = self.left_out(), self.ranks.is_first
+        left_out, writes = self.left_out(), self.ranks.is_first
         rates = self.settings.rates
-        save_state(self.state_path, self.done, self.model, self.optimizer, tally=tally, rates=rates, writes=writes)
+        save_state(
+            self.state_path, self.done, self.model, self.optimizer, left_out=left_out, rates=rates, writes=writes
+        )
         self._saved = self.done
         self.ranks.wait()
 
     def left_out(self) -> dict[str, int]:
         """Return how many samples all ranks left out since the beginning, by reason; every rank must ask."""
-        counts = self.ranks.sum(*(self.tally.counts[reason] for reason in REASONS))
+        counts = self.ranks.sum(*(self.bad_samples.counts[reason] for reason in REASONS))
         return {reason: int(count) for reason, count in zip(REASONS, counts, strict=True) if count}
 
     def held_out_loss(self) -> float:
-        """Return the mean loss over the told tokens of the held-out samples, without gradients.
+        """Return the mean loss over the learned tokens of the held-out samples, without gradients.
 
         Raises:
             ConfigError: there is none.
         """
-        batches = self._deal(self._data.held_out, None)
+        batches = self._batches_of(self._data.held_out, None)
         self.model.eval()
-        total, count, tally = 0.0, 0.0, BadSamples(is_strict=self.settings.is_strict)
+        total, count, bad_samples = 0.0, 0.0, BadSamples(is_strict=self.settings.is_strict)
         for batch in self._read(batches, range(batches.steps_per_epoch)):
-            _count(tally, batch)
+            _count(bad_samples, batch)
             with torch.no_grad():
                 loss, (num_learned,) = self._forward(batch, learns=False)
             total, count = total + loss, count + num_learned
@@ -180,7 +182,7 @@ class TuningRun:
             ConfigError: the loss or a gradient is no number; nothing was learned from it.
             SampleError: a sample of it could not be read, and the settings are strict.
         """
-        _count(self.tally, batch)
+        _count(self.bad_samples, batch)
         share = rate_share(step, self.num_steps, self.settings.warmup)
         set_rates(self.optimizer, share)
         self.optimizer.zero_grad(set_to_none=True)
@@ -234,18 +236,21 @@ class TuningRun:
         )
 
     def _check_held_out(self) -> None:
-        """Find before a tuning begins that it can be judged: one step with something told will do."""
+        """Check before a tuning begins that it can be judged: one step with a learned token is enough."""
         if not self._data.held_out:
             return
-        batches, tally = self._deal(self._data.held_out, None), BadSamples(is_strict=self.settings.is_strict)
+        batches, bad_samples = (
+            self._batches_of(self._data.held_out, None),
+            BadSamples(is_strict=self.settings.is_strict),
+        )
         for step in range(batches.steps_per_epoch):
             batch = batches[step]
-            _count(tally, batch)
+            _count(bad_samples, batch)
             if any(self.ranks.sum(batch.num_learned)):
                 return
-        raise ConfigError(f"{NO_HELD_OUT}: {'; '.join(tally.first.values()) or 'see the other ranks'}")
+        raise ConfigError(f"{NO_HELD_OUT}: {'; '.join(bad_samples.first.values()) or 'see the other ranks'}")
 
-    def _deal(self, sources: Sequence[SampleSource], seed: int | None) -> StepBatches:
+    def _batches_of(self, sources: Sequence[SampleSource], seed: int | None) -> StepBatches:
         return StepBatches(
             sources,
             self._encode,
@@ -272,6 +277,6 @@ def open_run(
     return TuningRun(load_torch_model(checkpoint), encode, data, settings, folder, ranks=ranks, device=device)
 
 
-def _count(tally: BadSamples, batch: StepBatch) -> None:
+def _count(bad_samples: BadSamples, batch: StepBatch) -> None:
     for reason, text in batch.faults:
-        tally.add(SampleError(reason, *text.split(": ", 1)))
+        bad_samples.add(SampleError(reason, *text.split(": ", 1)))

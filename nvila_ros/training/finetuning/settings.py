@@ -1,4 +1,4 @@
-"""What a fine-tuning run is told."""
+"""Settings of a fine-tuning run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ FREE = (
     "is_sharded",
     "saves_memory",
 )
-"""Settings that may change when a run goes on: rates, since a loss that became NaN asks for lower ones, and
-what changes no loss."""
+"""Settings that may change when a run is resumed: rates, since a loss that became NaN needs lower ones, and those that
+change no loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +31,8 @@ class Settings:
     """How a checkpoint is tuned; the projector always learns as a whole.
 
     Attributes:
-        tower: what of the vision tower learns, one of `TOWER_MODES`.
-        llm: what of the language model learns, one of `LLM_MODES`.
+        tower: which weights of the vision tower learn, one of `TOWER_MODES`.
+        llm: which weights of the language model learn, one of `LLM_MODES`.
         lr: peak learning rate of the language model.
         tower_lr_ratio: how many times lower the tower's is.
         projector_lr: the projector's; None is `lr`.
@@ -109,5 +109,5 @@ class Settings:
         return {**self.lr_by_part, "clip": self.clip}
 
     def identity(self) -> dict[str, Any]:
-        """Return what must stay when a run goes on."""
+        """Return what must stay the same when a run is resumed."""
         return {name: value for name, value in asdict(self).items() if name not in FREE}

@@ -1,6 +1,6 @@
-"""What a run goes on from: one file that is whole or the one before it, and the losses of the steps up to it.
+"""The saved state of a run, one file that is always whole, and the log of the losses up to it.
 
-Tensors are saved whole and by name, so a run may go on with other ranks than it began with.
+Tensors are saved whole and by name, so a run may be resumed with another number of ranks.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ def save_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    tally: Mapping[str, int],
+    left_out: Mapping[str, int],
     rates: Mapping[str, float],
     writes: bool,
 ) -> None:
-    """Save what has been learned; all ranks gather it, one writes.
+    """Save the learned weights and the optimizer; all ranks gather, one writes.
 
     Args:
         path: the file to replace.
         step: steps that are done.
-        model: what learns.
+        model: that learns.
         optimizer: with `names` in its groups.
-        tally: samples left out so far, by reason.
-        rates: that the last step was taken by.
-        writes: whether this rank does.
+        left_out: samples left out so far, by reason.
+        rates: of the last step.
+        writes: whether this rank writes.
 
     Raises:
         ConfigError: it cannot be written; the one before is still there.
@@ -52,35 +52,35 @@ def save_state(
     }
     if writes:
         save_tensors(
-            path, {"step": step, "values": values, "moments": moments, "tally": dict(tally), "rates": dict(rates)}
+            path, {"step": step, "values": values, "moments": moments, "tally": dict(left_out), "rates": dict(rates)}
         )
 
 
 def load_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, int], dict[str, float]]:
-    """Take up what was saved, if it was; returns the steps done, the tally and the rates.
+    """Load the saved state if there is one; returns the steps done, the samples left out and the rates.
 
     Raises:
         CheckpointError: the file is damaged, or of another model.
     """
     if not path.is_file():
         return 0, {}, {}
-    told = load_tensors(path)
+    saved = load_tensors(path)
     try:
         parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        if parameters.keys() != told["values"].keys():
-            other = sorted(parameters.keys() ^ told["values"].keys())
+        if parameters.keys() != saved["values"].keys():
+            other = sorted(parameters.keys() ^ saved["values"].keys())
             raise KeyError(f"it does not share {other[0]}")
         for name, value in parameters.items():
-            _put(value.data, told["values"][name])
-        for name, state in told["moments"].items():
+            _put(value.data, saved["values"][name])
+        for name, state in saved["moments"].items():
             parameter = parameters[name]
             optimizer.state[parameter] = {
                 key: _as_moment(value, parameter, is_fused=bool(optimizer.defaults.get("fused")))
                 for key, value in state.items()
             }
-        return int(told["step"]), dict(told["tally"]), dict(told["rates"])
+        return int(saved["step"]), dict(saved["tally"]), dict(saved["rates"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is of another run ({error}); remove it to begin anew") from error
 
@@ -108,7 +108,7 @@ def _states(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
 
 
 class LossLog:
-    """A line of JSON for each step; what a killed run wrote behind its last state is forgotten."""
+    """A line of JSON for each step; lines after the last saved state, which a killed run wrote, are removed."""
 
     def __init__(self, path: Path, done: int) -> None:
         self.path = path

@@ -1,7 +1,7 @@
-"""The samples of a step: a function of seed and step alone, dealt to any number of ranks.
+"""The samples of a step: a function of seed and step alone, divided among any number of ranks.
 
-So a run can stop after any step and go on as if it had not, with more ranks or fewer. A step is a number of samples,
-not of rows: which samples it holds must not depend on who packs them.
+So a run can stop after any step and be resumed with more or fewer ranks. A step is a number of samples, not of rows:
+which samples it holds must not depend on how ranks pack them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nvila_ros.training.token_labels import IGNORE
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """What one rank reads in a step.
+    """The part of one rank in a step.
 
     Attributes:
         rows: packed samples; none where there are fewer samples than ranks.

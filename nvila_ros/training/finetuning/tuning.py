@@ -1,4 +1,4 @@
-"""Which parameters of a model learn, and how the others are held.
+"""Which parameters of a model learn, and in which precision the others are kept.
 
 Tower: nothing, its layer norms, adapters beside its linear maps, or all. Language model: nothing, adapters, adapters
 over four-bit weights, or all. The projector always learns as a whole.

@@ -9,7 +9,7 @@ where `bottom` is its smallest magnitude that is not 0. This is COAT's f(x) = si
 sqrt(top bottom) before and by the largest f(x) after, put into one: they cancel but for `top`. So `top` itself comes
 back to the bit, zeros stay zeros and `bottom` is never rounded to 0.
 
-k is at most 255 / 16, where even neighbours of one magnitude are told apart, and at least 1/2: a group that spans more
+k is at most 255 / 16, where even neighbouring magnitudes get different codes, and at least 1/2: a group that spans more
 than 2^33 would be rounded ever more coarsely for the sake of its smallest values. What lies below is rounded to 0.
 
 A second moment is divided by, so what is not 0 must not become 0; and it changes by a thousandth a step, which rounding

@@ -32,8 +32,8 @@ class Fp8AdamW(torch.optim.Optimizer):
     """AdamW with both moments in E4M3.
 
     Args:
-        params: parameters or groups of them; float32 masters as a rule, since a step is often smaller than what
-            bfloat16 can tell.
+        params: parameters or groups of them; float32 masters as a rule, since a step is often smaller than the
+            precision of bfloat16.
         lr: learning rate.
         betas: of the two moments.
         eps: added to the root of the second moment.
