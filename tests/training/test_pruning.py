@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from pathlib import Path
+import math
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import open_checkpoint
@@ -135,13 +133,9 @@ def test_answers_that_are_cut_differently_are_refused(scorers: tuple[Scorer, Sco
         score_samples(*scorers, [("record 7", scorers[0].encode(first), scorers[1].encode(second))], 100)
 
 
-def test_number_that_is_none_is_refused_by_name(scorers: tuple[Scorer, Scorer], tmp_path: Path) -> None:
-    shutil.copytree(LITE, tmp_path / "ckpt")
-    path = tmp_path / "ckpt" / "mm_projector" / "model.safetensors"
-    tensors = load_file(path)
-    name = next(key for key in tensors if key.endswith("weight"))
-    save_file(tensors | {name: np.full_like(tensors[name], np.nan)}, path, metadata={"format": "pt"})
-    broken = Scorer(open_checkpoint(tmp_path / "ckpt"))
+def test_number_that_is_none_is_refused_by_name(scorers: tuple[Scorer, Scorer]) -> None:
+    broken = Scorer(open_checkpoint(LITE))  # weights that are finite can overflow in a narrow dtype
+    broken.model.mm_projector.layers[1].weight.data.fill_(math.nan)
     sample = dataclasses.replace(PlantedWorld(PlantedSpec(num_samples=1)).read(0), name="record 7")
 
     with pytest.raises(DataError, match=r"record 7: .*ckpt gives its answer the log probability nan"):
