@@ -394,7 +394,7 @@ def test_held_out_samples_that_tell_nothing_are_refused_before_the_first_step(
     (tmp_path / "told.jsonl").write_text('{"image": "none.png", "question": "What?", "answer": "a"}\n')
     told = RecordFile(tmp_path / "told.jsonl", tmp_path)
 
-    with pytest.raises(ConfigError, match=r"held-out samples must tell .* got none: .*none\.png"):
+    with pytest.raises(ConfigError, match=r"held-out samples must have .* got none: .*none\.png"):
         open_run(
             checkpoint,
             TuningData([WORLD], [told]),
