@@ -141,7 +141,7 @@ def test_run_that_was_killed_goes_on_to_the_same_bits(data: Path, unbroken: Path
     saved = torch.load(out / "training" / "state.pt", weights_only=True)
     assert saved["step"] == 8
     if step >= 4:
-        assert re.search(r"goes on behind step (3|6)", err)
+        assert re.search(r"goes on after step (3|6)", err)
     assert entries(out) == entries(unbroken)
     assert same_weights(out, unbroken)
 
