@@ -125,6 +125,7 @@ def test_added_tokens_may_stand_in_the_vocabulary_too(tmp_path: Path) -> None:
     assert ChatTokenizer.from_folder(tmp_path).num_tokens == 292
 
 
+@pytest.mark.slow
 def test_whole_vocabulary_of_qwen_reads_alike_from_either_kind_of_file(qwen_folder: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).symlink_to(qwen_folder / name)
