@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nvila_ros.config import NodeConfig
-from nvila_ros.errors import FrameError
+from nvila_ros.errors import FrameError, QueryError
 from nvila_ros.models.spec import PUBLISHED, Overrides
+from nvila_ros.request import Request
 from nvila_ros.runtime.loading import AUTO
 from nvila_ros.serving.admission import check_query
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.serving.query_fields import AnswerFields, complete_fields, require_answer
-from nvila_ros.types import Answer, FinishReason, Frame, OnPiece, Piece, Query
+from nvila_ros.types import Answer, FinishReason, Frame, OnPiece, Piece, Query, ShouldStop
 from nvila_ros.video import media
 
 if TYPE_CHECKING:
@@ -119,6 +120,31 @@ class Model:
         stream = self.stream(question, frames, **fields)  # held until the answer is there; an interrupt lets go of it
         return require_answer(stream.answer.result())
 
+    def ask_all(self, questions: Sequence[str], frames: Frames = (), **fields: Unpack[AnswerFields]) -> list[Answer]:
+        """Ask several questions about the same frames at once, and wait for the answers, in the order of the questions.
+
+        The frames are read once and the answers decoded together; each answer is the one that `ask` gives.
+
+        Args:
+            questions: in plain language; none continues a conversation.
+            frames: as of `ask`.
+            fields: of all questions alike.
+
+        Raises:
+            NvilaError: as `ask`, for the first question that has no answer.
+        """
+        shown = _as_frames(frames)
+        queries = [self._query(question, shown, fields) for question in questions]
+        if any(query.conversation for query in queries):
+            raise QueryError("questions of a conversation are asked one by one; use ask, or leave conversation out")
+        stop = threading.Event()
+        answers = self._thread.submit(self._answer_all, queries, shown, stop)
+        try:
+            return [require_answer(answer) for answer in answers.result()]
+        except BaseException:  # an interrupt too: nobody waits for the rest
+            stop.set()
+            raise
+
     def stream(self, question: str, frames: Frames = (), **fields: Unpack[AnswerFields]) -> PieceStream:
         """Ask one question and return the pieces of its answer to iterate over; arguments and errors as of `ask`."""
         shown = _as_frames(frames)
@@ -148,11 +174,19 @@ class Model:
         check_query(query, NodeConfig())
         return query
 
-    def _answer(self, query: Query, frames: list[Frame], on_piece: OnPiece, stop: threading.Event) -> Answer:
-        def should_stop() -> FinishReason | None:
-            return FinishReason.CANCELED if stop.is_set() else None
+    def _answer_all(self, queries: Sequence[Query], frames: list[Frame], stop: threading.Event) -> list[Answer]:
+        answers: dict[str, Answer] = {}
 
-        return self._model.answer(query, frames, on_piece=on_piece, should_stop=should_stop)
+        def take(answer: Answer) -> None:
+            answers[answer.query.query_id] = answer
+
+        requests = [Request(query, take, should_stop=_stopper(stop)) for query in queries]
+        if requests:
+            self._model.answer_all(requests, frames)
+        return [answers[query.query_id] for query in queries]
+
+    def _answer(self, query: Query, frames: list[Frame], on_piece: OnPiece, stop: threading.Event) -> Answer:
+        return self._model.answer(query, frames, on_piece=on_piece, should_stop=_stopper(stop))
 
 
 class PieceStream:
@@ -202,6 +236,10 @@ class PieceStream:
 
     def __del__(self) -> None:
         self._stop.set()
+
+
+def _stopper(stop: threading.Event) -> ShouldStop:
+    return lambda: FinishReason.CANCELED if stop.is_set() else None
 
 
 def _as_frames(frames: Any) -> list[Frame]:

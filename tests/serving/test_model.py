@@ -113,6 +113,23 @@ def test_choices_have_probabilities(model: Model, frames: list[Frame]) -> None:
     assert answer.probabilities[1] > 0.9
 
 
+def test_questions_that_are_asked_at_once_get_the_same_answers(model: Model, frames: list[Frame]) -> None:
+    questions = ["Where does the square move?", "How many objects are there?", "Describe the scene."]
+
+    at_once = model.ask_all(questions, frames)
+
+    assert [answer.text for answer in at_once] == [model.ask(question, frames).text for question in questions]
+    assert [answer.query.question for answer in at_once] == questions
+    assert model.ask_all([], frames) == []
+
+
+def test_one_bad_question_among_several_is_refused(model: Model, frames: list[Frame]) -> None:
+    with pytest.raises(QueryError, match="must fit"):
+        model.ask_all(["Is there a star?", "zq" * 2000], frames)
+    with pytest.raises(QueryError, match="asked one by one"):
+        model.ask_all(["Is there a star?"], frames, conversation="clip")
+
+
 def test_answer_type_follows_from_the_other_fields(model: Model, frames: list[Frame]) -> None:
     assert model.ask("How many objects are there?", frames, minimum=1, maximum=4).text == "3"
     assert model.ask("How many?", frames, json_schema={"type": "boolean"}).text in ("true", "false")
