@@ -19,7 +19,8 @@ TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS.parent))  # pytest before 7.0 does not read `pythonpath` from pyproject.toml
 
 # Of the modules that tests share as well: `python -O` would run them without their assertions.
-pytest.register_assert_rewrite("tests")
+if "tests" not in sys.modules:  # a plugin given by -p has imported it
+    pytest.register_assert_rewrite("tests")
 
 from nvila_ros.ros.domain import free_domain  # noqa: E402
 from tests.robot_subset import is_of_robot, missing_package  # noqa: E402
