@@ -33,7 +33,7 @@ from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import VARIANTS
-from nvila_ros.runtime.tensorrt.compile import Job, compile_plans, limits_of
+from nvila_ros.runtime.tensorrt.compile import CompileJob, compile_plans, limits_of
 from nvila_ros.runtime.tensorrt.machine import name_machine
 from nvila_ros.tools.options import print_json
 
@@ -89,7 +89,7 @@ def compile_form(folder: Path, recipe: Recipe, spec: ModelSpec, target: str, for
     trt, machine = name_machine(target)
     peaks_of = PartPeaks()
     limits = limits_of(spec, recipe.limits)
-    job = Job(trt=trt, machine=machine, form=FORMS[form], limits=limits, on_progress=peaks_of.on_progress)
+    job = CompileJob(trt=trt, machine=machine, form=FORMS[form], limits=limits, on_progress=peaks_of.on_progress)
     started = time.perf_counter()
     done = compile_plans(folder, job, dataclasses.asdict(recipe))
     all_s = time.perf_counter() - started
@@ -102,12 +102,12 @@ def compile_form(folder: Path, recipe: Recipe, spec: ModelSpec, target: str, for
                 "part": part,
                 "seconds": record.build_s,
                 "peak_bytes": peaks[part],
-                "plan_bytes": record.seal["bytes"],
+                "plan_bytes": record.digest["bytes"],
                 "findings": record.findings,
             }
             for part, record in done.items()
         ),
-        drawn | {"plan_bytes": sum(record.seal["bytes"] for record in done.values()), "findings": ()},
+        drawn | {"plan_bytes": sum(record.digest["bytes"] for record in done.values()), "findings": ()},
     ]
 
 

@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from nvila_ros.models.qwen2 import Layer, rotary_tables
+from nvila_ros.models.qwen2 import DecoderLayer, rotary_tables
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.tools.options import wide_console
 from nvila_ros.training.fp8 import Fp8AdamW, convert_linears
@@ -89,7 +89,7 @@ def measure_layers(spec: DecoderSpec, use_compiler: bool) -> Iterator[dict[str, 
     tokens, width = LAYER_TOKENS, spec.width
     with torch.device("cuda"):
         tables = rotary_tables(spec, torch.arange(tokens))
-        layers = {name: LayerWithTables(Layer(spec, 0).bfloat16(), tables) for name in ("bf16", "fp8")}
+        layers = {name: LayerWithTables(DecoderLayer(spec, 0).bfloat16(), tables) for name in ("bf16", "fp8")}
         x, grad = (torch.randn(1, tokens, width, dtype=torch.bfloat16) for _ in range(2))
     x.requires_grad_()
     convert_linears(layers["fp8"])
@@ -114,7 +114,7 @@ def measure_steps(spec: DecoderSpec) -> dict[str, Any]:
 class LayerWithTables(nn.Module):
     """A layer with its rotary tables."""
 
-    def __init__(self, layer: Layer, tables: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, layer: DecoderLayer, tables: tuple[Tensor, Tensor]) -> None:
         super().__init__()
         self.layer, self.tables = layer, tables
 

@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 
 def setting(default: Any, doc: str, unit: str = "", **bound: Any) -> Any:
-    """Declare a field of a config with what `Bound` says of it."""
+    """Declare a field of a config with its `Bound`."""
     return dataclasses.field(default=default, metadata={"bound": Bound(doc, unit, **bound)})
 
 
@@ -38,7 +38,7 @@ class NodeConfig:
     )
     backend: str = setting(
         "auto",
-        "runtime of the model; auto: that of a build's device (cpu without OpenVINO: onnxruntime), else onnxruntime",
+        "runtime of the model; auto takes that of a build's device, onnxruntime for checkpoints and without OpenVINO",
         choices=("auto", "cpu", "onnxruntime", "tensorrt", "torch"),
     )
     recipe: str = setting(

@@ -1,4 +1,4 @@
-"""Where the files that are not Python lie: launch files, the Fast DDS profile, recipes, the embedded checkpoint.
+"""Find the files that are not Python: launch files, the Fast DDS profile, recipes, the embedded checkpoint.
 
 Three ways of installing put them in three places, and none may need an environment variable: a source tree (also an
 editable or symlinked install) has them beside the package; pip puts them under the environment's prefix; colcon under
@@ -17,7 +17,7 @@ from nvila_ros.errors import ConfigError
 
 PACKAGE = "nvila_ros"
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-"""What Fast DDS reads from Kilted on, and before it."""
+"""Variables that Fast DDS reads, from Kilted on and before."""
 
 
 def share_path(*parts: str) -> Path:
@@ -36,7 +36,7 @@ def share_path(*parts: str) -> Path:
 
 
 def build_folder(name: str = "") -> Path:
-    """Return the folder that builds are kept in, or that of one by its name; it may not be there yet.
+    """Return the folder of all builds, or of the named one; it may not exist yet.
 
     `NVILA_ROS_BUILDS` names another than the user's cache.
     """
@@ -45,9 +45,9 @@ def build_folder(name: str = "") -> Path:
 
 
 def images_profile() -> dict[str, str]:
-    """Return the environment in which Fast DDS has room for images; nothing where the user chose a profile.
+    """Return the environment under which Fast DDS has room for images; empty where the user chose a profile.
 
-    A publisher's counts: whoever sends images must have it before it joins the graph.
+    The publisher's environment counts: a process that publishes images needs it before it joins the ROS graph.
     """
     if any(os.environ.get(name) for name in PROFILE_VARIABLES):
         return {}

@@ -1,1 +1,1 @@
-"""From a recipe to a build that engines load, and how large and fast it will be."""
+"""Make builds from recipes, and predict their size and speed."""

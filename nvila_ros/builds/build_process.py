@@ -1,7 +1,7 @@
-"""`nvila build` as a child: it tells its progress line by line, gives way to other work, and never outlives its parent.
+"""`nvila build` as a child process: it reports progress, yields to other work, and never outlives its parent.
 
-In: the verb's arguments. Out: progress, then the folder is built or an error says why not. The child is killed rather
-than asked to end: a build goes on where it was killed, and what is unfinished does not load.
+In: the verb's arguments. Out: progress, then a build or an error with the cause. The child is killed rather than asked
+to end: a killed build resumes, and unfinished files do not load.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 
 from nvila_ros.errors import BuildError
 
-MAX_LINE = 4096  # characters; a longer one is taken as several
-# The kernel kills the child when the thread that started it ends, however that came about; a parent that ended before
-# the call is noticed by its id. Nice: who drives the robot on this machine goes first.
+MAX_LINE = 4096  # characters; a longer line is read as several
+# The kernel kills the child when the thread that started it ends for any reason; a parent that ended before the call is
+# detected by its id. Nice: the robot's own processes go first.
 _CHILD = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 if os.getppid() != int(sys.argv.pop(1)):
-    sys.exit("nobody waits for this build any more")
+    sys.exit("the process that started this build has ended")
 os.nice(5)
 try:  # this session may be a scheduling group of its own, in which nice counts for nothing outside of it
     with open("/proc/self/autogroup", "w") as group:
@@ -54,7 +54,7 @@ class Progress:
 
 
 class BuildProcess:
-    """A running build; must be created, and iterated over, on a thread that lives as long as the build.
+    """A running build. Create it, and iterate over it, on a thread that lives as long as the build.
 
     Args:
         arguments: of `nvila build`, without its name.
@@ -94,15 +94,15 @@ class BuildProcess:
             )
 
     def kill(self) -> None:
-        """End it at once; who iterates learns of it."""
+        """End it at once; the iteration raises `BuildError`."""
         self._process.kill()
 
 
 def read_progress(line: str) -> Progress | None:
-    """Return the progress that a line tells, or None for any other line."""
+    """Return the progress in a line, or None for any other line."""
     try:
-        told = json.loads(line)
-        return Progress(str(told["part"]), int(told["done"]), int(told["total"]), float(told["progress"]))
+        values = json.loads(line)
+        return Progress(str(values["part"]), int(values["done"]), int(values["total"]), float(values["progress"]))
     except (ValueError, TypeError, KeyError):
         return None
 

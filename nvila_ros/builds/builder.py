@@ -1,8 +1,8 @@
-"""From a recipe to a build: calibrate, quantize layer by layer, write shard by shard, seal.
+"""Make a build from a recipe: calibrate, quantize layer by layer, write shard by shard, write the manifest.
 
-Memory holds one layer, the calibration's activations and one shard. What is finished stays: a build that was killed
-goes on with the part it was at, as long as recipe and checkpoint are the same; the manifest comes last, and without one
-nothing loads.
+Peak memory is one layer, the calibration's activations and one shard. Finished parts are kept: a killed build resumes
+with its unfinished part, as long as recipe and checkpoint are the same. The manifest is written last, and nothing loads
+without it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from nvila_ros.quantization.options import DecoderOptions, OnLayer, TowerOptions
 from nvila_ros.quantization.quantize import keep_part, quantize_decoder, quantize_tower, to_half
 
 SHARD_BYTES = 1 << 28
-TOWER_TOKENS = 16384  # patches that the tower is calibrated on: more change no range that matters
+TOWER_TOKENS = 16384  # patches that the tower is calibrated on; more do not change the ranges
 RUNTIME_BYTES = 600 << 20  # Python with torch
 STATE = "state.json"
 TOKENIZER_FILES = (
@@ -50,11 +50,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a build takes.
+    """Memory and disk that a build needs.
 
     Attributes:
-        memory_bytes: at the peak, about.
-        disk_bytes: of the finished folder, about.
+        memory_bytes: estimate of the peak.
+        disk_bytes: estimate of the finished folder.
     """
 
     memory_bytes: int
@@ -62,7 +62,7 @@ class Estimate:
 
 
 def estimate(recipe: Recipe, checkpoint: Checkpoint) -> Estimate:
-    """Return what a build of this recipe takes, from shapes alone."""
+    """Estimate what a build of this recipe needs, from shapes alone."""
     spec = checkpoint.spec
     shapes = expected_shapes(spec)
     layers: dict[str, int] = {}
@@ -77,16 +77,18 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint) -> Estimate:
     memory = 4 * max(layers.values()) + 2 * 4 * max(patches, positions) + 2 * SHARD_BYTES + RUNTIME_BYTES
     precision = {"vision_tower": recipe.vision.precision, "mm_projector": "fp16", "llm": recipe.decoder.precision}
     names = {"w8a8": QUANTIZED, "w4a16": QUANTIZED}
-    told = decoder_options(recipe)
+    options = decoder_options(recipe)
     disk = sum(
-        weight_bytes(spec, names.get(kind, kind), group_size=told.group_size, is_head_int4=told.is_head_int4)[part]
+        weight_bytes(spec, names.get(kind, kind), group_size=options.group_size, is_head_int4=options.is_head_int4)[
+            part
+        ]
         for part, kind in precision.items()
     )
     return Estimate(memory, disk)
 
 
 def check_room(needed: Estimate, folder: Path) -> None:
-    """Refuse a build that this machine has no room for.
+    """Refuse a build that does not fit this machine.
 
     Raises:
         ConfigError: memory or disk is short.
@@ -104,11 +106,11 @@ def check_room(needed: Estimate, folder: Path) -> None:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that new work can have, as Linux tells it."""
+    """Return the bytes of memory that Linux reports as available."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    raise ConfigError("/proc/meminfo does not tell MemAvailable; builds run on Linux")
+    raise ConfigError("/proc/meminfo has no MemAvailable; builds run on Linux")
 
 
 def make_build(
@@ -118,24 +120,24 @@ def make_build(
     folder: Path,
     on_part: OnLayer,
 ) -> None:
-    """Build a recipe into a folder, or go on where an earlier build of the same ended.
+    """Build a recipe into a folder, or resume an earlier build of the same.
 
     Args:
         recipe: what to build.
-        checkpoint: of what.
-        calibrate: gives tiles and prompts; called once, and only if a part that is still to be done looks at them.
-        folder: made if it is not there; a finished build in it is replaced.
-        on_part: told of progress.
+        checkpoint: to quantize.
+        calibrate: returns tiles and prompts; called at most once, and only if an unfinished part needs them.
+        folder: made where it is missing; a finished build in it is replaced.
+        on_part: called after each layer.
 
     Raises:
-        NvilaError: the checkpoint is not whole, or a value of the recipe does not suit it.
+        NvilaError: the checkpoint is incomplete, or a value of the recipe does not suit it.
     """
-    told, source = dataclasses.asdict(recipe), fingerprint(checkpoint)
+    values, source = dataclasses.asdict(recipe), fingerprint(checkpoint)
     calibrate = functools.cache(calibrate)
-    state = json.dumps({"recipe": told, "checkpoint": source}, indent=1, sort_keys=True)
+    state = json.dumps({"recipe": values, "checkpoint": source}, indent=1, sort_keys=True)
     if not _is_begun(folder, state):
-        _refuse_strangers(folder)
-        checkpoint.weights()  # what is amiss is found before an earlier build is removed
+        _refuse_foreign_files(folder)
+        checkpoint.weights()  # faults are found before an earlier build is removed
         if needs_calibration(recipe):
             calibrate()
         with write_errors(folder):
@@ -152,14 +154,14 @@ def make_build(
         (folder / f"{part}.done").touch()
     with write_errors(folder):
         copy_tokenizer(checkpoint, folder)
-    notes = [STATE, *(f"{part}.done" for part in PARTS)]
-    write_manifest(folder, checkpoint.spec, precision_of(recipe), told, source, leave_out=notes)
-    for name in notes:  # last, since sealing takes a while, too, and what is done is not to be done again
+    markers = [STATE, *(f"{part}.done" for part in PARTS)]
+    write_manifest(folder, checkpoint.spec, precision_of(recipe), values, source, leave_out=markers)
+    for name in markers:  # last: the digests take a while, and a build killed meanwhile must not start again
         (folder / name).unlink()
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """Give a build the files of its checkpoint's tokenizer."""
+    """Copy the tokenizer's files of a checkpoint into a build."""
     (folder / "tokenizer").mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
         if (checkpoint.tokenizer_folder / name).is_file():
@@ -167,24 +169,24 @@ def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def precision_of(recipe: Recipe) -> str:
-    """Return the name of a recipe's precisions, such as `w8a8+w4a16`, tower first."""
+    """Return the precisions of a recipe, such as `w8a8+w4a16`, tower first."""
     both = (recipe.vision.precision, recipe.decoder.precision)
     return both[0] if both[0] == both[1] else "+".join(both)
 
 
 def _is_begun(folder: Path, state: str) -> bool:
-    told = folder / STATE
-    return told.is_file() and told.read_text(encoding="utf-8") == state
+    path = folder / STATE
+    return path.is_file() and path.read_text(encoding="utf-8") == state
 
 
-def _refuse_strangers(folder: Path) -> None:
-    strangers = [path.name for path in folder.iterdir() if not _is_ours(path)] if folder.is_dir() else []
-    if strangers:
-        raise ConfigError(f"{folder} holds {strangers[:3]}, which no build wrote; choose another folder")
+def _refuse_foreign_files(folder: Path) -> None:
+    foreign = [path.name for path in folder.iterdir() if not _is_ours(path)] if folder.is_dir() else []
+    if foreign:
+        raise ConfigError(f"{folder} contains {foreign[:3]}, which no build wrote; choose another folder")
 
 
 def _begin(folder: Path, state: str) -> None:
-    """Make the folder ready: what an earlier build of something else left is removed."""
+    """Prepare the folder: files of another build are removed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)  # first, so that half a folder is never taken for a build
     for path in folder.iterdir():
@@ -220,36 +222,36 @@ def _quantize(
 
 
 def needs_calibration(recipe: Recipe) -> bool:
-    """Whether anything that a recipe asks for is found from activations."""
+    """Whether a recipe needs activations."""
     return tower_options(recipe).needs_calibration or decoder_options(recipe).needs_calibration
 
 
 def tower_options(recipe: Recipe) -> TowerOptions:
     """Return how a recipe quantizes the tower."""
-    told = recipe.vision
-    return TowerOptions(precision=told.precision, activations=told.activations, smooth=told.smooth or None)
+    vision = recipe.vision
+    return TowerOptions(precision=vision.precision, activations=vision.activations, smooth=vision.smooth or None)
 
 
 def decoder_options(recipe: Recipe) -> DecoderOptions:
     """Return how a recipe quantizes the language model."""
-    told = recipe.decoder
+    decoder = recipe.decoder
     return DecoderOptions(
-        precision=told.precision,
-        group_size=told.group_size,
-        is_head_int4=told.head == "w4a16",
-        awq=told.awq,
-        clip=told.clip,
+        precision=decoder.precision,
+        group_size=decoder.group_size,
+        is_head_int4=decoder.head == "w4a16",
+        awq=decoder.awq,
+        clip=decoder.clip,
     )
 
 
 def pick_tiles(checkpoint: Checkpoint, tile_NCHW: np.ndarray) -> np.ndarray:
-    """Return as many tiles, spread evenly, as hold `TOWER_TOKENS` patches; at least one."""
+    """Return evenly spaced tiles with `TOWER_TOKENS` patches in total; at least one tile."""
     num_kept = min(len(tile_NCHW), max(1, TOWER_TOKENS // checkpoint.spec.vision.num_patches))
     return tile_NCHW[np.linspace(0, len(tile_NCHW) - 1, num_kept).astype(int)]
 
 
 def write_shards(folder: Path, part: str, weights: Iterable[tuple[str, Weight]]) -> None:
-    """Write weights as they come, a file whenever enough have."""
+    """Write weights in order, a file for every `SHARD_BYTES`."""
     tensors: dict[str, np.ndarray] = {}
     num_shards = 0
     for key, weight in weights:
@@ -265,7 +267,7 @@ def write_shards(folder: Path, part: str, weights: Iterable[tuple[str, Weight]])
 
 
 def in_half(named: tuple[str, Weight]) -> tuple[str, Weight]:
-    """Keep tables and matrices that stay float in half precision; norms and biases in full."""
+    """Round float tables and matrices to half precision; norms and biases stay float32."""
     key, weight = named
     if isinstance(weight, np.ndarray) and weight.ndim > 1 and weight.dtype == np.float32:
         return key, to_half(key, weight)

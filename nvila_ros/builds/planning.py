@@ -1,4 +1,4 @@
-"""What an engine will need and how fast it can be, on paper: a roofline of bandwidth, arithmetic and memory.
+"""Predict the memory and speed of an engine: a roofline of bandwidth, arithmetic and memory.
 
 Decoding one token reads every weight once, so its time is bytes over bandwidth; encoding a tile and reading the prompt
 multiply, so theirs is operations over the arithmetic rate. Each is a share of the datasheet's figure, and a step costs
@@ -56,12 +56,12 @@ DEVICES = {
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How much of a datasheet is reached.
+    """The reached shares of a datasheet's figures.
 
     Attributes:
         bandwidth: share of the memory bandwidth in decoding.
         vision: share of the fp16 rate in the tower.
-        int8_gain: how many times faster the tower is in INT8; what lies between the products stays in FP16.
+        int8_gain: how many times faster the tower is in INT8; operations between the products stay in FP16.
         prefill: share of the fp16 rate in reading the prompt.
         layer_us: fixed microseconds of one layer in one step.
     """
@@ -75,7 +75,7 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a model asks for.
+    """The work of a model.
 
     Attributes:
         num_layers: of the language model.
@@ -96,7 +96,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What is to be expected of a question about one image or clip.
+    """The predicted cost of a question about one image or clip.
 
     Attributes:
         num_prompt: prompt positions.
@@ -125,7 +125,7 @@ class Forecast:
 def work_of(
     spec: ModelSpec, vision: str, decoder: str, *, group_size: int = GROUP_SIZE, is_head_int4: bool = False
 ) -> Work:
-    """Return what a model asks for with tower and language model each in one of `variants.PRECISIONS`.
+    """Return the work of a model with tower and language model each in one of `variants.PRECISIONS`.
 
     Group size and head are those of `variants.weight_bytes`: of no effect on weights that are not quantized.
     """
@@ -138,10 +138,10 @@ def work_of(
     # Of the embedding table one row is read a step, of the head all; a tied table is both, but of a head in int4.
     is_both = spec.decoder.is_tied and not (is_head_int4 and decoder == QUANTIZED)
     unread = 0 if is_both else table
-    held = weight_bytes(spec, decoder, group_size=group_size, is_head_int4=is_head_int4)["llm"]
+    num_bytes = weight_bytes(spec, decoder, group_size=group_size, is_head_int4=is_head_int4)["llm"]
     return Work(
         num_layers=spec.decoder.num_layers,
-        step_bytes=held - unread,
+        step_bytes=num_bytes - unread,
         kv_bytes=kv_bytes(spec, 1),
         token_flops=2 * sum(size for key, size in linear.items() if key.startswith("llm.")),
         tile_flops=2 * products * tower.num_patches + attention,
@@ -161,7 +161,7 @@ def forecast(
     num_text: int = QUESTION_TOKENS,
     num_answer: int = 64,
 ) -> Forecast:
-    """Return what to expect of a question about an image or a clip.
+    """Predict the cost of a question about an image or a clip.
 
     Args:
         spec: the model.

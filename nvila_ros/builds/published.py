@@ -1,4 +1,4 @@
-"""What others measured of models of this kind, and what the roofline of `planning.py` gives for it.
+"""Published measurements of such models, and what the roofline of `planning.py` predicts for them.
 
 Sources: NVIDIA TensorRT-Edge-LLM 0.9.0 (INT4 AWQ, batch 1; the engine nearest to ours); NVILA (arXiv 2412.04468),
 figure 6; TinyChat by NVLabs/VILA's README. The shares are fitted on the first two, TinyChat's rows are held out.
@@ -16,7 +16,7 @@ INT4_BITS = 4 + 16 / 128  # a scale of 16 bits for each group of 128
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PublishedFigure:
     """One published measurement: `decode` in tokens/s, `prefill` and `vision` in ms."""
 
     device: str
@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A language model that was measured and is no variant of ours."""
+    """A measured language model that is none of `VARIANTS`."""
 
     num_layers: int
     width: int
@@ -39,7 +39,7 @@ class Shape:
     vocab_size: int = 151936
 
     def work(self) -> Work:
-        """Return what it asks for: INT4 weights, an fp16 head."""
+        """Return its work: INT4 weights, an fp16 head."""
         query, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
         layers = self.num_layers * self.width * (2 * query + 2 * kv + 3 * self.mlp_width)
         num_bytes = layers * INT4_BITS / 8 + 2 * self.vocab_size * self.width
@@ -58,7 +58,7 @@ WORKS = {
 EDGE, FIGURE, TINYCHAT = "Edge-LLM 0.9.0", "NVILA figure 6", "TinyChat"
 ROWS = [
     *(
-        Row(device, model, what, value, EDGE)
+        PublishedFigure(device, model, what, value, EDGE)
         for what, values in {
             "decode": {
                 ("orin-nano", "Qwen3-VL-2B"): 36.9,
@@ -84,20 +84,22 @@ ROWS = [
         for (device, model), value in values.items()
     ),
     # One image, and one frame of a clip of 64.
-    Row("rtx-4090", "SigLIP fp16", "vision", 14.0, FIGURE),
-    Row("rtx-4090", "SigLIP fp16", "vision", 630 / 64, FIGURE),
-    Row("rtx-4090", "SigLIP W8A8", "vision", 10.3, FIGURE),
-    Row("rtx-4090", "SigLIP W8A8", "vision", 515 / 64, FIGURE),
-    Row("agx-orin", "NVILA-8B", "decode", 28.1, TINYCHAT),
-    Row("rtx-4090", "NVILA-8B", "decode", 162.7, TINYCHAT),
-    Row("a100", "NVILA-8B", "decode", 186.8, TINYCHAT),
+    PublishedFigure("rtx-4090", "SigLIP fp16", "vision", 14.0, FIGURE),
+    PublishedFigure("rtx-4090", "SigLIP fp16", "vision", 630 / 64, FIGURE),
+    PublishedFigure("rtx-4090", "SigLIP W8A8", "vision", 10.3, FIGURE),
+    PublishedFigure("rtx-4090", "SigLIP W8A8", "vision", 515 / 64, FIGURE),
+    PublishedFigure("agx-orin", "NVILA-8B", "decode", 28.1, TINYCHAT),
+    PublishedFigure("rtx-4090", "NVILA-8B", "decode", 162.7, TINYCHAT),
+    PublishedFigure("a100", "NVILA-8B", "decode", 186.8, TINYCHAT),
 ]
 
 
-def predict(row: Row, shares: Shares) -> float:
-    """Return what the roofline gives for a row, in its unit."""
-    work, device = WORKS[row.model], DEVICES[row.device]
-    if row.what == "decode":
+def predict(figure: PublishedFigure, shares: Shares) -> float:
+    """Return what the roofline predicts for a figure, in its unit."""
+    work, device = WORKS[figure.model], DEVICES[figure.device]
+    if figure.what == "decode":
         return 1 / step_s(work, device, POSITIONS, shares)
-    seconds = vision_s(work, device, 1, shares) if row.what == "vision" else prefill_s(work, device, POSITIONS, shares)
+    seconds = (
+        vision_s(work, device, 1, shares) if figure.what == "vision" else prefill_s(work, device, POSITIONS, shares)
+    )
     return 1e3 * seconds

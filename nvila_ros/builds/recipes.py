@@ -1,4 +1,4 @@
-"""Recipes: what to make of a checkpoint for which machine. A recipe is to an engine what a Dockerfile is to an image.
+"""Recipes: which build to make of a checkpoint for which device, as a Dockerfile describes an image.
 
 In: a YAML file of `engines/`, or one of a user's own. Out: a frozen `Recipe`, every value of which was checked.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nvila_ros.config import check_fields, from_dict, setting
-from nvila_ros.errors import ConfigError
+from nvila_ros.errors import ConfigError, shown
 from nvila_ros.files import read_yaml
 from nvila_ros.paths import share_path
 from nvila_ros.runtime.limits import EngineLimits
@@ -25,13 +25,13 @@ ARCHITECTURES = {
 }
 """GPUs of the devices that run TensorRT, as CUDA names them."""
 WORLD = "tiny-world"
-"""Calibration media that are drawn and lie in no folder."""
+"""Calibration media that are rendered rather than read from a folder."""
 MEDIA = "calibration.media"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionRecipe:
-    """How the tower is held."""
+    """The precision of the tower."""
 
     precision: str = setting("w8a8", "weights and activations of the tower", choices=("w8a8", "fp16", "fp32"))
     activations: str = setting(
@@ -48,7 +48,7 @@ class VisionRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderRecipe:
-    """How the language model is held."""
+    """The precision of the language model."""
 
     precision: str = setting("w4a16", "weights of the linear maps", choices=("w4a16", "fp16", "fp32"))
     group_size: int = setting(128, "inputs that share a scale", "inputs", low=16, high=1024)
@@ -63,10 +63,10 @@ class DecoderRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRecipe:
-    """What activations are measured on."""
+    """The media that activations are measured on."""
 
     media: str = setting("", "folder of images and videos of what the robot sees, or tiny-world; to be given if empty")
-    num_samples: int = setting(64, "images and clips shown, with a question each", "samples", low=1, high=4096)
+    num_samples: int = setting(64, "images and clips, with a question each", "samples", low=1, high=4096)
     clip_frames: int = setting(8, "frames of a clip", "frames", low=1, high=256)
 
     def __post_init__(self) -> None:
@@ -93,12 +93,12 @@ class Recipe:
     limits: EngineLimits = EngineLimits()
 
     def __post_init__(self) -> None:
-        """Check what no section can."""
+        """Check the combination of sections."""
         if self.device not in DEVICES:
-            raise ConfigError(f"device must be one of {list(DEVICES)}, got {self.device!r}")
+            raise ConfigError(f"device must be one of {list(DEVICES)}, got {shown(self.device)}")
         if self.device != "cpu" and "fp32" in (self.vision.precision, self.decoder.precision):
             raise ConfigError(
-                f"{self.device} runs TensorRT, whose graphs are drawn in fp16 and below; set vision.precision and "
+                f"{self.device} runs TensorRT, whose graphs have fp16 or fewer bits; set vision.precision and "
                 "decoder.precision to others than fp32"
             )
         is_dynamic = self.vision.precision == "w8a8" and self.vision.activations == "per_token"
@@ -122,54 +122,53 @@ def read_recipe(source: str | Path) -> Recipe:
     """
     path = find_recipe(str(source))
     try:
-        told = read_yaml(path)
+        values = read_yaml(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not readable as YAML: {error}") from error
-    if not isinstance(told, dict):
-        raise ConfigError(f"{path} must hold a mapping with model and device, got {type(told).__name__}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must be a mapping with model and device, got {type(values).__name__}")
     try:
-        return _from_mapping(path.name.removesuffix(".yaml"), told)
+        return _from_mapping(path.name.removesuffix(".yaml"), values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def recipe_from_dict(told: Mapping[str, Any]) -> Recipe:
-    """Return a recipe of its plain values, as a build's manifest tells them.
+def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
+    """Return a recipe from its plain values, as a build's manifest has them.
 
     Raises:
         ConfigError: a value is missing or outside its rule.
     """
-    return _from_mapping(str(told.get("name", "")), {key: value for key, value in told.items() if key != "name"})
+    return _from_mapping(str(values.get("name", "")), {key: value for key, value in values.items() if key != "name"})
 
 
 def with_media(recipe: Recipe, media: str) -> Recipe:
-    """Return a recipe that is calibrated on other media than it tells, if any are named."""
+    """Return a recipe with other calibration media, or the same recipe where none are named."""
     if not media:
         return recipe
     named = media if media == WORLD else str(Path(media).expanduser().resolve())
     return dataclasses.replace(recipe, calibration=dataclasses.replace(recipe.calibration, media=named))
 
 
-def changed_weights(told: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """Return in which values a build's recipe differs from another such that its weights do; limits are none of them.
+def changed_weights(built: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return the names of values in which a build's recipe differs from another and on which weights depend.
 
-    A value that one of the two does not know came with a version and is passed over, and so are media that one of them
-    leaves open.
+    Limits are not compared, nor values that only one of the two versions has, nor media that one of them leaves open.
     """
-    pairs = _pairs(told, dataclasses.asdict(recipe))
+    pairs = _pairs(built, dataclasses.asdict(recipe))
     if not all(pairs.get(MEDIA, ())):
         pairs.pop(MEDIA, None)
     return [name for name, (mine, theirs) in pairs.items() if mine != theirs]
 
 
-def _pairs(told: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _pairs(built: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the values of both by `section.key`."""
     pairs: dict[str, tuple[Any, Any]] = {}
-    for key in wanted.keys() & told.keys() - {"name", "limits"}:
-        if isinstance(told[key], dict) and isinstance(wanted[key], dict):
-            pairs |= {f"{key}.{name}": both for name, both in _pairs(told[key], wanted[key]).items()}
+    for key in wanted.keys() & built.keys() - {"name", "limits"}:
+        if isinstance(built[key], dict) and isinstance(wanted[key], dict):
+            pairs |= {f"{key}.{name}": both for name, both in _pairs(built[key], wanted[key]).items()}
         else:
-            pairs[key] = (told[key], wanted[key])
+            pairs[key] = (built[key], wanted[key])
     return dict(sorted(pairs.items()))
 
 
@@ -188,20 +187,20 @@ def find_recipe(source: str) -> Path:
     return known[source]
 
 
-def _from_mapping(name: str, told: dict[str, Any]) -> Recipe:
-    unknown = sorted(set(told) - {"model", "device", *SECTIONS})
+def _from_mapping(name: str, values: dict[str, Any]) -> Recipe:
+    unknown = sorted(set(values) - {"model", "device", *SECTIONS})
     if unknown:
         raise ConfigError(f"unknown sections {unknown}; known are model, device, {', '.join(SECTIONS)}")
-    missing = [key for key in ("model", "device") if not isinstance(told.get(key), str)]
+    missing = [key for key in ("model", "device") if not isinstance(values.get(key), str)]
     if missing:
         raise ConfigError(f"a recipe must name {' and '.join(missing)}")
     sections = {}
     for key, kind in SECTIONS.items():
-        values = told.get(key) or {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"{key} must hold a mapping, got {values!r}")
+        section = values.get(key) or {}
+        if not isinstance(section, dict):
+            raise ConfigError(f"{key} must be a mapping, got {shown(section)}")
         try:
-            sections[key] = from_dict(kind, values)
+            sections[key] = from_dict(kind, section)
         except ConfigError as error:
             raise ConfigError(f"{key}: {error}") from error
-    return Recipe(name=name, model=told["model"], device=told["device"], **sections)
+    return Recipe(name=name, model=values["model"], device=values["device"], **sections)

@@ -1,4 +1,4 @@
-"""The first half of `nvila build`: a checkpoint's weights, calibrated and quantized by a recipe. Needs torch."""
+"""The first half of `nvila build`: calibrate and quantize a checkpoint's weights by a recipe. Needs torch."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.threads import limit_threads
 from nvila_ros.models.variants import check_prompt_room
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.quantization.calibration import Calibration, Sample, calibrate, read_samples
+from nvila_ros.quantization.calibration import Calibration, CalibrationSample, calibrate, read_samples
 from nvila_ros.quantization.options import OnLayer
 from nvila_ros.world.questions import EVAL_KINDS, ask
 from nvila_ros.world.rendering import render
 from nvila_ros.world.scene import scene_rng
 from nvila_ros.world.scene_sampler import sample_scene
 
-CALIBRATION_SEED = 1 << 28  # of scenes that neither training nor evaluation draws
+CALIBRATION_SEED = 1 << 28  # of scenes that neither training nor evaluation has
 WIDTH, HEIGHT = 640, 480
 STILL_KINDS = tuple(kind for kind in EVAL_KINDS if kind != "motion")
 
 
 def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnLayer | None) -> None:
-    """Quantize a checkpoint into a folder; without `on_part` only print what that takes.
+    """Quantize a checkpoint into a folder; without `on_part` only print what that needs.
 
     Raises:
         NvilaError: checkpoint or media are not acceptable, or there is no room.
     """
     checkpoint = open_checkpoint(path)
-    if recipe.device != "cpu":  # else it would be told when the weights are made
+    if recipe.device != "cpu":  # before the weights are made, which takes long
         check_prompt_room(checkpoint.spec, recipe.limits.max_prompt_tokens)
     media = recipe.calibration.media
     if not media:
@@ -58,13 +58,13 @@ def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnLayer | None)
 
 
 def _calibrate(recipe: Recipe, checkpoint: Checkpoint, media: str, on_layer: OnLayer) -> Calibration:
-    told = recipe.calibration
-    samples = world_samples(told.clip_frames) if media == WORLD else read_samples(Path(media), told.clip_frames)
-    chosen = itertools.islice(samples, told.num_samples)
+    section = recipe.calibration
+    samples = world_samples(section.clip_frames) if media == WORLD else read_samples(Path(media), section.clip_frames)
+    chosen = itertools.islice(samples, section.num_samples)
     return calibrate(checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), chosen, on_layer)
 
 
-def world_samples(clip_frames: int) -> Iterator[Sample]:
+def world_samples(clip_frames: int) -> Iterator[CalibrationSample]:
     """Yield samples of the synthetic world without end: three single frames with a question each, then a clip."""
     for index in itertools.count():
         rng = scene_rng(CALIBRATION_SEED + index)
@@ -75,4 +75,4 @@ def world_samples(clip_frames: int) -> Iterator[Sample]:
         if question is None:
             continue
         times_s = [2.0 * k / max(clip_frames - 1, 1) for k in range(clip_frames)] if is_clip else [1.0]
-        yield Sample(tuple(render(scene, t_s, WIDTH, HEIGHT) for t_s in times_s), question.text)
+        yield CalibrationSample(tuple(render(scene, t_s, WIDTH, HEIGHT) for t_s in times_s), question.text)

@@ -1,8 +1,8 @@
-"""A thin pen for writing ONNX graphs node by node.
+"""Build ONNX graphs node by node.
 
-Graphs are written from the spec, not traced: the same graph comes out whatever torch is installed, and none is needed.
-Weights stay outside the graph (external data), so a graph is some kilobytes and one weights file serves all graphs.
-How a linear map is written follows from what its weight is: an array, or one of the forms of `models/quantized.py`.
+Graphs are built from the spec, not traced, so they do not depend on a version of torch and need none. Weights stay
+outside the graph (external data): a graph takes some kilobytes, and one weights file serves all graphs. The nodes of a
+linear map depend on the kind of its weight: an array, or one of the forms of `models/quantized.py`.
 
 Shapes: L rows, K inputs and N outputs of a linear map, G groups of inputs.
 """
@@ -20,15 +20,15 @@ from onnx import TensorProto, helper, numpy_helper
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles
 
-BLOCK_ROWS = 8192  # packed at a time, since a vocabulary's copy in bytes would be the largest thing in memory
+BLOCK_ROWS = 8192  # packed at a time: a whole vocabulary in bytes would be the largest array in memory
 WEIGHTS_FILE = "weights.bin"
 DTYPES = ("float32", "float16")
-"""What activations and the weights that are not quantized are computed in."""
+"""Dtypes of activations and of weights that are not quantized."""
 DECODERS = ("append", "in_place", "overlap")
-"""How the decoder keeps keys and values: gives the new rows alone, writes them into the cache that it reads, or gives
-them in memory that it then reads as part of the cache, which is ONNX Runtime's alone."""
+"""How the decoder keeps keys and values: it returns the new rows, writes them into the cache that it reads, or writes
+them to memory that it also reads as part of the cache; only ONNX Runtime supports the last."""
 MAPS = ("standard", "fused")
-"""How a quantized map is told: by ONNX's own operators, or by one that only ONNX Runtime has."""
+"""Operators of a quantized map: ONNX's own, or one that only ONNX Runtime has."""
 ORT_DOMAIN = "com.microsoft"
 FUSED_GROUPS = (16, 32, 64, 128)
 """Inputs that may share a scale in a fused map."""
@@ -51,13 +51,13 @@ Weights = Mapping[str, Weight]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphForm:
-    """Which of the graphs of a part: all say the same, each in the way that some runtimes run best.
+    """The form of a part's graph: all compute the same, each is fastest on some runtimes.
 
     Attributes:
         dtype: one of `DTYPES`; TensorRT's own types follow the graph's, ONNX Runtime's kernels for a CPU want float32.
         decoder: one of `DECODERS`.
         maps: one of `MAPS`; a fused map rounds its inputs to eight bits, by the largest of each group. Weights in
-            groups that it does not know stay standard, and so do those with an input scale.
+            other group sizes stay standard, and so do those with an input scale.
     """
 
     dtype: str = "float32"
@@ -79,12 +79,12 @@ class GraphForm:
 
     @property
     def is_for_ort(self) -> bool:
-        """Whether ONNX Runtime on a CPU is what reads it."""
+        """Whether it is for ONNX Runtime on a CPU."""
         return self.dtype == "float32" and self.decoder != "in_place"
 
     @property
     def has_fused_operators(self) -> bool:
-        """Whether there are operators that only ONNX Runtime has."""
+        """Whether it has operators that only ONNX Runtime has."""
         return self.maps == "fused" or self.decoder == "overlap"
 
     def of(self, part: str) -> GraphForm:
@@ -92,7 +92,7 @@ class GraphForm:
         return self if part == "decoder" else replace(self, decoder=DECODERS[0])
 
     def file_of(self, part: str) -> str:
-        """Return the name of a part's graph; what is as usual is left out of it."""
+        """Return the file name of a part's graph; default values are left out."""
         form = self.of(part)
         usual = (DTYPES[0], DECODERS[0], MAPS[0])
         words = [part, *(word for word in (form.dtype, form.decoder, form.maps) if word not in usual), "onnx"]
@@ -110,11 +110,11 @@ TRT_KV = GraphForm(dtype="float16", decoder="in_place")
 
 
 class GraphBuilder:
-    """Collects nodes; every method appends one and returns the name of its output.
+    """Collects nodes; every method appends nodes and returns the name of the output.
 
     Attributes:
-        weights: what lies outside the graph, by a name that tells key, layout and type, so that equal names of several
-            graphs mean the same bytes. Four-bit values are `ml_dtypes.int4` here and packed when they are written.
+        weights: arrays outside the graph, by a name of key, layout and type, so that equal names in several graphs mean
+            the same bytes. Four-bit values are `ml_dtypes.int4` here and packed when they are written.
     """
 
     def __init__(self, name: str, form: GraphForm = ORT) -> None:
@@ -144,7 +144,7 @@ class GraphBuilder:
         return self._store(name, np.ascontiguousarray(array, dtype=dtype or self.form.dtype))
 
     def plain(self, key: str, weights: Weights) -> str:
-        """Refer to a weight as the checkpoint lays it out; only linear maps may be quantized."""
+        """Refer to a weight in the checkpoint's layout; only linear maps may be quantized."""
         array = weights[key]
         assert isinstance(array, np.ndarray), f"{key} is quantized, which only linear maps may be"
         return self.weight(key, array)
@@ -176,7 +176,7 @@ class GraphBuilder:
         return self.constant(np.array(values, np.int64))
 
     def reshape(self, x: str, *shape: int) -> str:
-        """Reshape; 0 keeps a dimension, -1 takes what is left."""
+        """Reshape; 0 keeps a dimension, -1 is inferred."""
         return self.op("Reshape", x, self.ints(*shape))
 
     def transpose(self, x: str, *axes: int) -> str:
@@ -200,7 +200,7 @@ class GraphBuilder:
         """Multiply (L, K) by a weight, stored (N, K) or quantized, to (L, N).
 
         Raises:
-            ConfigError: the weight cannot be told in this form.
+            ConfigError: the weight cannot be expressed in this form.
         """
         if group := self._fused_group(weight):
             return self._fused(x, name, weight, group)
@@ -220,7 +220,7 @@ class GraphBuilder:
         return self.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=eps)
 
     def rms_norm(self, x: str, name: str, weights: Weights, eps: float) -> str:
-        """RMSNorm over the last dimension; its sums are float32 in every form: float16 ends below 256 squared."""
+        """RMSNorm over the last dimension; its sums are float32 in every form, since float16 ends below 256 squared."""
         scale = self.plain(f"{name}.weight", weights)
         if self.form.decoder == "in_place":
             return self.op("RMSNormalization", x, scale, axis=-1, epsilon=eps, stash_type=TensorProto.FLOAT)
@@ -267,10 +267,10 @@ class GraphBuilder:
         return ONNX_TYPE[np.dtype(dtype or self.form.dtype)]
 
     def _scale(self, name: str, scale: np.ndarray) -> str:
-        """Store scales in the form's dtype, which the values become.
+        """Store scales in the form's dtype.
 
         Raises:
-            ConfigError: a scale is lost in that dtype.
+            ConfigError: a scale is zero or infinite in that dtype.
         """
         kept = scale.astype(self.form.dtype)
         if not (np.isfinite(kept) & (kept > 0)).all():
@@ -295,7 +295,7 @@ class GraphBuilder:
         return max((group for group in FUSED_GROUPS if len(weight.values_KN) % group == 0), default=0)
 
     def _fused(self, x: str, name: str, weight: Weight, group: int, bias: str = "") -> str:
-        """Multiply in integers; the values lie around 8 or 128, those of an output side by side in its groups."""
+        """Multiply in integers; values have an offset of 8 or 128, and an output's are contiguous in its groups."""
         assert not isinstance(weight, np.ndarray), f"{name} is not quantized"
         (num_in, num_out), bits = weight.values_KN.shape, 4 if isinstance(weight, Int4Weight) else 8
         blocks = np.empty((num_out, num_in // group, group * bits // 8), np.uint8)
@@ -306,7 +306,7 @@ class GraphBuilder:
             blocks[rows] = packed.reshape(blocks[rows].shape)
         scale = weight.scale_GN.T if isinstance(weight, Int4Weight) else np.repeat(weight.scale_N, num_in // group)
         inputs = [self._store(f"{name}.fused", blocks), self.weight(f"{name}.fused.scale", scale.reshape(-1))]
-        inputs += ["", "", bias] if bias else []  # in between: zero points and an order of the groups
+        inputs += ["", "", bias] if bias else []  # the empty ones: zero points, and an order of the groups
         sizes = {"K": num_in, "N": num_out, "bits": bits, "block_size": group, "accuracy_level": EIGHT_BITS}
         return self.op("MatMulNBits", x, *inputs, domain=ORT_DOMAIN, **sizes)
 
@@ -316,7 +316,7 @@ class GraphBuilder:
         return self.op("DequantizeLinear", values, self._scale(name, weight.scale_N), axis=1)
 
     def _fake_quantize(self, x: str, scale: float) -> str:
-        """Round to eight bits by a scale found before; maps of one input share the pair, as q, k and v do."""
+        """Round to eight bits by a calibrated scale; maps of one input share the nodes, as q, k and v do."""
         if (x, scale) not in self._rounded:
             step, zero = self.scalar(scale), self.constant(np.array(0, np.int8))
             values = self.op("QuantizeLinear", x, step, zero)
@@ -326,9 +326,8 @@ class GraphBuilder:
     def _matmul_integers(self, x: str, name: str, weight: Int8Weight) -> str:
         """Multiply in integers, the input rounded by its scale or, without one, each row by its own maximum.
 
-        Written out, since ONNX Runtime finds the integers in only some of the products that are told by pairs of
-        quantizing and dequantizing. The inputs lie around 128 in uint8: two signed matrices it multiplies ten times
-        slower than these.
+        Explicit, since ONNX Runtime recognizes only some products of Q/DQ pairs as integer products. The inputs have an
+        offset of 128 in uint8: it multiplies two signed matrices ten times slower.
         """
         values = self._store(f"{name}.T", np.ascontiguousarray(weight.values_KN))
         rows, row_scale = self._round_rows(x, weight.input_scale)
@@ -345,7 +344,7 @@ class GraphBuilder:
             rows = self.op("QuantizeLinear", x, step, self._middle())
         else:
             largest = self.op("ReduceMax", self.op("Abs", x), self.ints(-1), keepdims=1)
-            # A row of zeros has no maximum to go by; any scale keeps it zero.
+            # The maximum of a row of zeros is 0; any positive scale keeps it zero.
             step = self.op("Mul", self.op("Max", largest, self.scalar(1e-12)), self.scalar(1 / 127))
             rounded = self.op("Add", self.op("Round", self.op("Div", x, step)), self.scalar(128))
             rows = self.op("Cast", rounded, to=TensorProto.UINT8)
@@ -365,12 +364,12 @@ def _external(name: str, array: np.ndarray, offset: int) -> onnx.TensorProto:
 
 
 def num_bytes(array: np.ndarray) -> int:
-    """Return what an array takes in the weights file; two values of four bits share a byte."""
+    """Return the bytes of an array in the weights file; two values of four bits share a byte."""
     return -(-array.size // 2) if array.dtype == ml_dtypes.int4 else array.nbytes
 
 
 def pack(array: np.ndarray) -> np.ndarray:
-    """Return an array as it lies in the weights file; of two four-bit values the first is in the low bits."""
+    """Return an array in the layout of the weights file; of two four-bit values the first is in the low bits."""
     if array.dtype != ml_dtypes.int4:
         return array
     values = array.reshape(-1).view(np.int8)

@@ -1,12 +1,12 @@
-"""What a build leaves: a folder with quantized weights, the tokenizer and a manifest, which is written last.
+"""The files of a build: quantized weights, the tokenizer and a manifest, which is written last.
 
-The manifest names every file with its size and digest, so a folder that a build did not finish, or that was changed
-since, is refused before anything of it is used. Weights lie in safetensors files, linear maps inputs first: four-bit
-values as `KEY.values`, two to a byte, eight-bit ones as int8, with `KEY.scale` and, where the input's scale is fixed,
-`KEY.input_scale`; all else under its own key.
+The manifest has the size and SHA-256 of every file, so an unfinished or changed folder is refused before anything of it
+is used. Weights are in safetensors files, linear maps inputs first: four-bit values as `KEY.values`, two to a byte,
+eight-bit values as int8, with `KEY.scale` and, where the input's scale is fixed, `KEY.input_scale`; all other tensors
+have their own key.
 
-That much runs anywhere. Plans that were compiled of it for one machine lie beside and have seals of their own, which
-only who loads them checks: one that is damaged or stale makes the rest of the build no worse.
+These files run on any machine. Plans that were compiled from them for one machine have digests of their own, which the
+TensorRT engine checks when it loads them: a damaged plan leaves the rest of the build usable.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ MANIFEST = "manifest.json"
 FORMAT = 2
 REBUILD = "build it again with nvila build"
 _CHUNK = 1 << 24
-_SAMPLE_BYTES = 1 << 16
+_END_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """An opened build, every file of which was checked.
+    """An opened build whose files were all checked.
 
     Attributes:
         precision: such as `w8a8+w4a16`.
-        recipe: the recipe that it was built from, as plain values.
-        source: fingerprint of the checkpoint that it was built from; empty if it does not tell.
+        recipe: the recipe it was made by, as plain values.
+        source: fingerprint of the checkpoint it was made of; empty if the manifest has none.
         tensors: every tensor of its files.
         weights_sha256: digest of all its weights.
-        plans: what was compiled of it, as `runtime/tensorrt/plans.py` tells them.
+        plans: compiled plans, in the form of `runtime/tensorrt/plans.py`.
     """
 
     path: Path
@@ -64,14 +64,14 @@ class Build:
         return self.path / "tokenizer"
 
     def weights(self) -> StoredWeights:
-        """Return the weights by `part.key`, each read when it is asked for."""
+        """Return the weights by `part.key`; each is read when it is accessed."""
         return StoredWeights(self.tensors)
 
     def map_tensor(self, key: str) -> np.ndarray:
-        """Return a tensor whose rows are read from disk as they are asked for; it cannot be written to.
+        """Return a read-only tensor whose rows are read from disk when they are accessed.
 
         Raises:
-            CheckpointError: it is held quantized, or a value is NaN or infinite.
+            CheckpointError: it is quantized, or a value is NaN or infinite.
         """
         info = self.tensors.get(key)
         if info is None:
@@ -86,7 +86,7 @@ class Build:
 
 
 class StoredWeights(Mapping[str, Weight]):
-    """Weights by `part.key`, read from disk anew each time one is asked for."""
+    """Weights by `part.key`, read from disk at each access."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
         self._tensors = tensors
@@ -113,7 +113,7 @@ class StoredWeights(Mapping[str, Weight]):
 
 
 def to_tensors(key: str, weight: Weight) -> dict[str, np.ndarray]:
-    """Return a weight as the tensors that a file holds of it."""
+    """Return a weight as the tensors of a file."""
     if isinstance(weight, np.ndarray):
         return {key: np.ascontiguousarray(weight)}
     if isinstance(weight, Int4Weight):
@@ -130,32 +130,34 @@ def is_build(folder: Path) -> bool:
 
 
 def open_build(folder: Path) -> Build:
-    """Open a build and check its manifest, every file of it, and its tensors against its spec.
+    """Open a build: check its manifest, every file, and its tensors against its spec.
 
     Raises:
         CheckpointError: it is not finished, was changed since, is of another format, or its tensors are not those of
             its spec.
     """
-    told = _read_manifest(folder)
+    manifest = _read_manifest(folder)
     try:
-        for name, seal in told["files"].items():
-            check_file(folder, name, seal, REBUILD)
-        spec = spec_from_dict(told["spec"])
-        names = [name for name in told["files"] if name.endswith(".safetensors")]
+        for name, digest in manifest["files"].items():
+            check_file(folder, name, digest, REBUILD)
+        spec = spec_from_dict(manifest["spec"])
+        names = [name for name in manifest["files"] if name.endswith(".safetensors")]
         tensors = {key: info for name in names for key, info in read_header(folder / name, "").items()}
         faults = find_build_faults(spec, tensors)
         if faults:
             raise CheckpointError(f"{folder} is not a whole model: {faults[0]}; {REBUILD}")
-        digest = hashlib.sha256("".join(f"{name} {told['files'][name]['sha256']}\n" for name in sorted(names)).encode())
+        all_weights = hashlib.sha256(
+            "".join(f"{name} {manifest['files'][name]['sha256']}\n" for name in sorted(names)).encode()
+        )
         return Build(
             path=folder,
             spec=spec,
-            precision=told["precision"],
-            recipe=told["recipe"],
-            source=told.get("source", ""),
+            precision=manifest["precision"],
+            recipe=manifest["recipe"],
+            source=manifest.get("source", ""),
             tensors=tensors,
-            weights_sha256=digest.hexdigest(),
-            plans=tuple(told.get("plans", ())),
+            weights_sha256=all_weights.hexdigest(),
+            plans=tuple(manifest.get("plans", ())),
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is not a build's manifest ({error!r}); {REBUILD}") from error
@@ -169,26 +171,35 @@ def write_manifest(
     source: str,
     leave_out: Collection[str] = (),
 ) -> None:
-    """Seal the files of a folder but some; from here on it is a build. `source` is its checkpoint's `fingerprint`."""
+    """Write the manifest of a folder, which makes it a build.
+
+    Args:
+        folder: with all files of the build.
+        spec: of the model.
+        precision: such as `w8a8+w4a16`.
+        recipe: as plain values.
+        source: `fingerprint` of the checkpoint.
+        leave_out: names of files that are no part of the build.
+    """
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    told = {
+    manifest = {
         "format": FORMAT,
         "source": source,
         "precision": precision,
         "recipe": recipe,
         "spec": dataclasses.asdict(spec),
-        "files": {name: seal_file(folder / name) for name in names if name not in {MANIFEST, *leave_out}},
+        "files": {name: digest_file(folder / name) for name in names if name not in {MANIFEST, *leave_out}},
     }
-    _write(folder, told)
+    _write(folder, manifest)
 
 
 def rewrite_plans(folder: Path, recipe: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> None:
-    """Let a sealed build tell of these plans and no others, and of the recipe that they were compiled by."""
+    """Replace the plans in a build's manifest, and the recipe that they were compiled by."""
     _write(folder, _read_manifest(folder) | {"recipe": recipe, "plans": list(plans)})
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Return a manifest of this format that is as it was written; only `plans`, each with a digest, may differ.
+    """Return a manifest of this format whose digest is right; `plans` have digests of their own.
 
     Raises:
         CheckpointError: it is not readable, is of another format or was edited.
@@ -207,15 +218,15 @@ def manifest_digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()
 
 
-def _write(folder: Path, told: Mapping[str, Any]) -> None:
+def _write(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Replace the manifest in one step, with its digest."""
-    write_json(folder / MANIFEST, {**told, "sha256": manifest_digest(told)})
+    write_json(folder / MANIFEST, {**manifest, "sha256": manifest_digest(manifest)})
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return a digest of a checkpoint: its config, and of each weight file the header and each tensor's head and tail.
+    """Return a digest of a checkpoint: its config, and of each weight file the header and both ends of each tensor.
 
-    Whatever learns changes a tensor all over, so its ends tell; reading all of a large model would take minutes.
+    Training changes a tensor everywhere, so its ends identify it; reading all of a large model would take minutes.
     """
     digest = hashlib.sha256(json.dumps(dict(checkpoint.config), sort_keys=True).encode())
     for path in sorted({info.file for info in checkpoint.tensors.values()}):
@@ -224,16 +235,17 @@ def fingerprint(checkpoint: Checkpoint) -> str:
             header = file.read(int.from_bytes(file.read(8), "little"))
             digest.update(header)
             start = file.tell()
-            told = json.loads(header)
-            for first, end in sorted(told[name]["data_offsets"] for name in told.keys() - {"__metadata__"}):
-                for place in {first, max(first, end - _SAMPLE_BYTES)}:
+            entries = json.loads(header)
+            names = entries.keys() - {"__metadata__"}
+            for first, end in sorted(entries[name]["data_offsets"] for name in names):
+                for place in {first, max(first, end - _END_BYTES)}:
                     file.seek(start + place)
-                    digest.update(file.read(min(_SAMPLE_BYTES, end - place)))
+                    digest.update(file.read(min(_END_BYTES, end - place)))
     return digest.hexdigest()
 
 
-def seal_file(path: Path) -> dict[str, Any]:
-    """Return the size and digest of a file."""
+def digest_file(path: Path) -> dict[str, Any]:
+    """Return the size and SHA-256 of a file, as a manifest has them."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -241,8 +253,8 @@ def seal_file(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def spec_from_dict(told: Mapping[str, Any]) -> ModelSpec:
-    """Return the spec of its plain values, as JSON gives them back.
+def spec_from_dict(values: Mapping[str, Any]) -> ModelSpec:
+    """Return the spec of its plain values, as JSON has them.
 
     Raises:
         CheckpointError: a value is outside its rule.
@@ -256,22 +268,22 @@ def spec_from_dict(told: Mapping[str, Any]) -> ModelSpec:
         "image_wrap": Wrap,
         "video_wrap": Wrap,
     }
-    parts: dict[str, Any] = {name: kind(**told[name]) for name, kind in kinds.items()}
-    lists = {"scales": tuple(told["scales"]), "video_pools": tuple(tuple(pool) for pool in told["video_pools"])}
-    return ModelSpec(**{**told, **parts, **lists})
+    parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in kinds.items()}
+    lists = {"scales": tuple(values["scales"]), "video_pools": tuple(tuple(pool) for pool in values["video_pools"])}
+    return ModelSpec(**{**values, **parts, **lists})
 
 
-def check_file(folder: Path, name: str, seal: Mapping[str, Any], how: str) -> None:
-    """Check a file against what `seal_file` gave of it.
+def check_file(folder: Path, name: str, digest: Mapping[str, Any], how: str) -> None:
+    """Compare a file with its `digest_file` in the manifest.
 
     Raises:
-        CheckpointError: it is not there or not the same; `how` says what to do.
+        CheckpointError: it is missing or differs; `how` says what to do.
     """
     path = folder / name
     if folder.resolve() not in path.resolve().parents:
         raise CheckpointError(f"{folder / MANIFEST} names a file outside of its folder, {name!r}; {how}")
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; {how}")
-    # The size first: a file that was cut off need not be read.
-    if path.stat().st_size != seal["bytes"] or seal_file(path) != dict(seal):
+    # The size first: a truncated file need not be read.
+    if path.stat().st_size != digest["bytes"] or digest_file(path) != dict(digest):
         raise CheckpointError(f"{path} is not the file that was built: it was truncated or changed; {how}")

@@ -4,8 +4,8 @@
 - preview: the same three folders beside remote code that is not needed here (`model_type: vila`)
 - flat: one folder whose tensors carry the part's name (`model_type: nvila` or `nvila_lite`)
 
-Safetensors only: a pickle can run code. Opening reads configs and headers; tensors are read one at a time when they
-are asked for, so a caller holds what it keeps and one tensor more. No torch here.
+Safetensors only: a pickle can run code. Opening reads configs and headers; each tensor is read when it is accessed, so
+a caller needs memory for what it keeps and one tensor more. No torch here.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint: its spec is checked, its weights are still on disk.
+    """An opened checkpoint: its spec was checked, its weights are on disk.
 
     Attributes:
         layout: `original`, `preview` or `flat`.
@@ -83,10 +83,10 @@ class Checkpoint:
     tokenizer_folder: Path
 
     def weights(self, *parts: str, dtype: Any = np.float32) -> Weights:
-        """Return the tensors that reach an answer, of the named parts or of all, each read when it is asked for.
+        """Return the tensors that reach an answer, of the named parts or of all; each is read when it is accessed.
 
         Raises:
-            CheckpointError: a tensor is missing or has a shape that the config denies.
+            CheckpointError: a tensor is missing, or its shape or dtype differs from the config.
         """
         faults = find_faults(self.spec, {key: info.shape for key, info in self.tensors.items()})
         if faults:
@@ -103,7 +103,7 @@ class Checkpoint:
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """Tensors by `part.key`, read from disk anew each time one is asked for."""
+    """Tensors by `part.key`, read from disk at each access."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo], dtype: Any) -> None:
         self._tensors, self._dtype = tensors, dtype
@@ -150,7 +150,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def check_processor(root: Path, layout: str, spec: ModelSpec) -> None:
-    """Refuse a checkpoint, by the file of its tower's image processor if it has one, as `check_preprocessor`.
+    """Check the config of the tower's image processor, if there is one, as `check_preprocessor` does.
 
     Raises:
         CheckpointError: a value that reaches the pixels differs.
@@ -200,7 +200,7 @@ def part_configs(root: Path, top: Mapping[str, Any], layout: str) -> dict[str, M
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Return the names of a folder's weight files, whether they are there or not.
+    """Return the names of a folder's weight files, existing or not.
 
     Raises:
         CheckpointError: the index is not readable or names no file.
@@ -215,7 +215,7 @@ def weight_names(folder: Path) -> list[str]:
 
 
 def read_header(path: Path, prefix: str) -> dict[str, TensorInfo]:
-    """Return every tensor of a weight file by its key, without reading any.
+    """Return every tensor of a weight file by its key, from the header alone.
 
     Raises:
         CheckpointError: the file is truncated or not safetensors.
@@ -237,7 +237,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: the file is not readable, or holds something else.
+        CheckpointError: the file is not readable, or is no JSON object.
     """
     try:
         value = read_json(path)

@@ -1,8 +1,9 @@
-"""Upstream's configs, in the spellings of every published layout, to a `ModelSpec`.
+"""Translate upstream's configs, in every published layout, to a `ModelSpec`.
 
-What would load and then answer otherwise than the checkpoint was trained to is refused by name. Keys that training
-alone reads are ignored: a published config may hold 226 kB of them. Defaults are those of the classes that upstream
-loads a config into. Source: the configs published with NVLabs/VILA; transformers' Qwen2Config and SiglipVisionConfig.
+A value under which a checkpoint would load but answer differently than it was trained to is refused by name. Keys that
+only training reads are ignored: a published config may have 226 kB of them. Defaults are those of the classes that
+upstream loads a config into. Source: the configs published with NVLabs/VILA; transformers' Qwen2Config and
+SiglipVisionConfig.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from nvila_ros.models.spec_bounds import MAX_POOLS, MAX_SCALES, SIZES, check_mos
 
 Config = Mapping[str, Any]
 ENCODERS = {"image_encoder": ("BasicImageEncoder",), "video_encoder": ("BasicVideoEncoder", "TSPVideoEncoder")}
-"""Kinds by the key that names one; the first is what a config without it means."""
+"""Known kinds by the key that names one; the first is the default."""
 
 
 def read_spec(name: str, top: Config, *, vision: Config, llm: Config, projector: Config) -> ModelSpec:
@@ -66,11 +67,11 @@ def read_spec(name: str, top: Config, *, vision: Config, llm: Config, projector:
 
 
 def complete_flat(name: str, top: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return the config of a flat checkpoint with what its published code holds and its config does not say.
+    """Return the config of a flat checkpoint, completed by values that its published code has and the config lacks.
 
     The projector's kind and input are read from its tensors, and with them the row of the published family: features
     of several scales mean Dynamic-S2 at 1, 2, 3 ... times the tile, 3x3 means NVILA-Lite with dynamic tiling, 2x2 on
-    one scale means NVILA-8B-Video. What the config does say goes before.
+    one scale means NVILA-8B-Video. Values of the config take precedence.
 
     Args:
         name: of the checkpoint, for errors.
@@ -113,7 +114,7 @@ def _vision_spec(config: Config, select_layer: int) -> VisionSpec:
     _only(config, "hidden_act", "gelu_pytorch_tanh")
     _only(config, "num_channels", 3)
     num_layers = config["num_hidden_layers"]
-    # hidden_states holds the embeddings first, so entry -2 is the output of the last layer but one.
+    # hidden_states begins with the embeddings, so entry -2 is the output of the last layer but one.
     is_whole = type(select_layer) is int and type(num_layers) is int
     num_live = num_layers + 1 + select_layer if is_whole and select_layer < 0 else select_layer
     if not is_whole or not 0 <= num_live <= num_layers:
@@ -178,7 +179,7 @@ def _scales(top: Config) -> tuple[int, ...]:
 
 
 def _encoder(top: Config, key: str) -> tuple[Wrap, tuple[Pool, ...]]:
-    """Return what an encoder puts around tokens, and its pooling levels; upstream writes it as JSON in a string."""
+    """Return the text that an encoder puts around tokens, and its pooling levels; upstream has JSON in a string."""
     value = top.get(key) or {}
     if isinstance(value, str):
         value = json.loads(value) if value.lstrip().startswith("{") else {"_target_": value}
@@ -202,7 +203,7 @@ def _encoder(top: Config, key: str) -> tuple[Wrap, tuple[Pool, ...]]:
 
 
 def _check_top(top: Config) -> None:
-    """Refuse what the older members of upstream's family do and NVILA does not."""
+    """Refuse features of older models of upstream's family that NVILA does not have."""
     _only(top, "mm_vision_select_feature", "cls_patch")
     _only(top, "mm_use_im_start_end", False)
     _only(top, "video_max_tiles", 1)
@@ -231,7 +232,7 @@ def _flag(config: Config, key: str) -> bool:
 
 
 def check_preprocessor(config: Config, image_px: int) -> None:
-    """Refuse pixels that would be prepared otherwise than this project does.
+    """Refuse an image processor that prepares pixels differently than this project does.
 
     Args:
         config: `preprocessor_config.json` of the tower.
@@ -257,7 +258,7 @@ def check_preprocessor(config: Config, image_px: int) -> None:
 
 @contextlib.contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Tell what a config lacks or holds wrong as a fault of the checkpoint."""
+    """Turn a missing key or a value of the wrong type into an error of the checkpoint."""
     try:
         yield
     except CheckpointError:

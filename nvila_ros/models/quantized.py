@@ -1,7 +1,7 @@
-"""Quantized weights of one linear map, as every part of the project passes them on.
+"""Quantized weights of one linear map, in the form that all rooms exchange.
 
-A linear map y = x W + b is held the way graphs want it, inputs first: W is (K, N), of K inputs and N outputs. Values
-are int8 arrays, also those of four bits, which are packed only when they are written to a file.
+A linear map y = x W + b is stored inputs first, as graphs take it: W is (K, N), of K inputs and N outputs. Values are
+int8 arrays, also four-bit values, which are packed only when they are written to a file.
 
 Shapes: K inputs, N outputs, G groups of inputs.
 """
@@ -60,11 +60,11 @@ class Int8Weight:
 
 
 Weight = np.ndarray | Int4Weight | Int8Weight
-"""What a `part.key` may hold: an array as in the checkpoint, (N, K) for a linear map, or its quantized form."""
+"""A weight: an array as in the checkpoint, (N, K) for a linear map, or its quantized form."""
 
 
 def join_outputs(weights: Sequence[Weight]) -> Weight | None:
-    """Return maps of the same input as one with the outputs of all, or None where they are not of one kind."""
+    """Return linear maps of the same input joined along their outputs, or None where their kinds differ."""
     floats = [weight for weight in weights if isinstance(weight, np.ndarray)]
     int4s = [weight for weight in weights if isinstance(weight, Int4Weight)]
     int8s = [weight for weight in weights if isinstance(weight, Int8Weight)]
@@ -80,16 +80,16 @@ def join_outputs(weights: Sequence[Weight]) -> Weight | None:
 
 
 def as_array(weights: Mapping[str, Weight], key: str) -> np.ndarray:
-    """Return a tensor that is never quantized, as it is kept."""
+    """Return a tensor that is never quantized, in its stored dtype."""
     array = weights[key]
     assert isinstance(array, np.ndarray), f"{key} is quantized, which only linear maps may be"
     return array
 
 
 def name_precision(weights: Mapping[str, Weight]) -> str:
-    """Return what tower and language model are held in, such as `w8a8+w4a16`, or `fp32` where both are alike.
+    """Return the precisions of tower and language model, such as `w8a8+w4a16`, or `fp32` where both are the same.
 
-    Each is told by its first map; a checkpoint's own floats are computed in float32.
+    Each is that of its first linear map; bfloat16 is computed in float32.
     """
     probes = ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight", "llm.model.layers.0.mlp.up_proj.weight")
     names = [_name(weights[key]) for key in probes if key in weights]

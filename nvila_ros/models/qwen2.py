@@ -3,8 +3,8 @@
 Module names are upstream's, so a checkpoint's keys are this module's keys. Positions are plain 1-D RoPE over the
 spliced sequence; media rows count as ordinary tokens. Source: Qwen2 (arXiv 2407.10671) as NVILA uses it.
 
-Shapes: B batch, L tokens in this call, T of them that are wanted, M tokens in the cache including this call, D width,
-A query heads, K kv heads, S head size, V vocabulary.
+Shapes: B batch, L tokens in this call, T of them wanted, M tokens in the cache including this call, D
+width, A query heads, K kv heads, S head size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nvila_ros.models.embedding import embedding
 from nvila_ros.models.spec import DecoderSpec
 
 _MOST_SCORED = 512
-"""Tokens up to which a training on a CPU keeps all scores of attention; their bytes grow by the square."""
+"""Most tokens for which training on a CPU keeps all attention scores; their bytes grow by the square."""
 
 
 class KvCache:
@@ -46,7 +46,7 @@ class KvCache:
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
 
-class Decoder(nn.Module):
+class Qwen2Decoder(nn.Module):
     """Qwen2ForCausalLM: `model.*` and, where not tied, `lm_head`."""
 
     def __init__(self, spec: DecoderSpec) -> None:
@@ -55,7 +55,7 @@ class Decoder(nn.Module):
         self.model = nn.ModuleDict(
             {
                 "embed_tokens": embedding(spec.vocab_size, spec.width),
-                "layers": nn.ModuleList(Layer(spec, i) for i in range(spec.num_layers)),
+                "layers": nn.ModuleList(DecoderLayer(spec, i) for i in range(spec.num_layers)),
                 "norm": nn.RMSNorm(spec.width, eps=spec.norm_eps),
             }
         )
@@ -77,10 +77,9 @@ class Decoder(nn.Module):
 
         Args:
             embeds_BLD: of the new tokens.
-            cache: what came before.
-            positions_L: of each token; as a rule they follow the cache's. (B, 1, L) where samples differ.
-            sees_LM: which rows each token attends to, bool; as a rule all up to its own. (B, 1, L, M) where samples
-                differ.
+            cache: of the tokens before these.
+            positions_L: of each token; None continues those of the cache. (B, 1, L) where samples differ.
+            sees_LM: which rows each token attends to, bool; None is causal. (B, 1, L, M) where samples differ.
         """
         start = cache.length if cache else 0
         num_tokens = embeds_BLD.shape[1]
@@ -100,15 +99,15 @@ class Decoder(nn.Module):
         return functional.linear(hidden_BLD, weight)
 
 
-class Layer(nn.Module):
+class DecoderLayer(nn.Module):
     """Pre-norm layer: grouped-query attention, then a gated MLP."""
 
     def __init__(self, spec: DecoderSpec, layer_idx: int) -> None:
         super().__init__()
         self.input_layernorm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
-        self.self_attn = Attention(spec, layer_idx)
+        self.self_attn = DecoderAttention(spec, layer_idx)
         self.post_attention_layernorm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
-        self.mlp = Mlp(spec)
+        self.mlp = GatedMlp(spec)
 
     def forward(
         self,
@@ -125,7 +124,7 @@ class Layer(nn.Module):
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
-class Attention(nn.Module):
+class DecoderAttention(nn.Module):
     """Causal grouped-query attention; query, key and value maps carry a bias, the output map does not."""
 
     def __init__(self, spec: DecoderSpec, layer_idx: int) -> None:
@@ -147,13 +146,13 @@ class Attention(nn.Module):
         sees_LM: Tensor | None = None,
         wanted_BT: Tensor | None = None,
     ) -> Tensor:
-        """Return (B, L, D), or (B, T, D) of the tokens that are wanted; then `sees_LM` must be told."""
+        """Return (B, L, D), or (B, T, D) of the wanted tokens; then `sees_LM` is required."""
         k_BKMS = rotate(self._heads(self.k_proj(x_BLD)), cos_LS, sin_LS)
         v_BKMS = self._heads(self.v_proj(x_BLD))
         if cache:
             k_BKMS, v_BKMS = cache.append(self.layer_idx, k_BKMS, v_BKMS)
         if wanted_BT is not None:
-            assert sees_LM is not None, "some tokens alone are no longer causal by their places"
+            assert sees_LM is not None, "a mask is required where only some tokens are wanted"
             x_BLD, cos_LS, sin_LS, sees_LM = (take_rows(each, wanted_BT) for each in (x_BLD, cos_LS, sin_LS, sees_LM))
         q_BALS = rotate(self._heads(self.q_proj(x_BLD)), cos_LS, sin_LS)
         return self.o_proj(attend(q_BALS, k_BKMS, v_BKMS, sees_LM).transpose(1, 2).flatten(2))
@@ -162,7 +161,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
 
 
-class Mlp(nn.Module):
+class GatedMlp(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
     def __init__(self, spec: DecoderSpec) -> None:
@@ -177,7 +176,7 @@ class Mlp(nn.Module):
 
 
 def attend(q_BALS: Tensor, k_BKMS: Tensor, v_BKMS: Tensor, sees_LM: Tensor | None = None) -> Tensor:
-    """Attention of the last L of M tokens, causal where nothing else is told; returns (B, A, L, S)."""
+    """Attention of the last L of M tokens, causal unless `sees_LM` is given; return (B, A, L, S)."""
     num_new, num_all = q_BALS.shape[2], k_BKMS.shape[2]
     if sees_LM is None:
         if num_new == num_all:

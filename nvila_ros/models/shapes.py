@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint must hold, and of what shape: keys are upstream's, with the part's name before them."""
+"""The tensors that a checkpoint must have, and their shapes, by upstream's keys behind the part's name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionS
 
 Shapes = dict[str, tuple[int, ...]]
 EMBEDDING, HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
-"""Tables of the vocabulary. A tied one is the embedding alone, but for a build whose head was quantized."""
+"""Tables of the vocabulary. Tied models have the embedding alone, except builds with a quantized head."""
 
 
 def expected_shapes(spec: ModelSpec) -> Shapes:
@@ -17,7 +17,7 @@ def expected_shapes(spec: ModelSpec) -> Shapes:
 
 
 def find_faults(spec: ModelSpec, found: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Return what keeps tensors of these shapes from being this model, each fault a sentence with its remedy."""
+    """Return what is wrong with tensors of these shapes for this model, each fault a sentence with its remedy."""
     wanted = expected_shapes(spec)
     missing = sorted(wanted.keys() - found.keys())
     faults = [f"{len(missing)} tensors are missing, first {missing[0]}; copy the checkpoint anew"] if missing else []

@@ -21,8 +21,8 @@ class VisionTower(nn.Module):
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.embeddings = Embeddings(spec)
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(Layer(spec) for _ in range(spec.num_live_layers))})
+        self.embeddings = PatchEmbeddings(spec)
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(VisionLayer(spec) for _ in range(spec.num_live_layers))})
 
     def forward(self, tile_NCHW: Tensor) -> Tensor:
         """Return the features, dtype of the weights."""
@@ -32,7 +32,7 @@ class VisionTower(nn.Module):
         return feat_NPE
 
 
-class Embeddings(nn.Module):
+class PatchEmbeddings(nn.Module):
     """Patch convolution plus learned absolute positions."""
 
     def __init__(self, spec: VisionSpec) -> None:
@@ -46,15 +46,15 @@ class Embeddings(nn.Module):
         return patch_NPE + self.position_embedding.weight
 
 
-class Layer(nn.Module):
+class VisionLayer(nn.Module):
     """Pre-norm transformer layer with full attention and a tanh-GELU MLP."""
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(spec.width, eps=spec.norm_eps)
-        self.self_attn = Attention(spec)
+        self.self_attn = VisionAttention(spec)
         self.layer_norm2 = nn.LayerNorm(spec.width, eps=spec.norm_eps)
-        self.mlp = Mlp(spec)
+        self.mlp = VisionMlp(spec)
 
     def forward(self, x_NPE: Tensor) -> Tensor:
         """Return (N, P, E)."""
@@ -62,7 +62,7 @@ class Layer(nn.Module):
         return x_NPE + self.mlp(self.layer_norm2(x_NPE))
 
 
-class Attention(nn.Module):
+class VisionAttention(nn.Module):
     """Every patch attends to every patch of its tile."""
 
     def __init__(self, spec: VisionSpec) -> None:
@@ -76,7 +76,7 @@ class Attention(nn.Module):
     def forward(self, x_NPE: Tensor) -> Tensor:
         """Return (N, P, E)."""
         q_NAPS, k_NAPS, v_NAPS = (self._heads(f(x_NPE)) for f in (self.q_proj, self.k_proj, self.v_proj))
-        # Written out, not fused: so the features are the reference's to the bit.
+        # Not fused, so that the features equal the reference's bit for bit.
         score_NAPP = q_NAPS @ k_NAPS.transpose(2, 3) * q_NAPS.shape[-1] ** -0.5
         mixed_NAPS = score_NAPP.softmax(-1) @ v_NAPS
         return self.out_proj(mixed_NAPS.transpose(1, 2).flatten(2))
@@ -85,7 +85,7 @@ class Attention(nn.Module):
         return x_NPE.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
-class Mlp(nn.Module):
+class VisionMlp(nn.Module):
     """Two linear maps with GELU (tanh form, unlike the projector's) between."""
 
     def __init__(self, spec: VisionSpec) -> None:

@@ -1,6 +1,6 @@
-"""What a checkpoint's configs say, as frozen values: the shapes and choices that every backend builds from.
+"""The spec of a model, as frozen values: the shapes and choices that every backend builds from.
 
-The fields keep this project's vocabulary; `models/checkpoint.py` translates from upstream's keys. No torch here.
+The fields have this project's names; `models/configs.py` translates from upstream's keys. No torch here.
 Source: NVILA (arXiv 2412.04468) and the configs published with NVLabs/VILA.
 """
 
@@ -26,11 +26,11 @@ from nvila_ros.models.spec_bounds import (
 )
 
 IMAGE_MODES = ("resize", "dynamic", "dynamic_s2")
-"""How a single image becomes tiles: stretched to one, cut into a grid and a thumbnail, or cut at several scales."""
+"""How a single image becomes tiles: resized to one, cut into a grid and a thumbnail, or cut at several scales."""
 VIDEO_MODES = ("video", "images")
 """How a clip is shown: through the video encoder, which may pool it, or each frame as an image of its own."""
 PIXEL_DTYPES = ("float32", "float16")
-"""What pixels are rounded to before the tower; upstream's half-precision path rounds them to float16."""
+"""Dtype to which pixels are rounded before the tower; upstream's half-precision path uses float16."""
 Pool = tuple[int, int, int]
 """Frames, rows and columns of visual tokens that are averaged into one."""
 NO_POOL: Pool = (1, 1, 1)
@@ -98,7 +98,7 @@ class ProjectorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
-    """Qwen2 decoder. `vocab_size` counts the rows in the file: ids above it are media and must never be sampled."""
+    """Qwen2 decoder. `vocab_size` is the number of rows in the file; ids above it are media and are never sampled."""
 
     width: int
     num_layers: int
@@ -126,7 +126,7 @@ class DecoderSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wrap:
-    """Text that an encoder puts around visual tokens, tokenized on its own.
+    """Text that an encoder puts around visual tokens; each text is tokenized by itself.
 
     Attributes:
         start: before each tile or frame.
@@ -160,8 +160,8 @@ class ModelSpec:
         merge_scale: index of the scale to whose map the features of all scales are resized.
         video_mode: one of `VIDEO_MODES`.
         video_pools: pooling levels of the video encoder; their tokens follow one another.
-        image_wrap: what stands around the tokens of a tile or image.
-        video_wrap: what stands around the tokens of a frame, after pooling.
+        image_wrap: text around the tokens of a tile or image.
+        video_wrap: text around the tokens of a frame, after pooling.
         num_video_frames: frames that a video is sampled to by default.
         pixel_dtype: one of `PIXEL_DTYPES`.
         dtype: dtype of the weights, as the config states it.
@@ -260,12 +260,12 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overrides:
-    """What a user may choose beside the checkpoint; the defaults are as published.
+    """Choices of the user beside the checkpoint; the defaults are as published.
 
     Attributes:
         video_mode: one of `VIDEO_MODES`.
         pixel_dtype: one of `PIXEL_DTYPES`.
-        max_tiles: most tiles of a cut image; 0 leaves the checkpoint's own number.
+        max_tiles: most tiles of a cut image; 0 keeps the checkpoint's number.
     """
 
     video_mode: str = VIDEO_MODES[0]
@@ -273,7 +273,7 @@ class Overrides:
     max_tiles: int = 0
 
     def apply(self, spec: ModelSpec) -> ModelSpec:
-        """Return the spec with what is chosen here.
+        """Return the spec with these choices.
 
         Raises:
             CheckpointError: a value does not suit the checkpoint.

@@ -1,8 +1,8 @@
-"""The published family as data, and what a model of any dimensions weighs: parameters, bytes, prompt positions.
+"""The published family as data, and the size of any model: parameters, bytes, prompt positions.
 
-Nothing is read here but a `ModelSpec`, so a robot's memory can be planned before a checkpoint is at hand. Rows that
-were not read from a published config say in `inferred` what they rest on. Sources: NVILA (arXiv 2412.04468); the
-configs, training scripts and file sizes published with NVLabs/VILA; the shapes of Qwen2 and Qwen2.5.
+Only a `ModelSpec` is needed, so a robot's memory can be planned before a checkpoint is downloaded. Variants that were
+not read from a published config say in `inferred` what their values are based on. Sources: NVILA (arXiv 2412.04468);
+the configs, training scripts and file sizes published with NVLabs/VILA; the shapes of Qwen2 and Qwen2.5.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec
 _log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "w8a8+w4a16")
-"""What weights can be held in; `weight_bytes` says exactly what each means."""
+"""Precisions of weights; `weight_bytes` defines each."""
 GROUP_SIZE = 128
 """Input channels that share a scale and a zero point in W4A16."""
 QUESTION_TOKENS = 64
@@ -34,7 +34,7 @@ class Variant:
         language_model: whose shape the decoder has.
         repos: published repositories with these dimensions, as owner/name.
         note: what sets it apart.
-        inferred: what was not read from its own published configs, and what it rests on instead; empty if all was.
+        inferred: what was not read from its published configs, and what it is based on instead; empty if all was.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Parameters:
 
     Attributes:
         live: those that reach an answer.
-        dead: those that only lie in the file: the tower's layers behind the features, and its last norm.
+        dead: those that are only in the file: the tower's layers behind the features, and its last norm.
     """
 
     live: int
@@ -65,7 +65,7 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class MediaCost:
-    """What an image or a clip costs.
+    """The cost of an image or a clip.
 
     Attributes:
         num_tiles: runs of the vision tower.
@@ -85,7 +85,7 @@ def count_parameters(spec: ModelSpec) -> dict[str, Parameters]:
 
 
 def dead_shapes(spec: ModelSpec) -> Shapes:
-    """Return the shapes of tensors that published files hold and no answer needs, by `part.key`."""
+    """Return the shapes of tensors in published files that no answer needs, by `part.key`."""
     whole = expected_shapes(replace(spec, vision=replace(spec.vision, num_live_layers=spec.vision.num_layers)))
     live = expected_shapes(spec)
     norm = {f"vision_tower.vision_model.post_layernorm.{key}": (spec.vision.width,) for key in ("weight", "bias")}
@@ -127,7 +127,7 @@ def weight_bytes(
 
 
 def kv_bytes(spec: ModelSpec, num_positions: int, value_bytes: int = 2) -> int:
-    """Return the bytes of the KV cache over `num_positions`, in fp16 unless told otherwise."""
+    """Return the bytes of the KV cache over `num_positions`, in fp16 by default."""
     decoder = spec.decoder
     return 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_size * value_bytes * num_positions
 
@@ -143,7 +143,7 @@ def tile_range(spec: ModelSpec) -> tuple[int, int]:
 
 
 def image_cost(spec: ModelSpec, grid_tiles: int) -> MediaCost:
-    """Return what a single image costs.
+    """Return the cost of a single image.
 
     Args:
         spec: the model; a text of its wraps counts as one token, which the published newline is.
@@ -164,10 +164,10 @@ def image_cost(spec: ModelSpec, grid_tiles: int) -> MediaCost:
 
 
 def check_prompt_room(spec: ModelSpec, max_prompt_tokens: int) -> None:
-    """Check that a model can be asked about an image in prompts of this length.
+    """Check that a question about an image fits into prompts of this length.
 
     Raises:
-        ConfigError: not about the smallest, or the prompts are longer than the model has positions.
+        ConfigError: not even the smallest image fits, or the prompts are longer than the model's positions.
     """
     if max_prompt_tokens > spec.decoder.max_positions:
         raise ConfigError(
@@ -190,7 +190,7 @@ def check_prompt_room(spec: ModelSpec, max_prompt_tokens: int) -> None:
 
 
 def clip_cost(spec: ModelSpec, num_frames: int) -> MediaCost:
-    """Return what a clip costs.
+    """Return the cost of a clip.
 
     Args:
         spec: the model; a text of its wraps counts as one token, which the published newline is.
@@ -210,7 +210,7 @@ def clip_cost(spec: ModelSpec, num_frames: int) -> MediaCost:
 def nearest_variant(spec: ModelSpec) -> Variant | None:
     """Return the variant with the same dimensions and kinds, or None.
 
-    The vocabulary, the longest prompt and the number of frames are left out, since fine-tuned copies change them.
+    Vocabulary, positions and number of frames are not compared, since fine-tuned copies change them.
     """
     return next((variant for variant in VARIANTS.values() if _identity(variant.spec) == _identity(spec)), None)
 

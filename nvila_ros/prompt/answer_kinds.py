@@ -1,7 +1,7 @@
-"""What may be answered: free text, one of a few choices, or JSON of a schema; from the plain fields of a request.
+"""Kinds of answers: free text, one of a few choices, or JSON of a schema; parsed from the fields of a request.
 
     answer_type   fields it takes      becomes
-    text                               FreeText: whatever the model says
+    text                               FreeText: any text
     yes_no                             Scored: "yes" and "no", each in several spellings
     choices       choices              Scored: each as it is written
     integer       minimum, maximum     Scored: up to MAX_SCORED numbers; Constrained: more
@@ -24,7 +24,7 @@ import numpy as np
 from nvila_ros.errors import QueryError
 
 ANSWER_TYPES = ("text", "yes_no", "choices", "integer", "json")
-MAX_SCORED = 64  # numbers scored one by one; more are decoded
+MAX_SCORED = 64  # numbers that are scored one by one; more are decoded
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")  # keywords of JSON schemas
 VALUES = ("const", "default", "enum", "examples")  # whose values are no schemas
 MAX_INTEGER = 2**53  # up to here a number is the same in every reader of JSON
@@ -43,18 +43,18 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class FreeText:
-    """Whatever the model says."""
+    """Any text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One of these choices, the likeliest."""
+    """The likeliest of some choices."""
 
     choices: tuple[Choice, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the choices are called, in order."""
+        """Names of the choices, in order."""
         return tuple(choice.name for choice in self.choices)
 
     @property
@@ -64,7 +64,7 @@ class Scored:
 
     @property
     def owners(self) -> np.ndarray:
-        """Which choice each of `spellings` is of, (S,)."""
+        """Index of the choice of each of `spellings`, (S,)."""
         return np.repeat(np.arange(len(self.choices)), [len(choice.spellings) for choice in self.choices])
 
     def combine(self, probabilities: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ class Constrained:
 
 
 AnswerKind = FreeText | Scored | Constrained
-"""What an answer may be."""
+"""A kind of answer."""
 
 # Published NVILA begins a sentence, nvila-tiny was trained on bare words.
 YES_NO = Scored(
@@ -113,7 +113,7 @@ def check_lengths(answer_type: str, json_schema: str) -> None:
 def parse_kind(
     answer_type: str = "", choices: Sequence[str] = (), minimum: int = 0, maximum: int = 0, json_schema: str = ""
 ) -> AnswerKind:
-    """Return what a request allows as its answer.
+    """Return the kind of answer that a request asks for.
 
     Raises:
         QueryError: the type is unknown, a field is given that the type does not take or lacks one that it does, the
@@ -136,7 +136,7 @@ def parse_kind(
 
 
 def _check_fields(answer_type: str, **fields: Any) -> None:
-    """Refuse fields that the type does not take: whoever filled them meant another type."""
+    """Refuse fields that the type does not take; a request that has them meant another type."""
     owners = {"choices": "choices", "minimum": "integer", "maximum": "integer", "json_schema": "json"}
     for name, value in fields.items():
         if value and owners[name] != answer_type:
@@ -166,7 +166,7 @@ def _json(text: str) -> Constrained:
     try:
         schema = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise QueryError(f"json_schema must be JSON, but {reason} in {_shown(text)}; mend it") from error
     if not isinstance(schema, dict):
         raise QueryError(f"json_schema must be a JSON object, got {_shown(schema)}; write a schema such as {{}}")
@@ -176,7 +176,7 @@ def _json(text: str) -> Constrained:
         if abs(bound) > MAX_INTEGER:
             raise QueryError(f"json_schema's {key} must lie within 2^53, got {_shown(bound)}; give a narrower range")
     if "x-guidance" in schema:
-        raise QueryError("json_schema must not hold 'x-guidance', which is set by this package; leave it out")
+        raise QueryError("json_schema must not have 'x-guidance', which this package sets; leave it out")
     return Constrained(_dump(schema))
 
 
@@ -200,7 +200,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _depth(value: Any) -> int:
-    """Return how deep lists and objects lie in each other; goes by levels, so that no depth is too deep for it."""
+    """Return the nesting depth of lists and objects, level by level instead of recursively."""
     depth, level = 0, [value]
     while level := [each for each in level if isinstance(each, dict | list)]:
         depth += 1

@@ -1,6 +1,6 @@
 """The prompt that NVILA was trained on: ChatML with media in the user's turn.
 
-Visual tokens stand in the ids as `PLACEHOLDER`, one per row that the projector gives; what an encoder puts around them
+Visual tokens are `PLACEHOLDER` in the ids, one per row of the projector's output; text that an encoder puts around them
 is ordinary ids. The user's text is tokenized piece by piece between specials and media, so a newline and the text after
 it merge as they do upstream. Source: NVLabs/VILA `qwen2` conversation, `media.py` and `media_encoder.py`.
 """
@@ -19,23 +19,23 @@ SYSTEM = "You are a helpful assistant"  # without a final period, as in the chec
 
 
 @dataclass(frozen=True, slots=True)
-class Media:
+class MediaTokens:
     """One media token of upstream's prompt: an image, a tile of one, or a clip.
 
     Attributes:
-        layout: in prompt order, numbers of visual tokens, and text that stands around them, tokenized on its own.
+        layout: in prompt order, numbers of visual tokens, and the text around them, each tokenized by itself.
     """
 
     layout: tuple[int | str, ...]
 
     @property
     def num_visual(self) -> int:
-        """Visual tokens to come."""
+        """Number of visual tokens."""
         return sum(run for run in self.layout if isinstance(run, int))
 
 
-Part = str | Media
-"""What a user's turn is made of: text and media in any order."""
+Part = str | MediaTokens
+"""An element of a user's turn: text or media, in any order."""
 
 
 def build_prompt(
@@ -48,21 +48,21 @@ def build_prompt(
         parts: of the user's last turn.
         turns: earlier turns of a conversation, the user's parts and the answer of each.
     """
-    told = [*(parts for parts, _ in turns), parts]
-    ids = open_chat(tokenizer, told[0])
-    for (_, answer), following in zip(turns, told[1:], strict=True):
+    users = [*(parts for parts, _ in turns), parts]
+    ids = open_chat(tokenizer, users[0])
+    for (_, answer), following in zip(turns, users[1:], strict=True):
         ids += [*answer_frame(tokenizer), *tokenizer.encode(answer), tokenizer.im_end, *next_turn(tokenizer, following)]
     return np.array(ids + answer_frame(tokenizer), dtype=np.int64)
 
 
 def open_chat(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
-    """Return system turn and first user turn, up to and without the user's `<|im_end|>`."""
+    """Return system turn and first user turn, without the user's `<|im_end|>`."""
     system = [tokenizer.im_start, *tokenizer.encode(f"system\n{SYSTEM}"), tokenizer.im_end]
     return [*system, *tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, parts)]
 
 
 def next_turn(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
-    """Return what follows an answer's `<|im_end|>` when the user asks on, without the closing frame."""
+    """Return the ids of a next user turn behind an answer's `<|im_end|>`, without the closing frame."""
     return [*tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, parts)]
 
 
@@ -80,14 +80,14 @@ def _user(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
     return ids
 
 
-def _split(parts: Sequence[Part]) -> tuple[list[str], list[Media]]:
+def _split(parts: Sequence[Part]) -> tuple[list[str], list[MediaTokens]]:
     """Return the texts before, between and behind the media; the turn as a whole is stripped of outer blanks.
 
     Adjacent texts are one string: a newline and a text that begins with one share a token.
     """
     texts, media = [""], []
     for part in parts:
-        if isinstance(part, Media):
+        if isinstance(part, MediaTokens):
             media.append(part)
             texts.append("")
         else:
@@ -98,7 +98,7 @@ def _split(parts: Sequence[Part]) -> tuple[list[str], list[Media]]:
 
 
 def without_media_names(text: str) -> str:
-    """Return a user's text without literal media tokens, which upstream takes out as well."""
+    """Return a user's text without literal media tokens, which upstream removes as well."""
     for name in MEDIA_NAMES:
         if name in text:
             text = text.replace(name, "").strip()

@@ -2,7 +2,7 @@
 
 Byte-level BPE of Qwen2's class. Text from users never becomes a special token: only the ChatML frame, which this
 project writes itself, does. Media tokens that no file names get the ids that VILA gives them at load, behind the rows
-of the saved embedding table, so ids are asked of the tokenizer and never assumed.
+of the saved embedding table, so ids come from the tokenizer and are never assumed.
 
 Source: `vocab.json`, `merges.txt` and `added_tokens.json` as Qwen2's slow tokenizer saves them, or the one
 `tokenizer.json` of the fast one, with `tokenizer_config.json` beside either; NVLabs/VILA `language_model/builder.py`.
@@ -58,7 +58,7 @@ class ChatTokenizer:
     def from_folder(cls, folder: str | Path) -> ChatTokenizer:
         """Read the tokenizer files of a checkpoint: its `llm` folder, or its root in the flat layout.
 
-        `vocab.json` with `merges.txt` goes before `tokenizer.json`; added tokens are those of all files together.
+        `vocab.json` with `merges.txt` takes precedence over `tokenizer.json`; added tokens are those of all files.
 
         Raises:
             CheckpointError: a file is missing, unreadable or not Qwen2's kind, two contradict each other, or the tokens
@@ -83,7 +83,7 @@ class ChatTokenizer:
         return self._text.encode(text).ids
 
     def encode_marked(self, text: str) -> list[int]:
-        """Return the ids of a text that the checkpoint itself holds: special tokens in it are special."""
+        """Return the ids of a text from the checkpoint itself: special tokens in it are special."""
         names = "|".join(re.escape(name) for name in sorted(self._special, key=len, reverse=True))
         pieces = [piece for piece in re.split(f"({names})", text) if piece]
         known = self._special
@@ -94,14 +94,14 @@ class ChatTokenizer:
         return self._text.decode([i for i in ids if i not in self._special_ids])
 
     def never_sampled(self, vocab_size: int) -> np.ndarray:
-        """Return which of `vocab_size` logits no answer may pick, (K,) int64, sorted; often none.
+        """Return which of `vocab_size` logits are never sampled, (K,) int64, sorted; often none.
 
         They are the media tokens, whose rows were never trained, and rows that pad the table: no token owns them.
         """
         return np.setdiff1d(np.arange(vocab_size, dtype=np.int64), self._answer_ids)
 
     def token_bytes(self, vocab_size: int) -> list[bytes]:
-        """Return what each of `vocab_size` ids writes; added tokens, media and rows without a token write nothing."""
+        """Return the bytes of each of `vocab_size` ids; empty for added tokens, media and rows without a token."""
         byte_by_char = {char: byte for byte, char in enumerate(_byte_chars())}
         written = [b""] * vocab_size
         for name, idx in self._text.get_vocab().items():
@@ -136,7 +136,7 @@ def _byte_chars() -> list[str]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever an absent, truncated or malformed file raises into an error that names it."""
+    """Turn the error of a missing, truncated or malformed file into one that names it."""
     try:
         yield
     except CheckpointError:
@@ -172,7 +172,7 @@ def _text_model(folder: Path, whole: Any) -> tuple[Path, dict[str, int], list[tu
             found, merges = whole["model"]["vocab"], whole["model"]["merges"]
     vocab = _checked_ids(vocab_path, found)
     missing = set(pre_tokenizers.ByteLevel.alphabet()) - vocab.keys()
-    if missing:  # they would vanish from prompts without a word
+    if missing:  # they would be dropped from prompts silently
         raise CheckpointError(f"{vocab_path}: every byte must have a token, but {sorted(missing)} have none; {FIX}")
     return vocab_path, vocab, _checked_merges(merges_path, merges, vocab)
 
@@ -187,7 +187,7 @@ def _check_kind(path: Path, whole: Any) -> None:
 
 
 def _added_tokens(folder: Path, whole: Any) -> list[tuple[Path, dict[str, int]]]:
-    """Return each file that names added tokens with what it says."""
+    """Return each file that names added tokens, with its tokens."""
     added_path, whole_path, config_path = (
         folder / name for name in ("added_tokens.json", "tokenizer.json", "tokenizer_config.json")
     )
@@ -227,7 +227,7 @@ def _checked_merges(path: Path, merges: Any, vocab: dict[str, int]) -> list[tupl
 
 
 def _unite(said: list[tuple[Path, dict[str, int]]]) -> dict[str, int]:
-    """Return the ids that all files give together.
+    """Return the union of the ids of all files.
 
     Raises:
         CheckpointError: one name has two ids, or one id two names.

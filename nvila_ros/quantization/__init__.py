@@ -1,1 +1,1 @@
-"""From a checkpoint to its quantized weights, layer by layer, and the reference of what they compute."""
+"""Quantize a checkpoint layer by layer, and compute with quantized weights in torch as the reference."""

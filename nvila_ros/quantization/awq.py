@@ -1,10 +1,10 @@
-"""AWQ for one decoder layer: scales that spare salient inputs, then how far each group's range is best cut.
+"""AWQ for one decoder layer: search scales that preserve salient inputs, then clip each group's range.
 
-A norm or linear map that writes what linear maps read may divide each channel by any s if they multiply by it; in float
-nothing changes, but channels with large s are rounded finer. The search tries s = mean|x|^alpha for 20 alphas from 0
-(plain rounding) on and keeps what leaves the output of the module behind least wrong. Then each group's scale is
-shrunk in ten steps to a half, and what leaves the group's share of the output least wrong is kept; query and key are
-left alone, since what counts of them is only their product.
+A norm or linear map may divide each of its output channels by s if the linear maps behind it multiply by s: in float
+nothing changes, but channels with a large s are rounded more finely. The search tries s = mean|x|^alpha for 20 alphas
+from 0 (plain rounding) on and keeps the one with the smallest error at the output of the module behind. Then each
+group's scale is reduced in ten steps to a half, and the one with the smallest error of the group's contribution is
+kept. Query and key are not clipped, since only their product matters.
 
 Differs from llm-awq in the grid of values: symmetric [-8, 7], as TensorRT and OpenVINO take it. The clip search needs
 no outputs: a group's squared error is d H d with H the Gram matrix of its inputs and d the weights' error, so it is
@@ -29,20 +29,20 @@ from nvila_ros.quantization.layers import Tap
 from nvila_ros.quantization.rounding import half_up
 
 NUM_ALPHAS = 20
-MIN_MEAN = 1e-4  # a channel that is always zero must not get an endless scale
+MIN_MEAN = 1e-4  # bounds the scale of a channel that is always zero
 CLIPS = tuple(1 - i / 20 for i in range(11))
 UNCLIPPED = ("self_attn.q_proj", "self_attn.k_proj")
 ATTENTION_TOKENS = 2048
-"""Tokens of whole prompts on which the attention's error is measured; one prompt at least."""
+"""Tokens of whole prompts on which the attention's error is measured; at least one prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a scale can be folded: who divides, who multiplies, and the module whose output is watched."""
+    """Where a scale can be folded: the module that divides, those that multiply, the one whose error is measured."""
 
     writer: str
     readers: tuple[str, ...]
-    watched: str
+    measured: str
 
 
 ATTENTION = Site("input_layernorm", tuple(f"self_attn.{key}_proj" for key in "qkv"), "self_attn")
@@ -52,18 +52,18 @@ DOWN = Site("mlp.up_proj", ("mlp.down_proj",), "mlp.down_proj")
 LINEARS = (*ATTENTION.readers, *VALUE.readers, *GATE_UP.readers, *DOWN.readers)
 """Every linear map of a decoder layer."""
 TAPPED = {reader: site.readers[0] for site in (ATTENTION, VALUE, GATE_UP, DOWN) for reader in site.readers}
-"""Whose tap tells a linear map's inputs: the first that reads them."""
+"""The tap that records a linear map's inputs: that of the first map that reads them."""
 
 
-def sites_of(layer: qwen2.Layer) -> tuple[Site, ...]:
-    """Return the sites of a layer; with grouped-query attention one value serves several inputs of the output map."""
+def sites_of(layer: qwen2.DecoderLayer) -> tuple[Site, ...]:
+    """Return the sites of a layer; VALUE is none under grouped-query attention, where heads share values."""
     is_square = layer.self_attn.v_proj.weight.shape == layer.self_attn.o_proj.weight.shape
     return (ATTENTION, *([VALUE] if is_square else []), GATE_UP, DOWN)
 
 
 @torch.inference_mode()
 def fold_scales(
-    spec: DecoderSpec, layer: qwen2.Layer, prompts_LD: Sequence[Tensor], taps: Mapping[str, Tap], group_size: int
+    spec: DecoderSpec, layer: qwen2.DecoderLayer, prompts_LD: Sequence[Tensor], taps: Mapping[str, Tap], group_size: int
 ) -> dict[str, Tensor]:
     """Search the scale of every site and fold it into the layer, whose float outputs stay the same.
 
@@ -71,7 +71,7 @@ def fold_scales(
         spec: the decoder's.
         layer: changed in place.
         prompts_LD: the layer's inputs, whole prompts, for the attention's error.
-        taps: what the linear maps read, by `TAPPED`.
+        taps: recorded inputs of the linear maps, by `TAPPED`.
         group_size: inputs that share a scale.
 
     Returns:
@@ -79,7 +79,7 @@ def fold_scales(
     """
     found = {}
     for site in sites_of(layer):
-        run = _watch(spec, layer, site, prompts_LD, taps)
+        run = _measured_output(spec, layer, site, prompts_LD, taps)
         tap = taps[TAPPED[site.readers[0]]]
         found[site] = search_scale(_linears(layer, site.readers), run, tap.mean_abs(), group_size)
     divisors = {name: torch.ones(layer.get_submodule(name).in_features) for name in LINEARS}
@@ -92,11 +92,11 @@ def fold_scales(
 def search_scale(
     readers: Sequence[nn.Linear], run: Callable[[], Tensor], mean_abs_K: Tensor, group_size: int
 ) -> Tensor:
-    """Return the scale of the readers' inputs that leaves the watched output least wrong, (K,).
+    """Return the scale of the readers' inputs with the smallest error of the measured output, (K,).
 
     Args:
-        readers: linear maps that share their inputs; left as they were.
-        run: computes the watched output with the readers' weights as they are.
+        readers: linear maps that share their inputs; unchanged afterwards.
+        run: computes the measured output with the readers' current weights.
         mean_abs_K: mean magnitude of each input.
         group_size: inputs that share a scale.
     """
@@ -116,8 +116,8 @@ def search_scale(
 
 
 def fold(writer: nn.Module, readers: Sequence[nn.Linear], scale_K: Tensor) -> None:
-    """Divide what a norm or linear map writes by a scale, and multiply the weights that read it."""
-    # New tensors: what was read from disk may not be writeable.
+    """Divide the outputs of a norm or linear map by a scale, and multiply the weights that read them."""
+    # New tensors: those read from disk may be read-only.
     by_row = scale_K if writer.weight.ndim == 1 else scale_K[:, None]
     writer.weight = nn.Parameter(writer.weight / by_row, requires_grad=False)
     if getattr(writer, "bias", None) is not None:
@@ -128,11 +128,11 @@ def fold(writer: nn.Module, readers: Sequence[nn.Linear], scale_K: Tensor) -> No
 
 @torch.inference_mode()
 def search_clip(weight_KN: Tensor, rows_TK: Tensor, group_size: int) -> Tensor:
-    """Return by how much each group's range is best cut, (G, N) ratios of `CLIPS`.
+    """Return the clip ratio of each group with the smallest error, (G, N) of `CLIPS`.
 
     Args:
         weight_KN: a linear map's weight, scales folded.
-        rows_TK: sampled tokens of its inputs, divided by the scales that were folded.
+        rows_TK: sampled tokens of its inputs, divided by the folded scales.
         group_size: inputs that share a scale.
     """
     rows_TGI = rows_TK.unflatten(1, (-1, group_size))
@@ -155,11 +155,11 @@ def pick_prompts(prompts_LD: Sequence[Tensor]) -> list[Tensor]:
     return [prompts_LD[i * len(prompts_LD) // num_picked] for i in range(num_picked)]
 
 
-def _watch(
-    spec: DecoderSpec, layer: qwen2.Layer, site: Site, prompts_LD: Sequence[Tensor], taps: Mapping[str, Tap]
+def _measured_output(
+    spec: DecoderSpec, layer: qwen2.DecoderLayer, site: Site, prompts_LD: Sequence[Tensor], taps: Mapping[str, Tap]
 ) -> Callable[[], Tensor]:
-    """Return what computes a site's watched output on calibration inputs."""
-    module = layer.get_submodule(site.watched)
+    """Return a function that computes a site's measured output on calibration inputs."""
+    module = layer.get_submodule(site.measured)
     if site != ATTENTION:
         rows_TK = taps[TAPPED[site.readers[0]]].rows()
         return lambda: module(rows_TK)
@@ -169,12 +169,12 @@ def _watch(
     return lambda: torch.cat([module(*call)[0] for call in calls])
 
 
-def _linears(layer: qwen2.Layer, names: Sequence[str]) -> list[nn.Linear]:
+def _linears(layer: qwen2.DecoderLayer, names: Sequence[str]) -> list[nn.Linear]:
     return [layer.get_submodule(name) for name in names]
 
 
 def _candidate(mean_abs_K: Tensor, alpha: float) -> Tensor:
-    """Return mean|x|^alpha, so shifted that its ends lie evenly about 1."""
+    """Return mean|x|^alpha, normalized so that its extremes are reciprocal."""
     scale_K = mean_abs_K.clamp(min=MIN_MEAN) ** alpha
     return scale_K / (scale_K.max() * scale_K.min()).sqrt()
 

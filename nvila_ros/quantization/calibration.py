@@ -1,8 +1,8 @@
-"""What calibration looks at: images and clips with questions, as the model will meet them.
+"""Calibration data: tiles and prompt embeddings of images and clips with questions.
 
-In: samples, of pictures and a question each. Out: every tile that the tower is shown and every prompt's embeddings,
-visual tokens included, through the same functions that answer queries. The tower runs layer by layer, so a checkpoint
-of any size can be calibrated in the memory of one layer.
+In: samples, of pictures and a question each. Out: all tiles of the tower and the embeddings of each prompt, visual
+tokens included, computed by the functions that answer queries. The tower runs layer by layer, so a checkpoint of any
+size is calibrated in the memory of one layer.
 
 Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, L tokens, D decoder width.
 """
@@ -41,11 +41,11 @@ QUESTIONS = (
     "Where is the nearest object?",
     "What changed?",
 )
-"""Asked in turn of media that come without questions."""
+"""Used in turn for media without questions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class CalibrationSample:
     """One prompt: pictures (H, W, 3) uint8 RGB, of which several are a clip's frames in order, and a question."""
 
     images: tuple[np.ndarray, ...]
@@ -68,7 +68,7 @@ class Calibration:
 def calibrate(
     checkpoint: Checkpoint,
     tokenizer: ChatTokenizer,
-    samples: Iterable[Sample],
+    samples: Iterable[CalibrationSample],
     on_layer: OnLayer = ignore_progress,
 ) -> Calibration:
     """Return the tiles and prompts of calibration samples.
@@ -95,8 +95,8 @@ def calibrate(
     return Calibration(tile_NCHW, tuple(embeds))
 
 
-def view_sample(spec: ModelSpec, sample: Sample) -> View:
-    """Return the view of a sample: alone an image is cut, several are a clip where the model takes one."""
+def view_sample(spec: ModelSpec, sample: CalibrationSample) -> View:
+    """Return the view of a sample: a single image is tiled, several are a clip where the model takes one."""
     images = sample.images
     if len(images) == 1:
         return view_image(spec, images[0])
@@ -109,16 +109,16 @@ def encode_tiles(checkpoint: Checkpoint, tile_NCHW: np.ndarray, on_layer: OnLaye
     spec, weights = checkpoint.spec.vision, checkpoint.weights("vision_tower")
     feat_NPE = embed_tiles(spec, weights, tile_NCHW)
     for i in range(spec.num_live_layers):
-        run_tower_layer(build_part(siglip.Layer, weights, f"{TOWER}.encoder.layers.{i}", spec), feat_NPE)
+        run_tower_layer(build_part(siglip.VisionLayer, weights, f"{TOWER}.encoder.layers.{i}", spec), feat_NPE)
         on_layer("calibration", i + 1, spec.num_live_layers)
     return feat_NPE.numpy()
 
 
-def read_samples(folder: Path, num_frames: int) -> Iterator[Sample]:
+def read_samples(folder: Path, num_frames: int) -> Iterator[CalibrationSample]:
     """Yield a sample for each image of a folder, in natural order, and one for each video in it.
 
     Args:
-        folder: all files in it that are not images are taken for videos.
+        folder: all files in it that are not images are read as videos.
         num_frames: of each video, spread evenly over it.
 
     Raises:
@@ -131,17 +131,17 @@ def read_samples(folder: Path, num_frames: int) -> Iterator[Sample]:
     if any(path.suffix.lower() in IMAGE_SUFFIXES for path in files):
         images = open_media(folder)
         for i in range(images.num_frames):
-            yield Sample((images.read(i),), next(questions))
+            yield CalibrationSample((images.read(i),), next(questions))
     for path in files:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             video = open_media(path)
-            yield Sample(tuple(frame.image for frame in read_clip(video, num_frames)), next(questions))
+            yield CalibrationSample(tuple(frame.image for frame in read_clip(video, num_frames)), next(questions))
             video.close()
 
 
 @torch.inference_mode()
 def _embed(
-    checkpoint: Checkpoint, tokenizer: ChatTokenizer, seen: Iterable[tuple[Sample, View, np.ndarray]]
+    checkpoint: Checkpoint, tokenizer: ChatTokenizer, seen: Iterable[tuple[CalibrationSample, View, np.ndarray]]
 ) -> Iterator[np.ndarray]:
     """Yield each sample's prompt embeddings, (L, D)."""
     spec = checkpoint.spec

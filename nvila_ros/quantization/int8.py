@@ -61,13 +61,13 @@ def smooth_scales(amax_K: Tensor, weights_NK: Sequence[Tensor], strength: float)
         strength: 0 < a < 1: divisor = amax^a / max|W|^(1 - a).
     """
     largest_K = torch.stack([weight.abs().amax(0) for weight in weights_NK]).amax(0)
-    # Clamped like the weights: an input that was never seen, or that nothing reads, has no range to share.
+    # Clamped like the weights: an input that is always zero, or whose weights are, has no range.
     scale_K = amax_K.clamp(min=MIN_SMOOTH) ** strength / largest_K.clamp(min=MIN_SMOOTH) ** (1 - strength)
     return scale_K.clamp(min=MIN_SMOOTH)
 
 
 def choose_input_scale(x_TK: Tensor, weights_NK: Sequence[Tensor], amax: float) -> float:
-    """Return the scale of an input under which the maps that read it are least wrong.
+    """Return the scale of an input with the smallest error of the maps that read it.
 
     Args:
         x_TK: sampled tokens of the input.

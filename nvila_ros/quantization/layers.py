@@ -1,8 +1,8 @@
-"""One layer at a time: built from the checkpoint, listened to while calibration runs through it, and let go.
+"""Run calibration through one layer at a time, recording the inputs of its linear maps.
 
-Peak memory is one layer's float weights and the calibration set's activations. Every layer reads the activations that
-the *float* layers before it give: each layer is then fitted to the function that the model was trained to be, whatever
-became of the layers before, and the order of the work does not matter.
+Peak memory is one layer's float weights and the calibration set's activations. Every layer reads the activations of the
+*float* layers before it: each layer is fitted to the function that the model was trained to be, independently of how
+the layers before were quantized.
 
 Shapes: N tiles, P patches, E vision width, L tokens of a prompt, D decoder width, S head size, T sampled tokens,
 K inputs of a linear map.
@@ -22,7 +22,7 @@ from nvila_ros.models import qwen2, siglip
 from nvila_ros.models.spec import DecoderSpec, VisionSpec
 
 NUM_SAMPLED = 1024
-"""Most tokens of which a layer's inputs are kept: searches look at these, plain statistics at all."""
+"""Most tokens whose inputs are kept for searches; statistics use all tokens."""
 TILES_AT_ONCE = 2  # at 1024 patches of 16 heads, a tile's attention alone is 64 MiB
 TOWER, DECODER = "vision_tower.vision_model", "llm.model"
 
@@ -31,7 +31,7 @@ Part = TypeVar("Part", bound=nn.Module)
 
 
 class Tap:
-    """What a linear map reads over the calibration set.
+    """Inputs of a linear map over the calibration set.
 
     Attributes:
         amax_K: the largest magnitude of each input.
@@ -45,7 +45,7 @@ class Tap:
         self._rows: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
-        """Take in the inputs of one call, (..., K); every `stride`th token is kept."""
+        """Record the inputs of one call, (..., K); every `stride`th token is kept."""
         if not x.numel():
             return
         x_TK = x.flatten(0, -2)
@@ -59,13 +59,13 @@ class Tap:
         return (self.sum_abs_K / self.count).float()
 
     def rows(self) -> Tensor:
-        """Return the tokens that were kept, (T, K)."""
+        """Return the kept tokens, (T, K)."""
         return torch.cat(self._rows)
 
 
 @contextmanager
 def listen(layer: nn.Module, names: Sequence[str], num_tokens: int) -> Iterator[dict[str, Tap]]:
-    """Tap the inputs of a layer's named linear maps while `num_tokens` tokens run through it."""
+    """Record the inputs of a layer's named linear maps while `num_tokens` tokens run through it."""
     taps = {name: Tap(max(1, -(-num_tokens // NUM_SAMPLED))) for name in names}
     hooks = [
         layer.get_submodule(name).register_forward_pre_hook(lambda module, args, tap=tap: tap.add(args[0]))
@@ -89,22 +89,22 @@ def build_part(kind: type[Part], weights: Weights, name: str, *args: object) -> 
 
 @torch.inference_mode()
 def embed_tiles(spec: VisionSpec, weights: Weights, tile_NCHW: np.ndarray) -> Tensor:
-    """Return what the tower's first layer reads, (N, P, E)."""
-    embeddings = build_part(siglip.Embeddings, weights, f"{TOWER}.embeddings", spec)
+    """Return the inputs of the tower's first layer, (N, P, E)."""
+    embeddings = build_part(siglip.PatchEmbeddings, weights, f"{TOWER}.embeddings", spec)
     slices = torch.from_numpy(tile_NCHW).split(TILES_AT_ONCE)
     return torch.cat([embeddings(tiles) for tiles in slices])
 
 
 @torch.inference_mode()
-def run_tower_layer(layer: siglip.Layer, feat_NPE: Tensor) -> None:
-    """Run a layer over all tiles, a slice at a time, writing its outputs over its inputs."""
+def run_tower_layer(layer: siglip.VisionLayer, feat_NPE: Tensor) -> None:
+    """Run a layer over all tiles, a slice at a time, in place."""
     for tiles in feat_NPE.split(TILES_AT_ONCE):
         tiles.copy_(layer(tiles))
 
 
 @torch.inference_mode()
-def run_decoder_layer(spec: DecoderSpec, layer: qwen2.Layer, prompts_LD: list[Tensor]) -> None:
-    """Run a layer over all prompts one by one, putting its outputs in place of its inputs."""
+def run_decoder_layer(spec: DecoderSpec, layer: qwen2.DecoderLayer, prompts_LD: list[Tensor]) -> None:
+    """Run a layer over all prompts one by one, replacing the list's entries."""
     for i, hidden_LD in enumerate(prompts_LD):
         tables = qwen2.rotary_tables(spec, torch.arange(len(hidden_LD)))
         prompts_LD[i] = layer(hidden_LD[None], *tables, None)[0]

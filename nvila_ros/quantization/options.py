@@ -1,4 +1,4 @@
-"""What a part may be quantized to: small frozen choices, checked once."""
+"""The choices of how a part is quantized, checked when they are made."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TowerOptions:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether anything is found from activations."""
+        """Whether activations are needed."""
         return self.precision == "w8a8" and (self.smooth is not None or self.activations == "per_tensor")
 
 
@@ -70,7 +70,7 @@ class DecoderOptions:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether anything is found from activations."""
+        """Whether activations are needed."""
         return self.precision == "w4a16" and (self.awq or self.clip)
 
 

@@ -1,8 +1,8 @@
-"""The parts of a checkpoint, quantized layer by layer: calibration in, weights by `part.key` out.
+"""Quantize the parts of a checkpoint layer by layer: calibration in, weights by `part.key` out.
 
-Each function is an iterator that holds one layer's float weights at a time; whoever iterates decides what is kept or
-written. All tensors of a part come out, also those that stay float (embeddings, norms, biases), so that the three parts
-together are a whole model. Norms carry what was folded into them.
+Each function is an iterator that keeps one layer's float weights at a time; the caller decides what is kept or written.
+All tensors of a part are yielded, also those that stay float (embeddings, norms, biases), so that the three parts
+together are a whole model. Norms include the scales folded into them.
 
 Shapes: N tiles, C channels, H W pixels, P patches, E vision width, L tokens of a prompt, D decoder width, K inputs,
 N outputs of a linear map.
@@ -37,7 +37,7 @@ from nvila_ros.quantization.options import DecoderOptions, OnLayer, TowerOptions
 
 Named = Iterator[tuple[str, Weight]]
 _ATTENTION = tuple(f"self_attn.{key}_proj" for key in "qkv")
-_POINTS = (_ATTENTION, ("self_attn.out_proj",), ("mlp.fc1",), ("mlp.fc2",))  # maps of a tower layer by what they read
+_POINTS = (_ATTENTION, ("self_attn.out_proj",), ("mlp.fc1",), ("mlp.fc2",))  # maps of a tower layer by their input
 _SMOOTHED = (("layer_norm1", _ATTENTION), ("layer_norm2", ("mlp.fc1",)))
 
 
@@ -49,8 +49,8 @@ def quantize_tower(
     Args:
         checkpoint: what is quantized.
         options: how.
-        tile_NCHW: calibration tiles, normalized; looked at only where the options need them.
-        on_layer: told of progress.
+        tile_NCHW: calibration tiles, normalized; used only where the options need them.
+        on_layer: called after each layer.
 
     Raises:
         ConfigError: calibration is needed and there is none.
@@ -66,7 +66,7 @@ def quantize_tower(
             yield key, weights[key]
     feat_NPE = embed_tiles(spec, weights, tile_NCHW if options.needs_calibration else tile_NCHW[:0])
     for i in range(spec.num_live_layers):
-        # In a call of its own, so that the layer is gone before the next one is read.
+        # In a separate call, so that the layer is freed before the next one is read.
         yield from _tower_layer(checkpoint, options, f"{TOWER}.encoder.layers.{i}", feat_NPE)
         on_layer("vision_tower", i + 1, spec.num_live_layers)
 
@@ -82,9 +82,8 @@ def quantize_decoder(
     Args:
         checkpoint: what is quantized.
         options: how.
-        prompts_LD: embeddings of calibration prompts, visual tokens included; looked at only where the options need
-            them.
-        on_layer: told of progress.
+        prompts_LD: embeddings of calibration prompts, visual tokens included; used only where the options need them.
+        on_layer: called after each layer.
 
     Raises:
         ConfigError: the group size does not divide the inputs of a linear map, or calibration is needed and there is
@@ -126,7 +125,7 @@ def to_half(key: str, array: np.ndarray) -> np.ndarray:
     Raises:
         CheckpointError: a value is too large for it.
     """
-    # Not by np.abs, which would hold a table of the vocabulary twice.
+    # Not by np.abs, which would copy a table of the vocabulary.
     largest = max(float(array.max(initial=0)), -float(array.min(initial=0)))
     limit = float(np.finfo(np.float16).max)
     if not largest <= limit:
@@ -140,7 +139,7 @@ def _check_calibration(options: TowerOptions | DecoderOptions, count: int, what:
 
 
 def _tower_layer(checkpoint: Checkpoint, options: TowerOptions, name: str, feat_NPE: Tensor) -> Named:
-    layer = build_part(siglip.Layer, checkpoint.weights("vision_tower"), name, checkpoint.spec.vision)
+    layer = build_part(siglip.VisionLayer, checkpoint.weights("vision_tower"), name, checkpoint.spec.vision)
     with listen(layer, [point[0] for point in _POINTS], feat_NPE.shape[0] * feat_NPE.shape[1]) as taps:
         run_tower_layer(layer, feat_NPE)
     divisors = smooth_layer(layer, taps, options.smooth)
@@ -153,12 +152,12 @@ def _tower_layer(checkpoint: Checkpoint, options: TowerOptions, name: str, feat_
     yield from _emit(layer, name, linears)
 
 
-def smooth_layer(layer: siglip.Layer, taps: dict[str, Tap], strength: float | None) -> dict[str, Tensor]:
+def smooth_layer(layer: siglip.VisionLayer, taps: dict[str, Tap], strength: float | None) -> dict[str, Tensor]:
     """Fold SmoothQuant's scales into a tower layer, whose float outputs stay the same.
 
     Args:
         layer: changed in place.
-        taps: what its linear maps read, by the first of each point.
+        taps: recorded inputs, by the first map of each point.
         strength: see `TowerOptions.smooth`.
 
     Returns:
@@ -182,7 +181,7 @@ def _input_scale(maps: Sequence[nn.Linear], tap: Tap, divisor_K: Tensor) -> floa
 
 def _decoder_layer(checkpoint: Checkpoint, options: DecoderOptions, i: int, hidden: list[Tensor]) -> Named:
     spec, name = checkpoint.spec.decoder, f"{DECODER}.layers.{i}"
-    layer = build_part(qwen2.Layer, checkpoint.weights("llm"), name, spec, i)
+    layer = build_part(qwen2.DecoderLayer, checkpoint.weights("llm"), name, spec, i)
     prompts_LD = awq.pick_prompts(hidden) if hidden else []
     with listen(layer, sorted(set(awq.TAPPED.values())), sum(map(len, hidden))) as taps:
         run_decoder_layer(spec, layer, hidden)
@@ -208,7 +207,7 @@ def _head(checkpoint: Checkpoint, options: DecoderOptions, hidden: Sequence[Tens
     norm = build_part(nn.RMSNorm, weights, f"{DECODER}.norm", spec.width, spec.norm_eps)
     tap = Tap(1)
     for prompt_LD in hidden:
-        tap.add(norm(prompt_LD[-1:]))  # only a prompt's last token ever meets the head
+        tap.add(norm(prompt_LD[-1:]))  # the head reads only a prompt's last token
     clip_GN = awq.search_clip(torch.from_numpy(weight_KN), tap.rows(), options.group_size)
     return quantize_int4(weight_KN, options.group_size, clip_GN.numpy())
 

@@ -1,4 +1,4 @@
-"""Scales that every engine holds alike: whole in half precision, in which NVILA's runtimes keep them."""
+"""Scales that are exact in half precision, in which NVILA's runtimes store them, so that all engines have the same."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 MIN_SCALE = 2.0**-20
-"""Smallest scale of a weight, which half precision still holds: a row of zeros needs a positive one too."""
+"""Smallest scale of a weight, exact in half precision: a row of zeros needs a positive scale too."""
 
 
 def half_up(scale: Tensor) -> Tensor:
     """Return the smallest float16 value not below each scale, at least `MIN_SCALE`, in float32.
 
-    Up, so that what a scale was made to hold never saturates.
+    Rounded up, so that the largest value never saturates.
     """
     scale = scale.clamp(min=MIN_SCALE)
     half = scale.half()

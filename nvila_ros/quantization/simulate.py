@@ -1,4 +1,4 @@
-"""What a quantized engine is meant to compute, in torch: the reference that every quantized runtime is held against.
+"""Compute with quantized weights in torch: the reference that every quantized runtime is compared with.
 
 In: a model's weights, quantized or not, as `quantize.py` yields them. Out: an `Engine`. Nothing is fast
 here: four-bit weights are read back to float32 and multiplied as such; eight-bit maps round their input and sum whole
@@ -83,7 +83,7 @@ def build_model(spec: ModelSpec, weights: Mapping[str, Weight]) -> Nvila:
 
 
 def as_stored(weight: np.ndarray | Int4Weight) -> np.ndarray:
-    """Return a weight as a checkpoint holds it, float32; a linear map's with outputs first."""
+    """Return a weight as in a checkpoint, float32; a linear map's with outputs first."""
     if isinstance(weight, Int4Weight):
         return np.ascontiguousarray(weight.dequantize().T)
     return weight.astype(np.float32, copy=False)

@@ -1,9 +1,9 @@
 """Read AWQ weights as NVILA's TinyChat packs them, and turn them into this project's symmetric form.
 
 In: a folder of safetensors with each linear map's `qweight`, `scales` and `scaled_zeros`. Out: the decoder's weights by
-`part.key`, and what the change of scheme cost each map. AWQ folds its scales into norms and biases of the layers, so
-these are read from the packed file as well; only what lies outside the layers may come from the unquantized checkpoint.
-The published files are pickles (`*-v2.pt`), which are never opened here.
+`part.key`, and the error that the change of scheme adds to each map. AWQ folds its scales into norms and biases of the
+layers, so these are read from the packed file as well; only what lies outside the layers may come from the unquantized
+checkpoint. The published files are pickles (`*-v2.pt`), which are never opened here.
 
 How a word is laid out, from what llm-awq's `pack_intweight` (interleave 4, stride 64) writes: outputs come in fours and
 inputs in blocks of 64. A block holds 4 outputs x 2 halves x 8 words; word w of a half of 32 inputs holds the inputs
@@ -103,7 +103,7 @@ def requantize_words(qweight: np.ndarray, scales: np.ndarray, scaled_zeros: np.n
 
 
 OnMap = Callable[[str, float], None]
-"""Told after each linear map: its key, and the relative squared error."""
+"""Called after each linear map: its key, and the relative squared error."""
 
 
 def open_packed(folder: Path, spec: ModelSpec) -> dict[str, TensorInfo]:
@@ -141,7 +141,7 @@ def requantize_layers(packed: Mapping[str, TensorInfo], spec: ModelSpec, on_map:
     """Yield the tensors of a decoder's layers by `part.key`, linear maps in symmetric form, the others float32.
 
     Raises:
-        CheckpointError: a tensor cannot be read, or holds what is no number.
+        CheckpointError: a tensor cannot be read, or a value is NaN or infinite.
     """
     for key, shape in layer_shapes(spec).items():
         if len(shape) == 1:
@@ -165,7 +165,7 @@ def _packed(key: str, shape: tuple[int, ...]) -> Shapes:
     (num_outputs, num_inputs), stem = shape, key.removesuffix("weight")
     check_groups(num_inputs, GROUP_SIZE)
     shapes = ((num_outputs // _OUTPUTS, num_inputs), *[(num_inputs // GROUP_SIZE, num_outputs)] * 2)
-    return {f"{stem}{kind}": told for kind, told in zip(PACKED, shapes, strict=True)}
+    return {f"{stem}{kind}": each for kind, each in zip(PACKED, shapes, strict=True)}
 
 
 def _read_layers(folder: Path) -> dict[str, TensorInfo]:

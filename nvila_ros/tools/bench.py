@@ -1,8 +1,8 @@
-"""`nvila bench`: how fast a model is on this machine, and how close to what its memory allows.
+"""`nvila bench`: the speed of a model on this machine, and its share of what the memory bandwidth allows.
 
-In: a checkpoint or build. Out: a table of medians with their spread and, last, one JSON line. The model is measured in
-a process of its own (`speeds.py`); before and after it this one reads memory as fast as it can. A decode step reads
-every weight once, so that speed is the roofline of decoding; a model that fits into the CPU's caches may exceed it.
+In: a checkpoint or build. Out: a table of medians with their range and, last, one JSON line. The model is measured in a
+process of its own (`speeds.py`); before and after, this process measures the memory bandwidth. A decode step reads
+every weight once, so the bandwidth is the roofline of decoding; a model that fits into the CPU's caches may exceed it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.table import Table
 from nvila_ros.errors import BackendError
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import add_model_options, positive, print_json, size, wide_console
-from nvila_ros.tools.speeds import GPU_BACKENDS, Plan
+from nvila_ros.tools.speeds import GPU_BACKENDS, BenchSettings
 
 READ_BYTES = 1 << 28  # of each thread: beyond any cache of a core
 NUM_READS = 5
@@ -53,28 +53,28 @@ def run(args: argparse.Namespace) -> int:
     """
     find_checkpoint(args.model)
     fields = ("model", "backend", "threads", "image", "frames", "prompt", "tokens", "repeats")
-    plan = Plan(**{name: getattr(args, name) for name in fields})
+    settings = BenchSettings(**{name: getattr(args, name) for name in fields})
     threads = args.threads or len(os.sched_getaffinity(0))
     read_s = read_bandwidth(threads)
-    told = measure_apart(plan)
-    told = {name: told.pop(name) for name in ("model", "backend", "precision")} | {"threads": threads} | told
-    if told["backend"] not in GPU_BACKENDS:  # whose memory is not what these threads read
+    figures = measure_apart(settings)
+    figures = {name: figures.pop(name) for name in ("model", "backend", "precision")} | {"threads": threads} | figures
+    if figures["backend"] not in GPU_BACKENDS:  # whose memory is not what these threads read
         read_s = max(read_s, read_bandwidth(threads))
-        roofline = told["step_bytes"] * told["decode_tok_s"]["median"] / read_s
-        told |= {"read_bytes_s": read_s, "roofline": roofline}
+        roofline = figures["step_bytes"] * figures["decode_tok_s"]["median"] / read_s
+        figures |= {"read_bytes_s": read_s, "roofline": roofline}
     if not args.json:
-        wide_console().print(as_table(told))
-    print_json(told)
+        wide_console().print(as_table(figures))
+    print_json(figures)
     return 0
 
 
-def measure_apart(plan: Plan) -> dict[str, Any]:
+def measure_apart(settings: BenchSettings) -> dict[str, Any]:
     """Return what `speeds.measure` says in a fresh process.
 
     Raises:
         BackendError: the model did not load, or its process ended before it was measured.
     """
-    command = [sys.executable, "-m", "nvila_ros.tools.speeds", json.dumps(asdict(plan))]
+    command = [sys.executable, "-m", "nvila_ros.tools.speeds", json.dumps(asdict(settings))]
     console = Console(stderr=True, highlight=False)
     with (
         console.status("starting") as status,
@@ -85,18 +85,18 @@ def measure_apart(plan: Plan) -> dict[str, Any]:
         lines: list[str] = []
         for line in child.stderr:
             lines = [*lines[-3:], line.strip()]
-            status.update(f"{plan.model}: {line.strip()}")
+            status.update(f"{settings.model}: {line.strip()}")
         out = child.stdout.read()
     if child.returncode != 0:
-        raise BackendError(f"measuring {plan.model} ended with code {child.returncode}; its last lines: {lines}")
-    told = json.loads(out.splitlines()[-1])
-    if "error" in told:
-        raise BackendError(told["error"])
-    return told
+        raise BackendError(f"measuring {settings.model} ended with code {child.returncode}; its last lines: {lines}")
+    figures = json.loads(out.splitlines()[-1])
+    if "error" in figures:
+        raise BackendError(figures["error"])
+    return figures
 
 
 def read_bandwidth(num_threads: int) -> float:
-    """Return the bytes per second that all threads read together at best, each from memory of its own."""
+    """Return the highest bytes per second that all threads together read, each from its own memory."""
     arrays = [np.ones(READ_BYTES // 8, np.uint64) for _ in range(num_threads)]
 
     def read_all() -> float:
@@ -112,31 +112,31 @@ def read_bandwidth(num_threads: int) -> float:
     return num_threads * READ_BYTES / min(read_all() for _ in range(NUM_READS))
 
 
-def as_table(told: Mapping[str, Any]) -> Table:
+def as_table(figures: Mapping[str, Any]) -> Table:
     """Return the figures as a table: median, and lowest to highest where it was repeated."""
-    title = f"{told['model']}, {told['backend']} {told['precision']}, {told['threads']} threads"
+    title = f"{figures['model']}, {figures['backend']} {figures['precision']}, {figures['threads']} threads"
     table = Table("what", "median", "low to high", box=SIMPLE_HEAD, title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    image, clip = (f"{told[f'{name}_tokens']} tokens" for name in ("image", "clip"))
+    image, clip = (f"{figures[f'{name}_tokens']} tokens" for name in ("image", "clip"))
     for name, key, factor, digits in (
         ("vision tower, ms a tile", "vision_s", 1e3, 1),
-        (f"prefill of {told['prompt_tokens']}, tokens/s", "prefill_tok_s", 1, 1),
+        (f"prefill of {figures['prompt_tokens']}, tokens/s", "prefill_tok_s", 1, 1),
         ("decode, tokens/s", "decode_tok_s", 1, 2),
         (f"first token about an image ({image}), ms", "image_ttft_s", 1e3, 1),
-        (f"first token about a clip of {told['clip_frames']} ({clip}), ms", "clip_ttft_s", 1e3, 1),
+        (f"first token about a clip of {figures['clip_frames']} ({clip}), ms", "clip_ttft_s", 1e3, 1),
     ):
-        median, low, high = (f"{factor * told[key][each]:,.{digits}f}" for each in ("median", "low", "high"))
+        median, low, high = (f"{factor * figures[key][each]:,.{digits}f}" for each in ("median", "low", "high"))
         table.add_row(name, median, f"{low} to {high}")
     rows = {
-        "loading, s": f"{told['load_s']:.2f}",
-        "memory kept, MB": f"{told['kept_bytes'] / 1e6:,.0f}",
-        "memory at its peak, MB": f"{told['peak_bytes'] / 1e6:,.0f}",
-        "read for each decoded token, MB": f"{told['step_bytes'] / 1e6:,.1f}",
+        "loading, s": f"{figures['load_s']:.2f}",
+        "memory kept, MB": f"{figures['kept_bytes'] / 1e6:,.0f}",
+        "memory at its peak, MB": f"{figures['peak_bytes'] / 1e6:,.0f}",
+        "read for each decoded token, MB": f"{figures['step_bytes'] / 1e6:,.1f}",
     }
-    if "roofline" in told:
-        rows["memory can be read at, GB/s"] = f"{told['read_bytes_s'] / GB:.1f}"
-        rows["decode reads at, of that"] = f"{told['roofline']:.0%}"
+    if "roofline" in figures:
+        rows["memory can be read at, GB/s"] = f"{figures['read_bytes_s'] / GB:.1f}"
+        rows["decode reads at, of that"] = f"{figures['roofline']:.0%}"
     for name, text in rows.items():
         table.add_row(name, text, "")
     return table

@@ -1,10 +1,10 @@
-"""`nvila build`: a checkpoint made ready for a device, in a folder that `--checkpoint` and the node's `model` take.
+"""`nvila build`: prepare a checkpoint for a device, in a folder that `--checkpoint` and the node's `model` take.
 
     checkpoint -> quantized weights, on any machine with torch -> plans, on the device where TensorRT runs
 
-Run again after it was killed, it goes on with the part it was at. Weights that are there already are not made again,
-also those of another machine: the folder is copied, and the same command, or the folder's name in place of the
-recipe's, goes on with the plans. That half needs neither torch nor the checkpoint.
+After it was killed, the same command resumes with the unfinished part. Existing weights are not made again, also those
+from another machine: copy the folder, and the same command, or the folder's name in place of the recipe's, continues
+with the plans. That half needs neither torch nor the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from nvila_ros.models.checkpoint import open_checkpoint, read_object
 from nvila_ros.paths import build_folder
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.runtime.tensorrt.api import FLAVOURS
-from nvila_ros.runtime.tensorrt.compile import Job, best_form, compile_plans, limits_of
+from nvila_ros.runtime.tensorrt.compile import CompileJob, best_form, compile_plans, limits_of
 from nvila_ros.runtime.tensorrt.machine import Machine, find_machine, name_machine
 from nvila_ros.runtime.tensorrt.plans import PARTS as PLANS
 from nvila_ros.tools.options import print_json
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Compiler:
-    """TensorRT, and the machine that it is to compile for, at hand or not."""
+    """TensorRT, and the machine to compile for, which may be another than this one."""
 
     trt: Any
     machine: Machine
@@ -47,7 +47,7 @@ class Compiler:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or name, or the folder of a build to go on")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe's file or name, or the folder of a build to resume")
     parser.add_argument("--checkpoint", metavar="DIR", help="what to build from (default: the recipe's model)")
     parser.add_argument("--media", metavar="DIR", help="images and videos of what the robot sees, to calibrate on")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: the cache, by the recipe's name)")
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--progress", choices=("bars", "json"), default="bars", help="show bars, or print a JSON line at each step"
     )
     parser.add_argument("--wait", action="store_true", help="wait for another build in the folder (default: refuse)")
-    parser.add_argument("--dry-run", action="store_true", help="tell what it takes, and build nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what it takes, and build nothing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace, recipe: Recipe, out: Path, compiler: Compiler | None) -> None:
-    """Make what the folder lacks; nobody else does so now."""
+    """Make what the folder lacks, under its lock."""
     source = find_source(args, recipe, out)
     if source is None:
         recipe = _as_built(recipe, out)
@@ -100,15 +100,15 @@ def _build(args: argparse.Namespace, recipe: Recipe, out: Path, compiler: Compil
         if compiler:
             _compile(recipe, out, compiler, progress)
         elif not source:
-            _tell_recipe(recipe, out)
+            _store_recipe(recipe, out)
 
 
 def find_target(args: argparse.Namespace) -> tuple[Recipe, Path]:
-    """Return the recipe and the folder to build into; a build's folder tells both.
+    """Return the recipe and the folder to build into; a build's folder has both.
 
     Raises:
         ConfigError: there is no such recipe, or it breaks a rule.
-        CheckpointError: the build does not tell its recipe.
+        CheckpointError: the build's manifest has no recipe.
     """
     folder = Path(args.recipe).expanduser()
     if not is_build(folder):
@@ -116,16 +116,16 @@ def find_target(args: argparse.Namespace) -> tuple[Recipe, Path]:
         return recipe, args.out or build_folder(recipe.name)
     if args.out and args.out.resolve() != folder.resolve():
         raise ConfigError(f"a build goes on in its own folder, got {folder} and --out {args.out}")
-    told = read_object(folder / MANIFEST).get("recipe")
-    if not isinstance(told, dict):
-        raise CheckpointError(f"{folder / MANIFEST} does not tell its recipe; name the recipe and --out")
-    return with_media(recipe_from_dict(told), args.media or ""), folder
+    values = read_object(folder / MANIFEST).get("recipe")
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{folder / MANIFEST} has no recipe; name the recipe and --out")
+    return with_media(recipe_from_dict(values), args.media or ""), folder
 
 
 def find_source(args: argparse.Namespace, recipe: Recipe, out: Path) -> Path | None:
-    """Return the checkpoint that weights are to be made of, or None where the folder holds them already.
+    """Return the checkpoint to make weights of, or None where the folder has them already.
 
-    Weights of another machine are taken as they are where their checkpoint is not here.
+    Weights from another machine are used as they are where their checkpoint is not on this one.
 
     Raises:
         NvilaError: they must be made, and there is no checkpoint.
@@ -133,7 +133,7 @@ def find_source(args: argparse.Namespace, recipe: Recipe, out: Path) -> Path | N
     checkpoint = _find_checkpoint(args, recipe)
     why = _missing_weights(recipe, out, checkpoint)
     if not why:
-        _log.info("%s holds the weights already", out)
+        _log.info("%s has the weights already", out)
         return None
     if checkpoint is None:
         raise ConfigError(f"{why}; to make weights of {recipe.model}, name its folder with --checkpoint")
@@ -142,7 +142,7 @@ def find_source(args: argparse.Namespace, recipe: Recipe, out: Path) -> Path | N
 
 
 def _find_checkpoint(args: argparse.Namespace, recipe: Recipe) -> Path | None:
-    """Return what weights are made of, or None where the recipe's model is not on this machine."""
+    """Return the checkpoint of the recipe, or None where it is not on this machine."""
     if args.checkpoint is not None:
         return find_checkpoint(args.checkpoint)
     try:
@@ -152,9 +152,9 @@ def _find_checkpoint(args: argparse.Namespace, recipe: Recipe) -> Path | None:
 
 
 def _missing_weights(recipe: Recipe, out: Path, checkpoint: Path | None) -> str:
-    """Return why the folder's weights are not those asked for, or nothing."""
+    """Return why the folder's weights are not those of the recipe; empty if they are."""
     if not is_build(out):
-        return f"{out} holds no finished weights"
+        return f"{out} has no finished weights"
     try:
         built = open_build(out)
     except CheckpointError as error:
@@ -168,11 +168,11 @@ def _missing_weights(recipe: Recipe, out: Path, checkpoint: Path | None) -> str:
 
 
 def find_compiler(args: argparse.Namespace, recipe: Recipe, out: Path) -> tuple[Compiler | None, str]:
-    """Return what compiles plans here, or None; and what is left to do then, if anything is.
+    """Return what compiles plans on this machine, or None and what is left to do.
 
     Raises:
         ConfigError: options ask for plans of a recipe that has none.
-        BackendError: options ask for what is not here.
+        BackendError: options ask for what is not on this machine.
     """
     if recipe.device == "cpu" or args.parts_only:
         if args.flavour or args.target:
@@ -202,8 +202,8 @@ def _as_built(recipe: Recipe, out: Path) -> Recipe:
     """Return a recipe with the media that the weights were calibrated on, where it leaves them open."""
     if recipe.calibration.media:
         return recipe
-    told = read_object(out / MANIFEST)["recipe"]  # as it is: it may be of a version with other values
-    return with_media(recipe, told.get("calibration", {}).get("media", ""))
+    values = read_object(out / MANIFEST)["recipe"]  # as stored: a recipe of another version may have other values
+    return with_media(recipe, values.get("calibration", {}).get("media", ""))
 
 
 def _make_weights(recipe: Recipe, source: Path, out: Path, on_part: Callable[[str, int, int], None] | None) -> None:
@@ -217,7 +217,7 @@ def _make_weights(recipe: Recipe, source: Path, out: Path, on_part: Callable[[st
 
 
 def _compile(recipe: Recipe, out: Path, compiler: Compiler, progress: StepProgress) -> None:
-    job = Job(
+    job = CompileJob(
         trt=compiler.trt,
         machine=compiler.machine,
         form=best_form(compiler.trt),
@@ -226,11 +226,11 @@ def _compile(recipe: Recipe, out: Path, compiler: Compiler, progress: StepProgre
     )
     for part, record in compile_plans(out, job, dataclasses.asdict(recipe)).items():
         progress.advance(part, 100, 100)
-        _log.info("%s: %s bytes in %s s", part, f"{record.seal['bytes']:,}", record.build_s)
+        _log.info("%s: %s bytes in %s s", part, f"{record.digest['bytes']:,}", record.build_s)
 
 
-def _tell_recipe(recipe: Recipe, out: Path) -> None:
-    """Let the manifest tell the recipe that was asked for, which may differ in what no weight depends on."""
-    told, wanted = read_object(out / MANIFEST), dataclasses.asdict(recipe)
-    if told["recipe"] != wanted:
-        rewrite_plans(out, wanted, told.get("plans", ()))
+def _store_recipe(recipe: Recipe, out: Path) -> None:
+    """Store the given recipe in the manifest; it may differ in values that no weight depends on."""
+    manifest, wanted = read_object(out / MANIFEST), dataclasses.asdict(recipe)
+    if manifest["recipe"] != wanted:
+        rewrite_plans(out, wanted, manifest.get("plans", ()))

@@ -1,4 +1,4 @@
-"""Golden cases on disk: a question with media, and what the reference computed of it at every stage.
+"""Golden cases on disk: a question with media, and what the reference computes at every stage.
 
 A case is `NAME.fp32.json` (the prompt's parts in `question`) with `NAME.fp32.safetensors` beside it (whichever stages
 were kept), in a folder with the checkpoint as `ckpt` or `ckpt_hf`; pictures and clips lie in a `media` folder there or
@@ -21,7 +21,7 @@ from nvila_ros.files import read_json
 from nvila_ros.generation.decode import decode_greedy
 from nvila_ros.generation.generator import embed_prompt
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.prompt.chat import PLACEHOLDER, Media, Part, build_prompt
+from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, Part, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.video.media import IMAGE_SUFFIXES, VideoFile
@@ -73,8 +73,8 @@ def read_case(path: Path) -> Case:
     """
     tensors = path.with_name(path.name.removesuffix(".json") + ".safetensors")
     try:
-        told = read_json(path)
-        question, media = tuple(told["question"]), told.get("media") or {}
+        values = read_json(path)
+        question, media = tuple(values["question"]), values.get("media") or {}
         if not all(isinstance(entry, str) for entry in question):
             raise TypeError(f"question must be a list of texts, got {question}")
         case = Case(
@@ -82,7 +82,7 @@ def read_case(path: Path) -> Case:
             question=question,
             num_frames=tuple(int(shape[0]) for shape in media.get("video") or []),
             num_images=len(media.get("image") or []),
-            is_video_as_images=told.get("semantics") == "main",
+            is_video_as_images=values.get("semantics") == "main",
             want=load_file(tensors),
         )
         if min(case.num_frames, default=1) < 1:
@@ -98,7 +98,7 @@ def read_case(path: Path) -> Case:
 def compute(case: Case, engine: Engine, tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
     """Return what the engine gives at every stage of a case, under the reference's names; B is 1 where it has one.
 
-    `logits` holds every position where the engine can tell them, else the last one alone.
+    `logits` has every position where the engine gives them, else the last one alone.
 
     Raises:
         NvilaError: media are missing or unreadable, or the prompt holds no text.
@@ -120,7 +120,7 @@ def compute(case: Case, engine: Engine, tokenizer: ChatTokenizer) -> dict[str, n
         parts += seen.parts
         visual.append(seen.visual_GD)
     got = _join_kinds(by_kind)
-    short = [Media((1,)) if isinstance(part, Media) else part for part in parts]
+    short = [MediaTokens((1,)) if isinstance(part, MediaTokens) else part for part in parts]
     input_ids = build_prompt(tokenizer, short)
     input_ids[input_ids == PLACEHOLDER] = media_ids
     empty_GD = np.empty((0, engine.spec.decoder.width), np.float32)
@@ -197,7 +197,7 @@ def _media_embeds(engine: Engine, tokenizer: ChatTokenizer, seen: VisualPrompt) 
     """Yield the embeddings of each media token: its visual tokens with what stands around them."""
     start = 0
     for part in seen.parts:
-        if isinstance(part, Media):
+        if isinstance(part, MediaTokens):
             runs = [
                 [PLACEHOLDER] * run if isinstance(run, int) else tokenizer.encode_marked(run) for run in part.layout
             ]

@@ -1,7 +1,7 @@
 """`nvila import-tinychat`: AWQ weights that TinyChat packed, as a build that every engine loads.
 
 The decoder's layers come from the packed file, all else from the unquantized checkpoint, in half precision. TinyChat's
-values have zero points, which engines here do not take: they are rounded again, and the table says what that costs.
+values have zero points, which engines here do not take, so they are rounded again; the table shows the error.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import, and tell the loss.
+    """Import, and print the loss.
 
     Raises:
         NvilaError: the packed file does not suit the checkpoint, or there is no room for the build.
@@ -74,22 +74,22 @@ def run(args: argparse.Namespace) -> int:
     by_kind = group_losses(losses)
     wide_console().print(as_table(by_kind))
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
-    told = {kind: {"mean": float(np.mean(each)), "worst": max(each)} for kind, each in by_kind.items()}
-    print_json({"out": str(args.out), "bytes": size, "loss": told})
+    summary = {kind: {"mean": float(np.mean(each)), "worst": max(each)} for kind, each in by_kind.items()}
+    print_json({"out": str(args.out), "bytes": size, "loss": summary})
     return 0
 
 
 def import_build(
     packed: dict[str, TensorInfo], checkpoint: Checkpoint, recipe: Recipe, out: Path, on_map: OnMap
 ) -> None:
-    """Write the build; it appears under its name when it is whole.
+    """Write the build; it gets its name when it is complete.
 
     Args:
         packed: as `open_packed` gives it.
         checkpoint: what was packed.
-        recipe: what the build's manifest tells of it.
+        recipe: for the build's manifest.
         out: not there yet.
-        on_map: told of the loss of each linear map.
+        on_map: called with the loss of each linear map.
 
     Raises:
         CheckpointError: a tensor cannot be read, or does not fit half precision.
@@ -105,8 +105,8 @@ def import_build(
         for part, weights in parts.items():
             write_shards(folder, part, weights)
         copy_tokenizer(checkpoint, folder)
-        told = dataclasses.asdict(recipe)
-        write_manifest(folder, checkpoint.spec, precision_of(recipe), told, fingerprint(checkpoint))
+        values = dataclasses.asdict(recipe)
+        write_manifest(folder, checkpoint.spec, precision_of(recipe), values, fingerprint(checkpoint))
         folder.rename(out)
 
 

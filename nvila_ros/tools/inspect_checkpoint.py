@@ -27,10 +27,10 @@ from nvila_ros.models.variants import (
     weight_bytes,
 )
 from nvila_ros.runtime.loading import find_checkpoint
-from nvila_ros.tools.inspection import survey_checkpoint
+from nvila_ros.tools.inspection import inspect_folder
 from nvila_ros.tools.options import print_json
 from nvila_ros.tools.step_progress import StepProgress
-from nvila_ros.tools.variant_table import PART_NAMES, Values, describe_survey, describe_variant
+from nvila_ros.tools.variant_table import PART_NAMES, Values, describe_inspection, describe_variant
 
 FAMILY_COLUMNS = (
     "variant",
@@ -44,8 +44,8 @@ FAMILY_COLUMNS = (
     "prompt positions of an image",
     "of a clip",
 )
-NUM_KINDS = 6  # of these columns tell what a variant is, the others what it costs
-PIPE_WIDTH = 100  # columns, where no terminal tells its own
+NUM_KINDS = 6  # of these columns describe a variant, the others its costs
+PIPE_WIDTH = 100  # columns, where there is no terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,10 +88,10 @@ def _page(name: str | None, reads_weights: bool) -> Values:
         return describe_variant(VARIANTS[name])
     root = find_checkpoint(name)
     if not reads_weights:
-        return describe_survey(survey_checkpoint(root))
+        return describe_inspection(inspect_folder(root))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with StepProgress(("weights",), says_done=False) as progress:
-        return describe_survey(survey_checkpoint(root, lambda done, total: _report(progress, done, total)))
+        return describe_inspection(inspect_folder(root, lambda done, total: _report(progress, done, total)))
 
 
 def _report(progress: StepProgress, done: int, total: int) -> None:

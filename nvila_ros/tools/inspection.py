@@ -1,7 +1,8 @@
-"""Reads all that can be read of a checkpoint, and tells what keeps it from working instead of stopping at it.
+"""Read all files of a checkpoint and collect what is wrong with them, instead of stopping at the first fault.
 
-In: a folder with `config.json`. Out: a `Survey`. `models.checkpoint.open_checkpoint` reads the same files and refuses
-the first fault; here a checkpoint with a truncated shard still shows its spec. Weights are read one tensor at a time.
+In: a folder with `config.json`. Out: an `Inspection`. `models.checkpoint.open_checkpoint` reads the same files and
+refuses the first fault; here a checkpoint with a truncated shard still shows its spec. Weights are read one tensor at
+a time.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ OnRead = Callable[[int, int], None]
 
 
 @dataclass(slots=True)
-class Survey:
+class Inspection:
     """What was found in a checkpoint.
 
     Attributes:
@@ -60,8 +61,8 @@ class Survey:
     remarks: list[str] = field(default_factory=list)
 
 
-def survey_checkpoint(root: Path, on_read: OnRead | None = None) -> Survey:
-    """Look at every file of a checkpoint.
+def inspect_folder(root: Path, on_read: OnRead | None = None) -> Inspection:
+    """Read every file of a checkpoint.
 
     Args:
         root: the checkpoint's folder.
@@ -72,7 +73,7 @@ def survey_checkpoint(root: Path, on_read: OnRead | None = None) -> Survey:
     """
     if not (root / "config.json").is_file():
         raise CheckpointError(f"a checkpoint is a folder with config.json, found none in {root}")
-    found = Survey(root)
+    found = Inspection(root)
     top: Config | None = None
     with _collect(found.faults):
         top = read_object(root / "config.json")
@@ -87,12 +88,12 @@ def survey_checkpoint(root: Path, on_read: OnRead | None = None) -> Survey:
     if top is not None:
         found.spec = _read_spec(found, top, has_all_files)
     if found.spec is not None:
-        _judge_tensors(found, found.spec, has_all_files)
+        _check_tensors(found, found.spec, has_all_files)
         with _collect(found.faults):
             check_processor(root, found.layout, found.spec)
         if is_flat and "image_aspect_ratio" not in (top or {}):
             found.remarks.append(
-                "a flat config tells neither image mode nor pooling; they are those of the published variant with "
+                "a flat config names neither image mode nor pooling; they are those of the published variant with "
                 "such a projector"
             )
     with _collect(found.faults):
@@ -100,30 +101,30 @@ def survey_checkpoint(root: Path, on_read: OnRead | None = None) -> Survey:
     if found.spec is not None and on_read is not None:
         _read_weights(found, found.spec, on_read)
     if found.spec is not None and found.tokenizer is not None:
-        _judge_tokens(found, found.spec, found.tokenizer, top or {})
+        _check_tokens(found, found.spec, found.tokenizer, top or {})
     return found
 
 
 def tensor_bytes(info: TensorInfo) -> int:
-    """Return the bytes that a tensor takes in its file; the dtype's name tells the bits of a value."""
+    """Return the bytes that a tensor takes in its file; the dtype's name has the bits of a value."""
     bits = re.search(r"\d+", info.dtype)
     return math.prod(info.shape) * (int(bits[0]) if bits else 8) // 8
 
 
 @contextlib.contextmanager
 def _collect(faults: list[str]) -> Iterator[None]:
-    """Note a fault instead of stopping at it."""
+    """Collect a fault instead of stopping at it."""
     try:
         yield
     except CheckpointError as error:
         faults.append(str(error))
 
 
-def _read_spec(found: Survey, top: Config, has_all_files: bool) -> ModelSpec | None:
+def _read_spec(found: Inspection, top: Config, has_all_files: bool) -> ModelSpec | None:
     shapes = {key: info.shape for key, info in found.tensors.items()}
     is_flat = found.layout == "flat"
     if is_flat and not has_all_files and "mm_projector.layers.1.weight" not in shapes:
-        return None  # the projector's kind is read from its tensors, and that they are gone was told
+        return None  # the projector's kind is read from its tensors, which are a fault already
     spec = None
     with _collect(found.faults):
         top = complete_flat(found.path.name, top, shapes) if is_flat else top
@@ -131,7 +132,7 @@ def _read_spec(found: Survey, top: Config, has_all_files: bool) -> ModelSpec | N
     return spec
 
 
-def _read_headers(folder: Path, prefix: str, found: Survey) -> dict[str, TensorInfo]:
+def _read_headers(folder: Path, prefix: str, found: Inspection) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for path in _weight_files(folder, found):
         with _collect(found.faults):
@@ -139,7 +140,7 @@ def _read_headers(folder: Path, prefix: str, found: Survey) -> dict[str, TensorI
     return tensors
 
 
-def _weight_files(folder: Path, found: Survey) -> list[Path]:
+def _weight_files(folder: Path, found: Inspection) -> list[Path]:
     """Return the weight files that are there."""
     names: list[str] = []
     with _collect(found.faults):
@@ -156,10 +157,10 @@ def _weight_files(folder: Path, found: Survey) -> list[Path]:
     return [folder / name for name in names if name not in missing]
 
 
-def _judge_tensors(found: Survey, spec: ModelSpec, has_all_files: bool) -> None:
+def _check_tensors(found: Inspection, spec: ModelSpec, has_all_files: bool) -> None:
     wanted = expected_shapes(spec)
     shapes = {key: info.shape for key, info in found.tensors.items()}
-    # What lay in a file that is gone or broken was told with the file.
+    # Tensors of a missing or broken file are covered by the fault of the file.
     found.faults += find_faults(spec, shapes if has_all_files else wanted | shapes)
     found.faults += find_odd_dtypes(spec, found.tensors)
     dtypes = sorted({info.dtype for key, info in found.tensors.items() if key in wanted})
@@ -177,7 +178,7 @@ def _judge_tensors(found: Survey, spec: ModelSpec, has_all_files: bool) -> None:
         )
 
 
-def _read_weights(found: Survey, spec: ModelSpec, on_read: OnRead) -> None:
+def _read_weights(found: Inspection, spec: ModelSpec, on_read: OnRead) -> None:
     """Read the tensors that reach an answer, each of which may hold NaN or infinity."""
     live = [found.tensors[key] for key in expected_shapes(spec) if key in found.tensors]
     sizes = [tensor_bytes(info) for info in live]
@@ -187,7 +188,7 @@ def _read_weights(found: Survey, spec: ModelSpec, on_read: OnRead) -> None:
         on_read(end, sum(sizes))
 
 
-def _judge_tokens(found: Survey, spec: ModelSpec, tokenizer: ChatTokenizer, top: Config) -> None:
+def _check_tokens(found: Inspection, spec: ModelSpec, tokenizer: ChatTokenizer, top: Config) -> None:
     num_rows = spec.decoder.vocab_size
     for name, idx in (("<|im_start|>", tokenizer.im_start), ("<|im_end|>", tokenizer.im_end)):
         if idx >= num_rows:

@@ -1,4 +1,4 @@
-"""`nvila parity`: hold a checkpoint against what the reference computed of it, stage by stage.
+"""`nvila parity`: compare a checkpoint with golden cases of the reference, stage by stage.
 
 In: a folder with golden cases (see `golden.py`), checkpoints as `ckpt` or `ckpt_hf` beside them, and tables of tilings.
 Out: the largest error of every stage and case, and as the last line one JSON object. Exit code 1 if anything is beyond
@@ -50,11 +50,11 @@ NUM_SCALES = 3
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one case.
+    """The result of one case.
 
     Attributes:
         errors: largest absolute error by stage; of ids 0 where all are equal, else infinity.
-        remark: why it could not be run, or what it borrowed.
+        remark: why it could not be run, or what it took from another checkpoint.
         is_run: whether it came to a comparison.
     """
 
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run every case and print how far it is off.
+    """Run every case and print its largest error.
 
     Raises:
         ConfigError: there is no case below the folder, or the tolerance is no number.
@@ -140,8 +140,8 @@ def _run_checkpoint(path: Path, cases: list[Path], name: str, args: argparse.Nam
 def _open(path: Path) -> tuple[Checkpoint, ChatTokenizer, str]:
     """Open a checkpoint; what a flat one does not hold is taken from the original beside it.
 
-    A flat config tells neither tiling nor video encoder (its published code does), and a converter may have left the
-    tokenizer out.
+    A flat config names neither tiling nor video encoder (its published code does), and a converter may have left out
+    the tokenizer.
     """
     checkpoint = open_checkpoint(path)
     original = path.with_name(CHECKPOINTS[0])
@@ -173,7 +173,7 @@ def largest_error(stage: str, got: np.ndarray | None, want: np.ndarray) -> float
     if got is None:
         return np.inf
     if stage == "logits" and got.shape[1] == 1:
-        want = want[:, -1:]  # the engine tells the last position alone
+        want = want[:, -1:]  # the engine returns the last position alone
     if stage == "logits":
         got = got[..., : want.shape[-1]]  # the reference cuts rows that pad the table
     if got.shape != want.shape:
@@ -206,7 +206,7 @@ def _tile_px(path: Path) -> int:
         return int(numbers[-1])
     checkpoints = sorted(folder for name in CHECKPOINTS for folder in path.parent.rglob(name) if folder.is_dir())
     if not checkpoints:
-        raise ConfigError(f"neither its name nor a checkpoint below {path.parent} tells the tile's side")
+        raise ConfigError(f"neither its name nor a checkpoint below {path.parent} gives the tile's side")
     return open_checkpoint(checkpoints[0]).spec.vision.image_px
 
 
@@ -242,11 +242,11 @@ def print_remarks(console: Console, outcomes: list[Outcome]) -> None:
     """Print each remark once, with the cases that it is about."""
     names_by_remark: dict[str, list[str]] = {}
     for outcome in outcomes:
-        verdict = "FAILED: " if outcome.is_failed else ""
+        prefix = "FAILED: " if outcome.is_failed else ""
         beyond = "beyond the tolerance" if outcome.is_failed and outcome.is_run and outcome.errors else ""
         text = "; ".join(filter(None, (beyond, outcome.remark)))
         if text:
-            names_by_remark.setdefault(f"{verdict}{text}", []).append(outcome.name)
+            names_by_remark.setdefault(f"{prefix}{text}", []).append(outcome.name)
     for remark, names in names_by_remark.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.print(f"{names[0]}{more}: {remark}", soft_wrap=True, markup=False)

@@ -1,7 +1,7 @@
-"""`nvila plan`: whether an engine fits a device and how fast it can be, before anything is built.
+"""`nvila plan`: predict whether an engine fits a device and how fast it is, before anything is built.
 
 In: a recipe or a variant's name, and a device. Out: memory needed and free, and times of a question about an image and
-about a clip; below, how far such forecasts are off on published measurements. Exit code 1 if it does not fit.
+about a clip; below, the mean error of such predictions on published measurements. Exit code 1 if it does not fit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the forecast.
+    """Print the prediction.
 
     Raises:
         NvilaError: the recipe, its model or the device is not known.
@@ -52,19 +52,21 @@ def run(args: argparse.Namespace) -> int:
     devices = _devices(args, recipe)
     cases = media_cases(spec, args.image, args.frames)
     rows = [(device, name, _forecast(spec, recipe, device, cost)) for device in devices for name, cost in cases.items()]
-    fits = all(_verdict(recipe, told) == YES for *_, told in rows)
+    fits = all(_fit_text(recipe, each) == YES for *_, each in rows)
     if not args.json:
         console = wide_console()
         console.print(f"{recipe.model}: tower {recipe.vision.precision}, language model {recipe.decoder.precision}")
         console.print(as_table(recipe, rows))
-        longest = max(told.num_prompt for *_, told in rows)
+        longest = max(each.num_prompt for *_, each in rows)
         if longest > recipe.limits.max_prompt_tokens:
             rule = f"too long: {longest} prompt tokens, limits.max_prompt_tokens lets {recipe.limits.max_prompt_tokens}"
             console.print(rule, style="red", soft_wrap=True)
         console.print(_error_line(), soft_wrap=True)
     else:
-        told = [{"device": d.name, "case": name, **dataclasses.asdict(f), "ttft_s": f.ttft_s} for d, name, f in rows]
-        print_json({"model": recipe.model, "fits": fits, "forecasts": told})
+        forecasts = [
+            {"device": d.name, "case": name, **dataclasses.asdict(f), "ttft_s": f.ttft_s} for d, name, f in rows
+        ]
+        print_json({"model": recipe.model, "fits": fits, "forecasts": forecasts})
     return 0 if fits else 1
 
 
@@ -110,11 +112,11 @@ def _forecast(spec: ModelSpec, recipe: Recipe, device: Device, cost: MediaCost) 
     )
 
 
-def _verdict(recipe: Recipe, told: Forecast) -> str:
+def _fit_text(recipe: Recipe, expected: Forecast) -> str:
     """Return whether the device has the memory and the recipe lets the prompt: YES, or what is the matter."""
-    if not told.fits:
+    if not expected.fits:
         return "NO"
-    return YES if told.num_prompt <= recipe.limits.max_prompt_tokens else "too long"
+    return YES if expected.num_prompt <= recipe.limits.max_prompt_tokens else "too long"
 
 
 def as_table(recipe: Recipe, rows: Sequence[tuple[Device, str, Forecast]]) -> Table:
@@ -123,12 +125,12 @@ def as_table(recipe: Recipe, rows: Sequence[tuple[Device, str, Forecast]]) -> Ta
     table = Table(*heads, box=SIMPLE_HEAD)
     for column in table.columns[2:]:
         column.justify = "right"
-    for device, name, told in rows:
-        memory = f"{told.needed_gb:.1f} of {told.free_gb:.1f}"
-        times = [f"{1e3 * seconds:,.0f}" for seconds in (told.vision_s, told.prefill_s, told.ttft_s)]
-        verdict = _verdict(recipe, told)
-        cells = (device.name, name, memory, verdict, *times, f"{told.tokens_per_s:.0f}")
-        table.add_row(*cells, style="" if verdict == YES else "red")
+    for device, name, expected in rows:
+        memory = f"{expected.needed_gb:.1f} of {expected.free_gb:.1f}"
+        times = [f"{1e3 * seconds:,.0f}" for seconds in (expected.vision_s, expected.prefill_s, expected.ttft_s)]
+        fit = _fit_text(recipe, expected)
+        cells = (device.name, name, memory, fit, *times, f"{expected.tokens_per_s:.0f}")
+        table.add_row(*cells, style="" if fit == YES else "red")
     return table
 
 
@@ -137,5 +139,5 @@ def _error_line() -> str:
     errors: dict[str, list[float]] = {}
     for row in ROWS:
         errors.setdefault(row.source, []).append(abs(predict(row, FITTED) / row.value - 1))
-    told = ", ".join(f"{np.mean(each):.0%} on {source} ({len(each)} rows)" for source, each in errors.items())
-    return f"A forecast on paper, not a measurement. Mean error on published figures: {told}; fitted on {EDGE}."
+    shares = ", ".join(f"{np.mean(each):.0%} on {source} ({len(each)} rows)" for source, each in errors.items())
+    return f"A prediction, not a measurement. Mean error on published figures: {shares}; fitted on {EDGE}."

@@ -1,7 +1,7 @@
-"""How fast one model is in this process: tower, prefill, decode, first token, loading, memory.
+"""Measure one model in this process: tower, prefill, decode, first token, loading, memory.
 
-Every figure is measured a few times after one run that is not counted; pictures are noise and new each time, so that no
-cache knows them. A process that measures one model and nothing else has true figures of memory.
+Every figure is measured several times after a first run that is not counted. Pictures are new noise each time, so that
+no cache has them. The memory figures are those of the process, so it measures one model and nothing else.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ QUESTION = "What is there to see?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class BenchSettings:
     """What to measure.
 
     Attributes:
@@ -70,7 +70,7 @@ class Figure:
 
     @staticmethod
     def of(values: Sequence[float]) -> Figure:
-        """Return what some measurements say."""
+        """Return the median and range of measurements."""
         return Figure(statistics.median(values), min(values), max(values))
 
     def per(self, number: float) -> Figure:
@@ -78,22 +78,22 @@ class Figure:
         return Figure(number / self.median, number / self.high, number / self.low)
 
 
-def measure(plan: Plan, tell: Callable[[str], object]) -> dict[str, Any]:
+def measure(settings: BenchSettings, report: Callable[[str], object]) -> dict[str, Any]:
     """Load the model and return all figures: times in seconds, memory in bytes.
 
     Raises:
         NvilaError: there is no such model or backend, or the model does not load.
     """
-    source = open_model(find_checkpoint(plan.model))
-    tell("loading")
+    source = open_model(find_checkpoint(settings.model))
+    report("loading")
     start = time.perf_counter()
-    backend = choose_backend(source, plan.backend)
-    engine = load_engine(source, backend, plan.threads)
+    backend = choose_backend(source, settings.backend)
+    engine = load_engine(source, backend, settings.threads)
     vlm = VisionLanguageModel(engine, ChatTokenizer.from_folder(source.tokenizer_folder), backend=backend)
     load_s = time.perf_counter() - start
     vlm.warm_up()
     kept_bytes = memory_bytes("VmRSS")
-    prompt = min(plan.prompt, engine.spec.decoder.max_positions - plan.tokens)
+    prompt = min(settings.prompt, engine.spec.decoder.max_positions - settings.tokens)
     figures: dict[str, Any] = {
         "model": vlm.info.model,
         "backend": backend,
@@ -101,17 +101,17 @@ def measure(plan: Plan, tell: Callable[[str], object]) -> dict[str, Any]:
         "load_s": load_s,
     }
     for name, act in (
-        ("vision_s", lambda: _tile_s(engine, plan)),
-        ("prefill_tok_s", lambda: _prefill_s(engine, prompt, plan).per(prompt)),
-        ("decode_tok_s", lambda: _step_s(engine, prompt, plan).per(1)),
+        ("vision_s", lambda: _tile_s(engine, settings)),
+        ("prefill_tok_s", lambda: _prefill_s(engine, prompt, settings).per(prompt)),
+        ("decode_tok_s", lambda: _step_s(engine, prompt, settings).per(1)),
     ):
-        tell(name)
+        report(name)
         figures[name] = asdict(act())
     seeds = itertools.count()
-    for name, num_frames in (("image", 1), ("clip", plan.frames)):
-        tell(f"{name}_ttft_s")
-        figures |= {f"{name}_{key}": value for key, value in _ask(vlm, num_frames, plan, seeds).items()}
-    context = prompt + plan.tokens // 2
+    for name, num_frames in (("image", 1), ("clip", settings.frames)):
+        report(f"{name}_ttft_s")
+        figures |= {f"{name}_{key}": value for key, value in _ask(vlm, num_frames, settings, seeds).items()}
+    context = prompt + settings.tokens // 2
     figures |= {"prompt_tokens": prompt, "step_bytes": step_bytes(source, backend, context)}
     return figures | {"kept_bytes": kept_bytes, "peak_bytes": memory_bytes("VmHWM")}
 
@@ -119,8 +119,7 @@ def measure(plan: Plan, tell: Callable[[str], object]) -> dict[str, Any]:
 def step_bytes(source: Checkpoint | Build, backend: str, context: int) -> int:
     """Return the bytes that a decode step must read at least, behind `context` tokens.
 
-    Matrices as their files hold them where they are quantized, else in float32, or on a GPU in half; the cache in two
-    bytes a value.
+    Quantized matrices count as stored, others as float32, or float16 on a GPU; the cache has two bytes a value.
     """
     tensors = source.tensors
     head = HEAD if f"{HEAD}.values" in tensors or HEAD in tensors else EMBEDDING
@@ -143,48 +142,48 @@ def _held_bytes(key: str, info: TensorInfo, float_bytes: int) -> int:
     return math.prod(info.shape) * (1 if key.endswith(".values") else float_bytes)
 
 
-def _tile_s(engine: Engine, plan: Plan) -> Figure:
+def _tile_s(engine: Engine, settings: BenchSettings) -> Figure:
     size = engine.spec.vision.image_px
     tile = np.random.default_rng(0).uniform(-1, 1, (1, 3, size, size)).astype(np.float32)
-    return Figure.of(_repeat(lambda: _seconds(lambda: engine.vision(tile)), plan))
+    return Figure.of(_repeat(lambda: _seconds(lambda: engine.vision(tile)), settings))
 
 
-def _prefill_s(engine: Engine, prompt: int, plan: Plan) -> Figure:
+def _prefill_s(engine: Engine, prompt: int, settings: BenchSettings) -> Figure:
     embeds, cache = _random_embeds(engine, prompt), engine.new_cache(prompt)
 
     def once() -> float:
         cache.truncate(0)
         return _seconds(lambda: engine.forward(embeds, cache))
 
-    return Figure.of(_repeat(once, plan))
+    return Figure.of(_repeat(once, settings))
 
 
-def _step_s(engine: Engine, prompt: int, plan: Plan) -> Figure:
-    """Seconds of a decode step: of each repeat the median, since a rare long step is the machine's."""
-    cache = engine.new_cache(prompt + plan.tokens)
+def _step_s(engine: Engine, prompt: int, settings: BenchSettings) -> Figure:
+    """Return the seconds of a decode step: the median of each repeat, since a rare long step is the machine's."""
+    cache = engine.new_cache(prompt + settings.tokens)
     engine.forward(_random_embeds(engine, prompt), cache)
-    # As answers are told: the best of the logits where an engine finds them by itself.
+    # As answers are decoded: an engine that finds the best logits on its device returns those alone.
     step = engine.forward_top if isinstance(engine, TopEngine) else lambda x, held: engine.forward(x, held).argmax()
 
     def once() -> float:
         cache.truncate(prompt)
         ids = np.arange(1)
-        steps = [_seconds(lambda: step(engine.embed(ids), cache)) for _ in range(plan.tokens)]
+        steps = [_seconds(lambda: step(engine.embed(ids), cache)) for _ in range(settings.tokens)]
         return statistics.median(steps)
 
-    return Figure.of(_repeat(once, plan))
+    return Figure.of(_repeat(once, settings))
 
 
-def _ask(vlm: VisionLanguageModel, num_frames: int, plan: Plan, seeds: Iterator[int]) -> dict[str, Any]:
-    """Return the time to the first token of a question about noise, and what it was about; no seed comes twice."""
+def _ask(vlm: VisionLanguageModel, num_frames: int, settings: BenchSettings, seeds: Iterator[int]) -> dict[str, Any]:
+    """Return the time to the first token of a question about noise, with its frames and tokens; no seed is reused."""
     answers: list[Answer] = []
 
     def once() -> float:
-        frames = [_noise(next(seeds), plan.image) for _ in range(num_frames)]
+        frames = [_noise(next(seeds), settings.image) for _ in range(num_frames)]
         answers.append(vlm.answer(replace(_query(), num_frames=num_frames), frames))
         return answers[-1].timings.ttft_s
 
-    figure = Figure.of(_repeat(once, plan))
+    figure = Figure.of(_repeat(once, settings))
     last = answers[-1]
     return {"ttft_s": asdict(figure), "frames": len(last.frames), "tokens": last.counts.num_prompt_tokens}
 
@@ -203,11 +202,11 @@ def _random_embeds(engine: Engine, num_tokens: int) -> np.ndarray:
     return engine.embed(np.random.default_rng(0).integers(0, 64, num_tokens))
 
 
-def _repeat(once: Callable[[], float], plan: Plan) -> list[float]:
+def _repeat(once: Callable[[], float], settings: BenchSettings) -> list[float]:
     """Return seconds of each repeat; the first run is not counted."""
     once()
     start, seconds = time.monotonic(), []
-    for i in range(plan.repeats):
+    for i in range(settings.repeats):
         if i >= 2 and time.monotonic() - start > MAX_S:
             break
         seconds.append(once())
@@ -227,13 +226,13 @@ def memory_bytes(key: str) -> int:
 
 
 def main() -> int:
-    """Measure the plan that is given as JSON; tell progress on stderr and the figures, or why not, as a JSON line."""
+    """Measure with the settings given as JSON; print progress to stderr, the figures or the error as a JSON line."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a runtime prints by itself must not stand between
     try:
-        told = json.loads(sys.argv[1])
-        plan = Plan(**told | {"image": tuple(told["image"])})
-        figures: Mapping[str, Any] = measure(plan, lambda text: print(text, file=sys.stderr, flush=True))
+        values = json.loads(sys.argv[1])
+        settings = BenchSettings(**values | {"image": tuple(values["image"])})
+        figures: Mapping[str, Any] = measure(settings, lambda text: print(text, file=sys.stderr, flush=True))
     except NvilaError as error:
         figures = {"error": str(error)}
     print(json.dumps(figures), file=out, flush=True)

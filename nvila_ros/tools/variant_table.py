@@ -1,6 +1,6 @@
-"""What `nvila inspect` says of a checkpoint or a published variant, as plain values ready for JSON.
+"""What `nvila inspect` shows of a checkpoint or a published variant, as plain values for JSON.
 
-In: a `Survey` of files, or a `Variant`. Out: a dict with the same keys for both; what is not known is null or empty.
+In: an `Inspection`, or a `Variant`. Out: a dict with the same keys for both; unknown values are null or empty.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nvila_ros.models.variants import (
     weight_bytes,
 )
 from nvila_ros.prompt.tokenizer import MEDIA_NAMES, SENTINEL, SPECIAL_NAMES, ChatTokenizer
-from nvila_ros.tools.inspection import Survey, tensor_bytes
+from nvila_ros.tools.inspection import Inspection, tensor_bytes
 from nvila_ros.visual.tiling import choose_grid
 
 CAMERAS = ((640, 480), (1280, 720), (1920, 1080))
@@ -45,7 +45,7 @@ def describe_variant(variant: Variant) -> Values:
     }
 
 
-def describe_survey(found: Survey) -> Values:
+def describe_inspection(found: Inspection) -> Values:
     """Return the page of a checkpoint; what its faults hide is null or empty."""
     spec = found.spec
     return {

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.prompt.chat import Media
+from nvila_ros.prompt.chat import MediaTokens
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.chats import Array, Rows, encode_branches, encode_chat, pad_chats
 from nvila_ros.training.mix import Mix
@@ -289,7 +289,7 @@ class Batches(Dataset):
         layout: tuple[int | str, ...],
         moments: list[tuple[Scene, float]] | None = None,
     ) -> Batch[np.ndarray]:
-        media = Media(layout)
+        media = MediaTokens(layout)
         if rngs[0].random() < CHAT_SHARE:
             return replace(film, chats=pad_chats([encode_chat(self.tokenizer, media, each) for each in turns]))
         places: list[list[tuple[Place, ...]]] = [[] for _ in turns]

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from nvila_ros.prompt.chat import PLACEHOLDER, Media, answer_frame, next_turn, open_chat
+from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, answer_frame, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.world.named_places import Place
@@ -51,7 +51,7 @@ class Chat:
 
 def encode_branches(
     tokenizer: ChatTokenizer,
-    media: Media,
+    media: MediaTokens,
     turns: Sequence[Question],
     places: Sequence[Sequence[Place]] = (),
 ) -> Chat:
@@ -84,14 +84,16 @@ def encode_branches(
     return chat
 
 
-def encode_chat(tokenizer: ChatTokenizer, media: Media, turns: Sequence[Question]) -> Chat:
+def encode_chat(tokenizer: ChatTokenizer, media: MediaTokens, turns: Sequence[Question]) -> Chat:
     """Return the questions as one conversation, each seeing all before it."""
     ids, labels = _encode_turns(tokenizer, media, turns)
     silent = [IGNORE] * len(ids)
     return Chat(ids, labels, list(range(len(ids))), [PREFIX] * len(ids), silent, silent)
 
 
-def _encode_turns(tokenizer: ChatTokenizer, media: Media, turns: Sequence[Question]) -> tuple[list[int], list[int]]:
+def _encode_turns(
+    tokenizer: ChatTokenizer, media: MediaTokens, turns: Sequence[Question]
+) -> tuple[list[int], list[int]]:
     """Return the ids of a conversation and, shifted by one, the labels of its answers."""
     ids: list[int] = []
     is_answer: list[bool] = []

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.prompt.chat import Media, Part
+from nvila_ros.prompt.chat import MediaTokens, Part
 from nvila_ros.visual.pooling import pool_tokens
 from nvila_ros.visual.scales import join_tiles, merge_scales
 from nvila_ros.visual.views import View
@@ -53,7 +53,7 @@ def arrange(spec: ModelSpec, view: View, visual_BGD: np.ndarray) -> VisualPrompt
         image_HWD = join_tiles(visual_BGD, *view.grids[spec.merge_scale])
         visual_BGD = image_HWD.reshape(1, -1, image_HWD.shape[-1])
     newline = ("\n",) if view.mode == "tiled" else ()
-    shown = Media(_layout(spec.image_wrap.start, visual_BGD.shape[1], spec.image_wrap.end))
+    shown = MediaTokens(_layout(spec.image_wrap.start, visual_BGD.shape[1], spec.image_wrap.end))
     return VisualPrompt(visual_BGD.reshape(-1, visual_BGD.shape[-1]), (shown, *newline) * len(visual_BGD))
 
 
@@ -64,7 +64,7 @@ def _pool_clip(spec: ModelSpec, visual_FGD: np.ndarray) -> VisualPrompt:
     for level in levels:
         layout += _layout(wrap.start, level.shape[1], wrap.end) * len(level) + _layout(wrap.sep)
     visual_GD = np.concatenate([level.reshape(-1, level.shape[-1]) for level in levels])
-    return VisualPrompt(visual_GD, (Media(layout),))
+    return VisualPrompt(visual_GD, (MediaTokens(layout),))
 
 
 def _layout(*runs: int | str) -> tuple[int | str, ...]:

@@ -23,7 +23,7 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.quantized import Int4Weight, Int8Weight
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.quantization.calibration import Calibration, Sample, calibrate
+from nvila_ros.quantization.calibration import Calibration, CalibrationSample, calibrate
 from nvila_ros.runtime.loading import load_engine
 from nvila_ros.serving.pipeline import load_model
 from nvila_ros.types import Frame, Query
@@ -50,7 +50,11 @@ def one_thread() -> None:
 def calibration() -> Calibration:
     image = read_image(GOLDEN / "media" / "small.png")
     tokenizer = ChatTokenizer.from_folder(CHECKPOINT.tokenizer_folder)
-    return calibrate(CHECKPOINT, tokenizer, [Sample((image,), "What is it?"), Sample((image,) * 8, "Where to?")])
+    return calibrate(
+        CHECKPOINT,
+        tokenizer,
+        [CalibrationSample((image,), "What is it?"), CalibrationSample((image,) * 8, "Where to?")],
+    )
 
 
 class Steps:
@@ -156,7 +160,7 @@ def test_build_that_was_killed_while_it_was_sealed_is_sealed_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("nvila_ros.models.build.seal_file", die)
+        patch.setattr("nvila_ros.models.build.digest_file", die)
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path, calibration)
     assert not is_build(tmp_path)
@@ -206,7 +210,7 @@ def test_finished_build_stays_where_the_next_cannot_begin(tmp_path: Path, calibr
 def test_folder_of_something_else_is_left_alone(tmp_path: Path, calibration: Calibration) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
 
-    with pytest.raises(ConfigError, match=r"holds \['thesis.txt'\], which no build wrote"):
+    with pytest.raises(ConfigError, match=r"contains \['thesis.txt'\], which no build wrote"):
         make(tmp_path, calibration)
 
     assert (tmp_path / "thesis.txt").read_text() == "years of work"

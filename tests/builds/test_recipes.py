@@ -71,13 +71,13 @@ def test_defaults_are_those_of_a_recipe_that_says_nothing(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("- model", "must hold a mapping with model and device, got list"),
+        ("- model", "must be a mapping with model and device, got list"),
         ("model: [", "not readable as YAML"),
         ("model: m", "must name device"),
         ("device: cpu", "must name model"),
         ("model: m\ndevice: tpu", r"device must be one of \['cpu', .*got 'tpu'"),
         ("model: m\ndevice: cpu\nvisoin: {}", r"unknown sections \['visoin'\]; known are model, device, vision"),
-        ("model: m\ndevice: cpu\nvision: w8a8", "vision must hold a mapping, got 'w8a8'"),
+        ("model: m\ndevice: cpu\nvision: w8a8", "vision must be a mapping, got 'w8a8'"),
         ("model: m\ndevice: cpu\nvision: {precision: int8}", r"vision: precision must be one of \['w8a8'"),
         ("model: m\ndevice: cpu\nvision: {smoth: 1}", r"vision: unknown parameter 'smoth'; did you mean .*smooth"),
         ("model: m\ndevice: cpu\nvision: {smooth: 2}", r"smooth must lie in \[0, 0.9\]"),
@@ -85,7 +85,7 @@ def test_defaults_are_those_of_a_recipe_that_says_nothing(tmp_path: Path) -> Non
         ("model: m\ndevice: cpu\nlimits: {batch_tiles: 0}", r"batch_tiles must lie in \[1, 64\]"),
         (
             "model: m\ndevice: thor\nvision: {precision: fp32}",
-            "thor runs TensorRT, whose graphs are drawn in fp16 and below",
+            "thor runs TensorRT, whose graphs have fp16 or fewer bits",
         ),
         ("model: m\ndevice: thor\ndecoder: {precision: fp32}", "set vision.precision and decoder.precision to others"),
         ("model: m\ndevice: thor", "thor runs TensorRT, which cannot scale activations per token; set vision"),

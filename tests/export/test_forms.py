@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.export.graph import ORT, ORT_FUSED, TRT_BASE, TRT_KV, GraphBuilder, GraphForm
-from nvila_ros.export.parts import draw_decoder, draw_parts, draw_vision, write_parts
+from nvila_ros.export.parts import build_decoder, build_graphs, build_vision, write_parts
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime.rotary import causal_mask, rotary_tables
@@ -235,7 +235,7 @@ def test_graphs_for_any_tensorrt_have_only_operators_of_its_oldest_importer() ->
     spec = make_spec("mlp_downsample_3x3_fix", False, 2, 3, 4)
     weights = quantize_all(spec, "int8") | {"llm.lm_head.weight": round_int4(np.ones((90, 96), np.float32))}
 
-    graphs = [pen.finish(AnyOffset()).graph for pen in draw_parts(spec, weights, TRT_BASE).values()]
+    graphs = [pen.finish(AnyOffset()).graph for pen in build_graphs(spec, weights, TRT_BASE).values()]
 
     assert {node.op_type for graph in graphs for node in graph.node} <= TENSORRT_10_1
 
@@ -244,7 +244,7 @@ def test_maps_of_one_input_share_its_rounding() -> None:
     spec = make_spec("mlp_downsample", True, 2, 1, 3)
     weights = quantize_all(spec, "int8")
 
-    graph = draw_vision(spec.vision, weights, TRT_BASE).finish(AnyOffset()).graph
+    graph = build_vision(spec.vision, weights, TRT_BASE).finish(AnyOffset()).graph
 
     kinds = [node.op_type for node in graph.node]
     assert kinds.count("QuantizeLinear") == 4 * spec.vision.num_live_layers  # q with k and v, out, fc1, fc2
@@ -257,7 +257,7 @@ def test_rounding_by_token_is_refused_for_tensorrt() -> None:
     spec = make_spec("mlp_downsample", True, 2, 1, 3)
 
     with pytest.raises(ConfigError, match=r"q_proj.weight has no input scale.*calibrate"):
-        draw_vision(spec.vision, quantize_all(spec, "int8_by_token"), TRT_BASE)
+        build_vision(spec.vision, quantize_all(spec, "int8_by_token"), TRT_BASE)
 
 
 def test_scale_that_float16_loses_is_refused() -> None:
@@ -267,9 +267,9 @@ def test_scale_that_float16_loses_is_refused() -> None:
     weights[key] = round_int8(np.full((48, 32), 1e-4, np.float32), 1.0)
     weights[key].scale_N[3] = 1e-9
 
-    draw_decoder(spec.decoder, weights, ORT)
+    build_decoder(spec.decoder, weights, ORT)
     with pytest.raises(ConfigError, match=r"scales of llm.model.layers.1.mlp.up_proj.weight must be positive float16"):
-        draw_decoder(spec.decoder, weights, TRT_KV)
+        build_decoder(spec.decoder, weights, TRT_KV)
 
 
 def test_form_of_unknown_dtype_is_refused() -> None:

@@ -74,7 +74,7 @@ def test_branches_prefixes_and_best_are_what_they_say(engine: TensorRtEngine) ->
 def test_answers_are_those_of_torch(built: Path) -> None:
     got, want = (load_model(str(built), backend=backend) for backend in ("tensorrt", "torch"))
 
-    checks.check_answers(got, want, checks.EQUAL_ANSWERS[got.precision])
+    checks.check_answers(got, want, checks.EQUAL_ANSWERS[got.info.precision])
 
 
 def test_graph_gives_what_kernels_give(engine: TensorRtEngine) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nvila_ros.models.qwen2 import Decoder, attend, rotary_tables
+from nvila_ros.models.qwen2 import Qwen2Decoder, attend, rotary_tables
 from nvila_ros.models.spec import DecoderSpec
 
 SPEC = DecoderSpec(
@@ -44,7 +44,7 @@ def test_attention_that_learns_is_torchs_there_and_back(dtype: torch.dtype, atol
 
 def test_wanted_rows_of_a_layer_are_those_of_all_there_and_back() -> None:
     torch.manual_seed(0)
-    layer = Decoder(SPEC).model["layers"][0]
+    layer = Qwen2Decoder(SPEC).model["layers"][0]
     x_BLD = torch.randn(2, 11, 32, requires_grad=True)
     positions_B1L = torch.stack([torch.arange(11), torch.arange(11) // 2])[:, None]
     rotary, sees = rotary_tables(SPEC, positions_B1L), _some_sight(2, 11)

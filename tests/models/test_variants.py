@@ -25,7 +25,7 @@ from nvila_ros.models.variants import (
     tile_range,
     weight_bytes,
 )
-from nvila_ros.prompt.chat import Media
+from nvila_ros.prompt.chat import MediaTokens
 from nvila_ros.visual.encode import arrange, merge_features
 from nvila_ros.visual.views import view_clip, view_image, view_images
 
@@ -188,9 +188,9 @@ def test_fewer_bits_take_fewer_bytes(spec: ModelSpec) -> None:
     assert by_precision["fp16"] == {part: 2 * count for part, count in live.items()}
 
 
-def count_positions(parts: tuple[str | Media, ...]) -> int:
+def count_positions(parts: tuple[str | MediaTokens, ...]) -> int:
     """Positions of media and texts of one token each, as a prompt shows them."""
-    runs = [run for part in parts for run in (part.layout if isinstance(part, Media) else [part])]
+    runs = [run for part in parts for run in (part.layout if isinstance(part, MediaTokens) else [part])]
     return sum(run if isinstance(run, int) else 1 for run in runs)
 
 

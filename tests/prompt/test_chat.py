@@ -8,7 +8,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from nvila_ros.prompt.chat import PLACEHOLDER, Media, Part, answer_frame, build_prompt, next_turn, open_chat
+from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, Part, answer_frame, build_prompt, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import MEDIA_NAMES, SENTINEL, ChatTokenizer
 from tests.golden_cases import ALL_CASES, CHECKPOINT, GOLDEN, load_told
 from tests.prompt.conftest import NVILA_8B, Pair
@@ -44,7 +44,7 @@ def as_upstream_reads(text: str) -> str:
 @example(turn=[("", "Look: "), ("<image>", ""), ("", " what is this ")])
 @example(turn=[("", "  \n"), ("<vila/video>", ""), ("<image>", ""), ("", "so <image> what\n")])
 def test_turn_is_one_string_to_upstream(pair: Pair, turn: list[tuple[str, str]]) -> None:
-    parts = [Media((1,)) if name else text for name, text in turn]
+    parts = [MediaTokens((1,)) if name else text for name, text in turn]
     words = "".join(as_upstream_reads(text) for _, text in turn)
     assume(words.strip() and not any(name in words for name in (*MEDIA_NAMES, *SPECIALS)))
 
@@ -75,14 +75,14 @@ def test_follow_up_continues_the_prompt(pair: Pair, question: str) -> None:
 
 
 def test_prompt_is_the_open_chat_and_the_answers_frame(pair: Pair) -> None:
-    parts = [Media((2, "\n")), "why"]
+    parts = [MediaTokens((2, "\n")), "why"]
 
     assert build_prompt(pair.ours, parts).tolist() == open_chat(pair.ours, parts) + answer_frame(pair.ours)
 
 
 def test_text_of_a_layout_is_tokenized_on_its_own(pair: Pair) -> None:
     newline = pair.ours.encode("\n")
-    media = Media((2, "\n", 1, "\n"))
+    media = MediaTokens((2, "\n", 1, "\n"))
 
     ids = build_prompt(pair.ours, [media, "\n", "\nwhy"]).tolist()
 
@@ -93,7 +93,7 @@ def test_text_of_a_layout_is_tokenized_on_its_own(pair: Pair) -> None:
 
 
 def test_ids_are_qwens(qwen_folder: Path) -> None:
-    ids = build_prompt(ChatTokenizer.from_folder(qwen_folder), [Media((1, "\n")), "Describe the image."]).tolist()
+    ids = build_prompt(ChatTokenizer.from_folder(qwen_folder), [MediaTokens((1, "\n")), "Describe the image."]).tolist()
 
     head = [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 151645, 198, 151644, 872, 198]
     assert ids == [*head, PLACEHOLDER, 198, 74785, 279, 2168, 13, 151645, 198, 151644, 77091, 198]
@@ -104,7 +104,7 @@ def test_input_ids_are_the_references(case: str) -> None:
     tokenizer = ChatTokenizer.from_folder(CHECKPOINT / "llm")
     turn = load_told(case)["prompt_text"].removeprefix(f"{HEAD}user\n").removesuffix(TAIL)
     texts_and_names = re.split(f"({'|'.join(MEDIA_NAMES)})", turn)
-    parts = [Media((1,)) if part in MEDIA_NAMES else part for part in texts_and_names]
+    parts = [MediaTokens((1,)) if part in MEDIA_NAMES else part for part in texts_and_names]
 
     ids = ids_as_upstream(tokenizer, parts, texts_and_names[1::2])
 

@@ -12,7 +12,7 @@ from nvila_ros.prompt.tokenizer import ChatTokenizer
 from tests.golden_cases import GOLDEN, read_image
 
 if TYPE_CHECKING:  # a folder whose conftest needs torch could not even be collected without it
-    from nvila_ros.quantization.calibration import Calibration, Sample
+    from nvila_ros.quantization.calibration import Calibration, CalibrationSample
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,16 +26,20 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def samples() -> list[Sample]:
-    from nvila_ros.quantization.calibration import Sample
+def samples() -> list[CalibrationSample]:
+    from nvila_ros.quantization.calibration import CalibrationSample
 
     image = read_image(GOLDEN / "media" / "small.png")
     clip = tuple(np.roll(image, 5 * i, axis=1) for i in range(8))
-    return [Sample((image,), "What is it?"), Sample(clip, "Where to?"), Sample((image[::-1].copy(),), "How many?")]
+    return [
+        CalibrationSample((image,), "What is it?"),
+        CalibrationSample(clip, "Where to?"),
+        CalibrationSample((image[::-1].copy(),), "How many?"),
+    ]
 
 
 @pytest.fixture(scope="session")
-def calibration(checkpoint: Checkpoint, samples: list[Sample]) -> Calibration:
+def calibration(checkpoint: Checkpoint, samples: list[CalibrationSample]) -> Calibration:
     from nvila_ros.quantization.calibration import calibrate
 
     return calibrate(checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), samples)

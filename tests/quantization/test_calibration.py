@@ -9,7 +9,7 @@ import pytest
 from nvila_ros.errors import FrameError
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.quantization.calibration import QUESTIONS, Calibration, Sample, calibrate, read_samples
+from nvila_ros.quantization.calibration import QUESTIONS, Calibration, CalibrationSample, calibrate, read_samples
 from nvila_ros.runtime.torch_engine import TorchEngine
 from nvila_ros.serving.pipeline import CacheLimits, VisionLanguageModel
 from nvila_ros.types import Frame, Query
@@ -34,7 +34,7 @@ class Recorder(TorchEngine):
 
 
 @pytest.mark.parametrize("name", ["lite", "s2", "video"])
-def test_tiles_and_prompts_are_those_of_the_production_flow(name: str, samples: list[Sample]) -> None:
+def test_tiles_and_prompts_are_those_of_the_production_flow(name: str, samples: list[CalibrationSample]) -> None:
     checkpoint = open_checkpoint(GOLDEN / name / "ckpt")
     tokenizer = ChatTokenizer.from_folder(checkpoint.tokenizer_folder)
     samples = [samples[0], samples[1]]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvila_ros.models.checkpoint import Checkpoint
-from nvila_ros.models.siglip import Layer
+from nvila_ros.models.siglip import VisionLayer
 from nvila_ros.quantization.calibration import Calibration
 from nvila_ros.quantization.int8 import (
     CUTS,
@@ -61,7 +61,7 @@ def test_smoothing_leaves_a_layers_float_outputs_equal(
     checkpoint: Checkpoint, calibration: Calibration, strength: float
 ) -> None:
     spec, weights = checkpoint.spec.vision, checkpoint.weights("vision_tower")
-    layer = build_part(Layer, weights, f"{TOWER}.encoder.layers.0", spec)
+    layer = build_part(VisionLayer, weights, f"{TOWER}.encoder.layers.0", spec)
     with torch.no_grad():
         feat_NPE = embed_tiles(spec, weights, calibration.tile_NCHW[:2])
         with listen(layer, POINTS, 128) as taps:

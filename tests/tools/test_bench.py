@@ -18,7 +18,7 @@ from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools import bench
 from nvila_ros.tools.bench import measure_apart
 from nvila_ros.tools.cli import main
-from nvila_ros.tools.speeds import Figure, Plan, cache_bytes, step_bytes
+from nvila_ros.tools.speeds import BenchSettings, Figure, cache_bytes, step_bytes
 
 pytestmark = pytest.mark.slow  # measures
 
@@ -30,9 +30,9 @@ except CheckpointError as missing:
 CONTEXT = 100
 
 
-def plan(**changed: object) -> Plan:
+def plan(**changed: object) -> BenchSettings:
     fields = {"model": "nvila-tiny", "backend": "onnxruntime", "threads": 1, "image": (64, 48), "frames": 2}
-    return Plan(**fields | {"prompt": 16, "tokens": 2, "repeats": 2} | changed)
+    return BenchSettings(**fields | {"prompt": 16, "tokens": 2, "repeats": 2} | changed)
 
 
 def test_figures_hang_together(capfd: pytest.CaptureFixture[str]) -> None:

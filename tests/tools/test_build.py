@@ -94,7 +94,7 @@ def test_weights_of_a_workstation_are_compiled_on_the_robot(
     done, text = run(capsys, caplog, str(copied))
 
     assert done["plans"] == str(MACHINE)
-    assert "holds the weights already" in text
+    assert "has the weights already" in text
     assert len(builder.built) == len(PARTS)
     assert list(choose_plans(open_build(copied), MACHINE)) == list(PARTS)
 
@@ -151,7 +151,7 @@ def test_other_media_make_other_weights_and_media_left_open_make_none(
     assert "was built by other values of calibration.media" in told
     Path(recipe).write_text(Path(recipe).read_text().replace("{media: tiny-world}", "{}"))
     _, told = run(capsys, caplog, recipe)
-    assert "holds the weights already" in told
+    assert "has the weights already" in told
     assert open_build(Path(made["out"])).recipe["calibration"]["media"] == str(tmp_path / "warehouse")
 
 
@@ -246,7 +246,7 @@ def test_dry_run_makes_nothing(
         (["nvila-tiny.rtx-4090", "--flavour", "tensorrt", "--target", "SM86"], "--target is for tensorrt_rtx"),
         (
             ["nvila-lite-2b.agx-orin", "--parts-only"],
-            "holds no finished weights; to make weights of NVILA-Lite-2B, name",
+            "has no finished weights; to make weights of NVILA-Lite-2B, name",
         ),
         (["nowhere"], "no recipe at 'nowhere'"),
         (["nvila-tiny.cpu", "--dry-run", "--media", "/nowhere"], "calibration media must be a folder of images and"),
@@ -292,4 +292,4 @@ def test_robot_that_only_compiles_needs_no_torch(tmp_path: Path) -> None:
     command.remove("--flavour"), command.remove("tensorrt")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "holds the weights already" in done.stderr
+    assert "has the weights already" in done.stderr

@@ -288,7 +288,7 @@ def test_flat_layout_is_told_with_what_it_leaves_open(flat: Path, capsys: pytest
 
     load(flat)
     assert (code, page["layout"], page["faults"]) == (0, "flat", [])
-    assert ["a flat config tells neither image mode nor pooling" in remark for remark in page["remarks"]] == [True]
+    assert ["a flat config names neither image mode nor pooling" in remark for remark in page["remarks"]] == [True]
     assert [part["files"] for part in page["parts"]] == [1, 1, 1]
     assert [part["bytes_in_files"] for part in page["parts"]] == [201216, 257664, 210176]
 

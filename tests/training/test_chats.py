@@ -8,7 +8,7 @@ import torch
 
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.paths import share_path
-from nvila_ros.prompt.chat import PLACEHOLDER, Media, build_prompt
+from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training import tiny
 from nvila_ros.training.chats import PADDING, PREFIX, Rows, encode_branches, encode_chat, pad_chats
@@ -16,7 +16,7 @@ from nvila_ros.training.losses import decode_branches
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.world.questions import Question
 
-MEDIA = Media((5, "\n", 5, "\n"))
+MEDIA = MediaTokens((5, "\n", 5, "\n"))
 TURNS = [
     Question("color", "What color is the star?", "red"),
     Question("describe", "Describe the scene.", "a red star at the top left."),

@@ -13,7 +13,7 @@ import torch
 from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.paths import share_path
-from nvila_ros.prompt.chat import PLACEHOLDER, Media
+from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import load_torch_model
 from nvila_ros.training import tiny_scale, train_tiny
@@ -73,7 +73,7 @@ def test_batch_has_one_placeholder_per_visual_token(tokenizer: ChatTokenizer) ->
 def test_loss_counts_answers_and_their_ends_alone(tokenizer: ChatTokenizer) -> None:
     turns = [Question("color", "What color is the star?", "red"), Question("count", "How many objects are there?", "2")]
 
-    chat = encode_chat(tokenizer, Media((4, "\n")), turns)
+    chat = encode_chat(tokenizer, MediaTokens((4, "\n")), turns)
 
     ids, labels = chat.ids, chat.labels
     told = [label for label in labels if label != IGNORE]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import ModelSpec, Overrides, Pool, Wrap
-from nvila_ros.prompt.chat import Media
+from nvila_ros.prompt.chat import MediaTokens
 from nvila_ros.visual.encode import arrange, merge_features
 from nvila_ros.visual.pooling import pool_tokens
 from nvila_ros.visual.views import View, view_clip, view_image, view_images, whole_groups
@@ -51,7 +51,7 @@ def test_pooling_averages_consecutive_frames_rows_and_columns(frames: int, pool:
 def test_clip_has_a_newline_behind_each_pooled_frame() -> None:
     seen = arrange(VIDEO, make_view("clip", 16), tokens(16, 16))
 
-    assert seen.parts == (Media((16, "\n", 16, "\n")),)
+    assert seen.parts == (MediaTokens((16, "\n", 16, "\n")),)
     assert seen.visual_GD.shape == (32, 3)
 
 
@@ -60,13 +60,13 @@ def test_levels_of_a_clip_follow_one_another_and_wraps_stand_where_upstream_puts
 
     seen = arrange(spec, make_view("clip", 2), tokens(2, 16))
 
-    assert seen.parts == (Media(("<", 1, ">", "|", "<", 4, ">", "<", 4, ">", "|")),)
+    assert seen.parts == (MediaTokens(("<", 1, ">", "|", "<", 4, ">", "<", 4, ">", "|")),)
     assert np.array_equal(seen.visual_GD[1:5], pool_tokens(tokens(2, 16), (1, 2, 2))[0])
 
 
 def test_tiles_have_a_text_newline_behind_them_and_images_have_none() -> None:
-    assert arrange(LITE, make_view("tiled", 2), tokens(2, 9)).parts == (Media((9, "\n")), "\n") * 2
-    assert arrange(LITE, make_view("image", 2), tokens(2, 9)).parts == (Media((9, "\n")),) * 2
+    assert arrange(LITE, make_view("tiled", 2), tokens(2, 9)).parts == (MediaTokens((9, "\n")), "\n") * 2
+    assert arrange(LITE, make_view("image", 2), tokens(2, 9)).parts == (MediaTokens((9, "\n")),) * 2
 
 
 def test_scaled_image_is_one_medium_in_raster_order() -> None:
@@ -74,7 +74,7 @@ def test_scaled_image_is_one_medium_in_raster_order() -> None:
 
     seen = arrange(S2, view, tokens(2, 4))
 
-    assert seen.parts == (Media((8, "\n")),)
+    assert seen.parts == (MediaTokens((8, "\n")),)
     rows = seen.visual_GD[:, 0] / 3
     assert rows.tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvila_ros.paths import share_path
-from nvila_ros.prompt.chat import Media
+from nvila_ros.prompt.chat import MediaTokens
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.chats import encode_branches
 from nvila_ros.training.token_labels import IGNORE
@@ -74,7 +74,9 @@ def test_the_label_stands_at_the_last_token_of_the_name() -> None:
     text = f"Is the {name_of(SCENE.objects[0])} above the {name_of(SCENE.objects[1])}?"
     turns = [Question("count", "How many objects are there?", "3"), Question("relation", text, "no")]
 
-    chat = encode_branches(tokenizer, Media((4, "\n")), turns, [name_places(SCENE, turn.text, 0.0) for turn in turns])
+    chat = encode_branches(
+        tokenizer, MediaTokens((4, "\n")), turns, [name_places(SCENE, turn.text, 0.0) for turn in turns]
+    )
 
     labelled = [k for k, column in enumerate(chat.columns) if column != IGNORE]
     assert [chat.rows[k] for k in labelled] == [12, 4]

@@ -16,7 +16,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from nvila_ros.export.graph import GraphBuilder, Weights, pack
-from nvila_ros.export.parts import draw_decoder, draw_projector, draw_vision
+from nvila_ros.export.parts import build_decoder, build_projector, build_vision
 from nvila_ros.models.quantized import as_array, name_precision
 from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import DecoderSpec
@@ -32,7 +32,7 @@ class OnnxRuntimeDecoder:
 
     def __init__(self, spec: DecoderSpec, weights: Weights, threads: int = 0) -> None:
         self._vocab_size = spec.vocab_size
-        self._session = start_session(draw_decoder(spec, weights), threads)
+        self._session = start_session(build_decoder(spec, weights), threads)
 
     def run(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
         """Write the rows of new tokens behind those that the cache holds and return the wanted logits, (R, V)."""
@@ -67,8 +67,8 @@ class OnnxRuntimeEngine(AppendEngine):
     def __init__(self, source: Source, threads: int = 0) -> None:
         spec, weights = source.spec, source.weights()
         self.precision = name_precision(weights)
-        self._vision = start_session(draw_vision(spec.vision, weights), threads)
-        self._projector = start_session(draw_projector(spec.projector, spec.vision.grid, weights), threads)
+        self._vision = start_session(build_vision(spec.vision, weights), threads)
+        self._projector = start_session(build_projector(spec.projector, spec.vision.grid, weights), threads)
         decoder = OnnxRuntimeDecoder(spec.decoder, weights, threads)
         super().__init__(spec, as_array(weights, EMBEDDING), decoder)
 

@@ -14,7 +14,7 @@ import weakref
 
 import numpy as np
 
-from nvila_ros.export.decoder import draw_decoder
+from nvila_ros.export.decoder import build_decoder
 from nvila_ros.export.graph import ORT_FUSED, Weights
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.runtime.append import STAGE_ROWS, AppendCache, NewTokens
@@ -29,7 +29,7 @@ class StepDecoder:
 
     def __init__(self, spec: DecoderSpec, weights: Weights, threads: int = 0) -> None:
         self._spec = spec
-        self._session = start_session(draw_decoder(spec, weights, ORT_FUSED), threads)
+        self._session = start_session(build_decoder(spec, weights, ORT_FUSED), threads)
         self._key: tuple[object, ...] = ()
         self._step: _Step
 

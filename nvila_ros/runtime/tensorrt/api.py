@@ -1,11 +1,11 @@
-"""What differs between TensorRT's versions and flavours, in one place: 10.3 to 11.x on a robot, TensorRT-RTX elsewhere.
+"""The differences between TensorRT's versions and flavours: 10.3 to 11.x on a robot, TensorRT-RTX elsewhere.
 
-Features are found by asking for them, never by comparing versions. In this folder the vendor's objects
-are held in names such as `trt`, `builder` or `_context` alone (`HOLDERS` in tests, tensorrt_names.py): a test
-looks up every attribute of these in the real bindings of each version, since none of them loads without a GPU.
+Features are detected by attribute, never by version number. In this folder the vendor's objects have only names such as
+`trt`, `builder` or `_context` (`HOLDERS` in tests, tensorrt_names.py): a test looks up every attribute used on them in
+the real bindings of each version, since none of them loads without a GPU.
 
-TensorRT-RTX is the one flavour that builds without a GPU: it compiles ahead of time for GPUs that are named. It serves
-desktop GPUs and knows none of the Jetsons, whose plans only TensorRT on the device itself can build.
+TensorRT-RTX is the only flavour that builds without a GPU: it compiles ahead of time for named GPUs. It supports
+desktop GPUs and no Jetson; plans for a Jetson are built by TensorRT on the device itself.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 from nvila_ros.errors import BackendError
 
 FLAVOURS = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-"""Modules that each flavour is installed as; the wheels of RTX bring their bindings alone."""
+"""Modules of each flavour; the wheels of RTX have only their bindings."""
 
 Progress = Callable[[str, float], None]
-"""Told the phase, and how much of the build is done, 0 to 1; raising from it ends the build."""
+"""Called with the phase and the finished share of the build, 0 to 1; an exception from it ends the build."""
 
 
 def load_api(flavour: str) -> Any:
@@ -49,14 +49,14 @@ def load_api(flavour: str) -> Any:
 
 @dataclass(slots=True)
 class Log:
-    """What a build said: errors and warnings, and the list of its kernels."""
+    """Messages of a build: errors, warnings, and the list of its kernels."""
 
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     kernels: list[str] = field(default_factory=list)
 
     def add(self, is_error: bool, is_warning: bool, message: str) -> None:
-        """Keep what is of use; the rest of a verbose log is large."""
+        """Keep errors, warnings and kernels; the rest of a verbose log is large."""
         if is_error:
             self.errors.append(message)
         elif is_warning:
@@ -66,21 +66,21 @@ class Log:
 
 
 def open_log(trt: Any) -> tuple[Any, Log]:
-    """Return the process's logger and a fresh log that it writes to from now on."""
+    """Return the process's logger and a new log that it writes to from now on."""
     logger = _logger(trt)
     logger.kept = Log()
     return logger, logger.kept
 
 
 def last_error(trt: Any) -> str:
-    """Return TensorRT's own words on what failed last, each time the ones before."""
+    """Return TensorRT's last error message, and remove it."""
     errors = _logger(trt).kept.errors
     return errors.pop().strip() if errors else "it gave no reason"
 
 
 @functools.cache
 def _logger(trt: Any) -> Any:
-    """TensorRT keeps the first logger that it is given and ignores all later ones, so there is one for each flavour."""
+    """Return the one logger of a flavour: TensorRT keeps the first that it gets and ignores all later ones."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -95,15 +95,15 @@ def _logger(trt: Any) -> Any:
 
 
 @dataclass(slots=True)
-class Phase:
-    """A phase of a build, which is one step of the phase that it lies in."""
+class BuildPhase:
+    """A phase of a build, which is one step of its parent phase."""
 
-    parent: Phase | None
+    parent: BuildPhase | None
     num_steps: int
     num_done: int = 0
 
     def reached(self, share: float = 0.0) -> float:
-        """Return how much of the outermost phase is done, `share` of a step of this one included."""
+        """Return the finished share of the outermost phase, including `share` of this phase's current step."""
         mine = min((self.num_done + share) / self.num_steps, 1.0)
         return mine if self.parent is None else self.parent.reached(mine)
 
@@ -114,21 +114,21 @@ def make_monitor(trt: Any, on_progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.phases: dict[str, Phase] = {}
+            self.phases: dict[str, BuildPhase] = {}
             self.share = 0.0
             self.error: BaseException | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.phases[phase_name] = Phase(self.phases.get(parent_phase or ""), max(num_steps, 1))
+            self.phases[phase_name] = BuildPhase(self.phases.get(parent_phase or ""), max(num_steps, 1))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             try:
                 if phase_name in self.phases:
                     self.phases[phase_name].num_done = step + 1
-                    # Phases come again for every layer: what was told is never taken back.
+                    # Phases repeat for every layer, but reported progress never decreases.
                     self.share = max(self.share, self.phases[phase_name].reached())
                 on_progress(phase_name, self.share)
-            except BaseException as error:  # it must not cross the vendor's frames; `build_plan` raises it again
+            except BaseException as error:  # it must not pass through the vendor's frames; `build_plan` raises it
                 self.error = error
             return self.error is None
 
@@ -139,14 +139,14 @@ def make_monitor(trt: Any, on_progress: Progress) -> Any:
 
 
 def open_context(trt: Any, engine: Any, profile: int, stream: int, keeps_shape: bool = False) -> Any:
-    """Return a context that keeps to one profile and holds scratch memory for no other.
+    """Return a context of one profile, with scratch memory for that profile alone.
 
     Args:
         trt: the vendor's module.
         engine: a loaded plan.
         profile: number of the profile.
-        stream: that the profile is chosen on.
-        keeps_shape: all that runs has one shape, as what is to be captured has.
+        stream: on which the profile is set.
+        keeps_shape: all calls have one shape, as captured steps must have.
 
     Raises:
         BackendError: there is no memory for it.
@@ -158,11 +158,11 @@ def open_context(trt: Any, engine: Any, profile: int, stream: int, keeps_shape: 
 
 
 def _context_settings(trt: Any, engine: Any, keeps_shape: bool) -> Any:
-    """Return how memory is taken and, of RTX, when kernels are compiled.
+    """Return the allocation strategy and, for RTX, when kernels are compiled.
 
-    RTX starts on kernels for any shape and compiles better ones in the background, which later calls switch to: what
-    is captured meanwhile would keep the slow ones, and a step would round otherwise than the one before. So what keeps
-    its shape waits once for its own; prompts, of which each has another length, do not.
+    RTX starts with kernels for any shape and compiles specialized ones in the background, to which later calls switch.
+    A step captured before the switch would keep the slow kernels, and its rounding would differ from later steps. So a
+    context of one shape compiles its kernels first; prompts, which differ in length, do not wait.
 
     Source: TensorRT-RTX's manual, "Working with RTX CUDA Graphs".
     """
@@ -181,17 +181,17 @@ def has_cache_in_place(trt: Any) -> bool:
 
 
 def create_network(trt: Any, builder: Any) -> Any:
-    """Return an empty network whose types are the graph's own; from 11 on there is no other kind."""
+    """Return an empty strongly typed network; from 11 on there is no other kind."""
     return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
 
 def set_target(trt: Any, config: Any, target: str) -> None:
-    """Compile for a GPU by RTX's name, such as `SM86`, at hand or not; empty is the one at hand.
+    """Compile for a GPU by RTX's name, such as `SM86`; empty is the GPU of this machine.
 
-    Left to itself RTX compiles for all from Ampere on, and then its plan does not run on Turing.
+    By default RTX compiles for all GPUs from Ampere on, and such a plan does not run on Turing.
 
     Raises:
-        BackendError: this flavour builds on the device alone, or does not know the target.
+        BackendError: this flavour builds only on the device, or does not know the target.
     """
     if not target:
         return
@@ -205,7 +205,7 @@ def set_target(trt: Any, config: Any, target: str) -> None:
 
 
 def check_target(trt: Any, target: str) -> None:
-    """Check that TensorRT-RTX knows a GPU, such as `SM86`: on others no plan of it loads. Empty passes.
+    """Check that TensorRT-RTX supports a GPU, such as `SM86`; empty passes. On others none of its plans loads.
 
     Raises:
         BackendError: it does not.
@@ -218,16 +218,16 @@ def check_target(trt: Any, target: str) -> None:
 
 
 def limit_workspace(trt: Any, config: Any, limit_bytes: int) -> None:
-    """Bound what one layer may take beside weights and activations; 0 leaves the vendor's bound."""
+    """Limit a layer's workspace beside weights and activations; 0 keeps the vendor's limit."""
     if limit_bytes:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit_bytes)
 
 
 def use_timings(config: Any, timings: bytes) -> None:
-    """Start from what an earlier build measured; empty starts from nothing.
+    """Use the timings of an earlier build; may be empty.
 
-    Timings of another version or GPU are refused by TensorRT itself, which then measures anew and says so. RTX measures
-    nothing when it builds.
+    TensorRT refuses timings of another version or GPU with a message, and measures again. RTX measures nothing when it
+    builds.
     """
     if not _is_rtx(config):
         timing_cache = config.create_timing_cache(timings)
@@ -235,7 +235,7 @@ def use_timings(config: Any, timings: bytes) -> None:
 
 
 def read_timings(config: Any) -> bytes:
-    """Return what this build and those before measured, for `use_timings`; empty of RTX."""
+    """Return the timings of this build and those before, for `use_timings`; empty for RTX."""
     timing_cache = None if _is_rtx(config) else config.get_timing_cache()
     return bytes(timing_cache.serialize()) if timing_cache else b""
 

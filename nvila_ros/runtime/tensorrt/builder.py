@@ -1,7 +1,7 @@
-"""Build a TensorRT plan from one exported graph: parse, add profiles, compile, and keep what the builder said.
+"""Build a TensorRT plan from one exported graph: parse, add profiles, compile, and keep the builder's messages.
 
-Types are the graph's own (strong typing), so nothing is quantized or widened here. The plan's kernels are part of the
-result: `lint` reads from them whether the graph became what it was drawn for.
+The network is strongly typed, so nothing is quantized or widened here. The list of the plan's kernels is part of the
+result: `lint` checks in it that the graph was compiled as intended.
 
 Shapes: N tiles, P patches, E vision width, L tokens in this call, R of them whose logits are wanted, T past tokens, M
 tokens of the cache, D decoder width, K kv heads, S head size.
@@ -23,22 +23,22 @@ from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime.tensorrt import api
 
 PREFILL, DECODE = 0, 1
-"""Numbers of the decoder's profiles."""
+"""Indices of the decoder's profiles."""
 DECODE_ROWS = 2
-"""Of one row alone TensorRT-RTX lays the head out anew beside how prompts read it: 0.47 GB more of a 2B model."""
+"""With a single row TensorRT-RTX stores the head in a second layout beside that for prompts: 0.47 GB of a 2B model."""
 Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[Shape, Shape, Shape]]
-"""Least, usual and largest shape of each input whose shape varies."""
+"""Least, usual and largest shape of each input of variable shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much an engine takes at once.
+    """The largest inputs of an engine.
 
     Attributes:
         max_tiles: tiles in one call of the vision tower and the projector; more are split by the caller.
         max_chunk: tokens in one call of the decoder; longer prompts are split by the caller.
-        max_rows: tokens of a chunk whose logits are wanted; more are split by the caller.
+        max_rows: tokens of a chunk whose logits are returned; more are split by the caller.
         capacity: tokens of the cache.
     """
 
@@ -61,9 +61,9 @@ class BuildOptions:
     """How to build.
 
     Attributes:
-        target: GPU to compile for by RTX's name, such as `SM86`; empty is the one at hand.
-        workspace_bytes: bound of what one layer may take beside weights and activations; 0 leaves TensorRT's own.
-        timings: what an earlier build measured on this very GPU and version, or empty.
+        target: GPU to compile for by RTX's name, such as `SM86`; empty is that of this machine.
+        workspace_bytes: limit of one layer beside weights and activations; 0 keeps TensorRT's.
+        timings: of an earlier build on the same GPU and version, or empty.
     """
 
     target: str = ""
@@ -73,14 +73,14 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A plan and how it came about.
+    """A plan and the record of its build.
 
     Attributes:
-        plan: what an engine loads; for this version of TensorRT and this kind of GPU alone. Not copied: it is large.
-        kernels: the builder's description of each kernel, one a line.
-        warnings: what the builder warned of.
+        plan: for this version of TensorRT and this kind of GPU alone. Not copied, since it is large.
+        kernels: the builder's description of each kernel, one line each.
+        warnings: of the builder.
         timings: for the next build's options.
-        build_s: how long parsing and compiling took.
+        build_s: seconds of parsing and compiling.
     """
 
     plan: memoryview
@@ -99,7 +99,7 @@ def part_profiles(spec: ModelSpec, part: str, form: GraphForm, limits: Limits) -
         return [{"feat": _each(tiles, lambda n: (n, vision.num_patches, spec.projector.in_width))}]
     last = limits.capacity - 1
     chunk, one = (1, limits.max_chunk, limits.max_chunk), (1, 1, 1)
-    # A short chunk may come behind a long past; the longest of both never come together.
+    # A short chunk may follow a long past; the longest of both never occur together.
     past_by_profile = [(0, 0, last), (1, limits.capacity // 2, last)]
     wanted = [{"rows": _each((1, 1, most), lambda n: (n,))} for most in (limits.max_rows, DECODE_ROWS)]
     if form.decoder == "in_place":
@@ -123,12 +123,12 @@ def build_plan(
         trt: from `api.load_api`.
         graph: an exported graph, beside its weights.
         profiles: from `part_profiles`.
-        capacity: tokens of a cache in place, whose size a plan fixes; of no effect on other graphs.
+        capacity: tokens of a cache in place, whose size is fixed in the plan; of no effect on other graphs.
         options: how to build.
-        on_progress: told how far it is; what it raises ends the build and is raised from here.
+        on_progress: called with the progress; an exception from it ends the build and is raised here.
 
     Raises:
-        BackendError: TensorRT refuses the graph or fails to compile it; the message holds its own words.
+        BackendError: TensorRT refuses the graph or fails to compile it; the message has its reason.
     """
     started = time.perf_counter()
     logger, log = api.open_log(trt)
@@ -163,26 +163,26 @@ def build_plan(
 
 
 def load_graph(path: Path, how: str) -> onnx.ModelProto:
-    """Return a graph without its weights; `how` says what to do about one that is damaged.
+    """Return a graph without its weights; `how` is the remedy for a damaged one.
 
     Raises:
-        BackendError: it is not there or not ONNX.
+        BackendError: it is missing or not ONNX.
     """
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own exceptions have no common kind
         raise BackendError(f"{path} cannot be read as ONNX ({error}); {how}") from error
-    if not model.graph.node:  # what protobuf makes of some bytes that are no graph
-        raise BackendError(f"{path} cannot be read as ONNX (it holds no nodes); {how}")
+    if not model.graph.node:  # protobuf parses some bytes that are no graph as an empty one
+        raise BackendError(f"{path} cannot be read as ONNX (it has no nodes); {how}")
     return model
 
 
 def _parse(trt: Any, network: Any, logger: Any, graph: Path, capacity: int) -> None:
-    model = load_graph(graph, "draw it again")
+    model = load_graph(graph, "export it again")
     if capacity:
         _fix_capacity(model, capacity)
     parser = trt.OnnxParser(network, logger)
-    # The path tells where the weights lie.
+    # The parser finds the weights beside this path.
     if not parser.parse(model.SerializeToString(), str(graph)):
         found = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         why = found[-1].strip() if found else api.last_error(trt)

@@ -12,16 +12,16 @@ from nvila_ros.errors import ShapeError
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.runtime.checks import check_copy, check_truncation
 from nvila_ros.runtime.tensorrt.cuda import Buffer, Cuda
-from nvila_ros.runtime.tensorrt.part import Captured
+from nvila_ros.runtime.tensorrt.profile_context import CapturedStep
 
 VALUE_BYTES = 2  # float16
 
 
 class DeviceCache:
-    """The cache of one engine; memory is taken once.
+    """The cache of one engine, allocated once.
 
     Attributes:
-        captured: the step of one token over this cache, once it was captured.
+        captured: the captured step of one token over this cache; None before.
     """
 
     def __init__(self, cuda: Cuda, spec: DecoderSpec, capacity: int, is_in_place: bool) -> None:
@@ -29,12 +29,12 @@ class DeviceCache:
         self.row_bytes = VALUE_BYTES * spec.num_kv_heads * spec.head_size  # of one token in one layer
         names = [f"{key}_{i}" for i in range(spec.num_layers) for key in "kv"]
         self.buffer_by_name = {name: Buffer(cuda, capacity * self.row_bytes) for name in names}
-        # In place, attention reads rows that no token has filled: what is hidden by a mask must still be a number.
+        # In place, attention also reads unused rows; values behind the mask must still be finite.
         for buffer in self.buffer_by_name.values():
             cuda.clear(buffer.pointer, buffer.num_bytes)
         self.capacity = capacity
         self.length = 0
-        self.captured: Captured | None = None
+        self.captured: CapturedStep | None = None
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from `length` on."""
@@ -42,14 +42,14 @@ class DeviceCache:
         self.length = length
 
     def copy_prefix(self, source: DeviceCache, length: int) -> None:
-        """Hold the first `length` tokens of another cache of the same engine; nothing leaves the device.
+        """Copy the first `length` tokens of another cache of the same engine, on the device.
 
         In place, each head's tokens are one block of a fixed size; else all heads' tokens are one block.
         """
         check_copy(self, source, length)
         if source is not self and length:
             block_bytes = length * self.row_bytes // self._num_blocks
-            # Of a single block the pitch is of no effect, but must not be less than what is copied.
+            # For a single block the pitch has no effect, but must not be less than the copied bytes.
             pitch = self.capacity * self.row_bytes // self._num_blocks
             if self._num_blocks > 1 and source.capacity != self.capacity:
                 raise ShapeError(f"caches in place must be of one size, got {source.capacity} and {self.capacity}")

@@ -1,6 +1,6 @@
-"""The few calls of the CUDA runtime that an engine needs, over cuda-python 12 or 13.
+"""The calls of the CUDA runtime that an engine needs, over cuda-python 12 or 13.
 
-Pointers are integers, as TensorRT takes them. Everything is in order on one stream, and so is copied before it is used.
+Pointers are integers, as TensorRT takes them. All work is ordered on one stream, so copies finish before their use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from nvila_ros.errors import BackendError
 
-ALIGNMENT = 256  # bytes; TensorRT wants every address to be a multiple
+ALIGNMENT = 256  # bytes; TensorRT requires every address to be a multiple
 MODULES = ("cuda.bindings.runtime", "cuda.cudart")  # the newer name first: the older warns where both are
 
 
@@ -28,7 +28,7 @@ class Buffer:
 
 
 class Graph:
-    """Work that was captured once and is launched again and again, on the same addresses each time."""
+    """Captured work, which is launched repeatedly on the same addresses."""
 
     def __init__(self, cuda: Cuda, handle: Any) -> None:
         self.handle = handle
@@ -54,11 +54,11 @@ class Cuda:
         return f"sm_{major}{minor}", num_sms
 
     def allocate(self, num_bytes: int) -> int:
-        """Return memory of the device; `cudaMalloc` aligns to 256 bytes."""
+        """Allocate device memory; `cudaMalloc` aligns to 256 bytes."""
         return int(self._call("cudaMalloc", num_bytes))
 
     def free(self, pointer: int) -> None:
-        """Give memory back."""
+        """Free device memory."""
         self._call("cudaFree", pointer)
 
     def clear(self, pointer: int, num_bytes: int) -> None:
@@ -66,7 +66,7 @@ class Cuda:
         self._call("cudaMemsetAsync", pointer, 0, num_bytes, self.stream)
 
     def upload(self, array: np.ndarray, pointer: int) -> None:
-        """Copy a contiguous array to the device; it may be changed as soon as this returns.
+        """Copy a contiguous array to the device; the array may be changed as soon as this returns.
 
         Source: the CUDA runtime's "API synchronization behavior": pageable memory is staged before the call returns.
         """
@@ -74,7 +74,7 @@ class Cuda:
         self._call("cudaMemcpyAsync", pointer, array.ctypes.data, array.nbytes, kind, self.stream)
 
     def download(self, pointer: int, array: np.ndarray) -> None:
-        """Fill a contiguous array from the device once all work before is done."""
+        """Wait for all earlier work, then fill a contiguous array from the device."""
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, pointer, array.nbytes, kind, self.stream)
         self.wait()
@@ -89,7 +89,7 @@ class Cuda:
         self._call("cudaStreamSynchronize", self.stream)
 
     def capture(self, work: Callable[[], None]) -> Graph:
-        """Return what `work` would have put on the stream, of which nothing is done yet.
+        """Capture what `work` would put on the stream, without running it.
 
         Raises:
             BackendError: the work cannot be captured; the stream is as before.
@@ -99,24 +99,24 @@ class Cuda:
         try:
             work()
         except BackendError:
-            self._cudart.cudaStreamEndCapture(self.stream)  # its status tells of the failure that is on its way
+            self._cudart.cudaStreamEndCapture(self.stream)  # its status repeats the error that is being raised
             raise
-        drawn = self._call("cudaStreamEndCapture", self.stream)
+        captured = self._call("cudaStreamEndCapture", self.stream)
         try:
-            return Graph(self, self._call("cudaGraphInstantiate", drawn, 0))
+            return Graph(self, self._call("cudaGraphInstantiate", captured, 0))
         finally:
-            self._call("cudaGraphDestroy", drawn)
+            self._call("cudaGraphDestroy", captured)
 
     def launch(self, graph: Graph) -> None:
         """Start captured work."""
         self._call("cudaGraphLaunch", graph.handle, self.stream)
 
     def destroy(self, handle: Any) -> None:
-        """Give back what a `Graph` holds."""
+        """Free a `Graph`."""
         self._call("cudaGraphExecDestroy", handle)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Return what a call gives beside its status.
+        """Return the result of a call without its status.
 
         Raises:
             BackendError: the call failed.

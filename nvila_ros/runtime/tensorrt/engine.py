@@ -1,12 +1,11 @@
-"""`Engine` over TensorRT plans: memory taken when it is loaded, one stream, a cache that is never copied.
+"""`Engine` over TensorRT plans: memory allocated at load, one stream, a cache that is never copied.
 
-Tried without a GPU only, against a stand-in that runs the same graphs by the same pointers (tests/runtime).
+Tested without a GPU only, against a stand-in that runs the same graphs on the same pointers (tests/runtime).
 
-Plans take float16 where the seam has float32. A cache in the append form is told by pointers: `new` is bound right
-behind `past`, whose rows are a multiple of what TensorRT aligns to. One in place is bound as input and output at once,
-so that a step of one token runs on the same addresses and shapes each time: it is captured as a CUDA graph after the
-first and launched from then on. In the append form the past grows with every step, and each would be a graph of its
-own, so there all steps are started kernel by kernel.
+Plans take float16 where the engine's interface has float32. In the append form, `new` is bound directly behind `past`,
+whose rows are a multiple of TensorRT's alignment. In place, the cache is bound as input and output at once, so steps of
+one token always have the same addresses and shapes: the first is captured as a CUDA graph, which later steps launch. In
+the append form the past grows with every step, and each would need a graph of its own, so no step is captured.
 
 Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, L tokens in this call, R of them
 whose logits are wanted, T past tokens, M tokens of the cache after it, D decoder width, V vocabulary.
@@ -35,10 +34,10 @@ from nvila_ros.runtime.tensorrt.builder import DECODE, PREFILL, Limits, part_pro
 from nvila_ros.runtime.tensorrt.cache import DeviceCache
 from nvila_ros.runtime.tensorrt.cuda import Cuda
 from nvila_ros.runtime.tensorrt.machine import find_machine
-from nvila_ros.runtime.tensorrt.part import Part, load_plan
 from nvila_ros.runtime.tensorrt.plans import choose_plans, map_plan, read_records, rebuild
+from nvila_ros.runtime.tensorrt.profile_context import ProfileContext, load_plan
 
-FLOOR = np.float16(-6e4)  # of a mask in float16, which has no -1e9
+FLOOR = np.float16(-6e4)  # of an additive mask: float16 has no -1e9
 _log = logging.getLogger(__name__)
 
 
@@ -47,11 +46,11 @@ class TensorRtEngine:
 
     Args:
         spec: of the model.
-        plans: anything that holds bytes, by part.
-        embedding_VD: rows may lie on disk; a step reads one.
+        plans: any buffers of bytes, by part.
+        embedding_VD: may be mapped from disk; a step reads one row.
         form: of the decoder's graph.
         limits: that the plans were built for.
-        precision: what to tell of it.
+        precision: for reports.
         trt: the vendor's module.
         cuda: the stream that everything runs on.
         use_graphs: capture steps of one token where their addresses do not change.
@@ -69,7 +68,7 @@ class TensorRtEngine:
         cuda: Cuda,
         use_graphs: bool = True,
     ) -> None:
-        # A prompt that plans have no room for is refused like one beyond the model's positions.
+        # A prompt longer than the plans' cache is refused like one beyond the model's positions.
         capacity = min(limits.capacity, spec.decoder.max_positions)
         self.spec, self.precision = replace(spec, decoder=replace(spec.decoder, max_positions=capacity)), precision
         self.batch_tiles = limits.max_tiles
@@ -78,21 +77,21 @@ class TensorRtEngine:
         self._limits, self._cuda, self._embedding_VD = limits, cuda, embedding_VD
         logger, _ = api.open_log(trt)
         runtime = trt.Runtime(logger)
-        self._runtime = runtime  # it must outlive what it loads
-        self._parts: dict[str, list[Part]] = {}
+        self._runtime = runtime  # it must outlive the engines that it loads
+        self._parts: dict[str, list[ProfileContext]] = {}
         for name in plans:
             engine = load_plan(trt, runtime, name, plans[name])
             profiles = part_profiles(spec, name, form, limits)
-            self._parts[name] = [Part(trt, engine, cuda, i, shapes) for i, shapes in enumerate(profiles)]
+            self._parts[name] = [ProfileContext(trt, engine, cuda, i, shapes) for i, shapes in enumerate(profiles)]
         for decoder, num_rows in zip(self._parts["decoder"], (limits.max_rows, 1), strict=True):
             self._reserve_others(decoder, num_rows)
         self._last = self._parts["decoder"][PREFILL]
         self._cos, self._sin = (t.astype(np.float16) for t in rotary_tables(spec.decoder, limits.capacity))
 
-    def _reserve_others(self, decoder: Part, num_rows: int) -> None:
-        """Take the memory of what `part_profiles` does not tell."""
+    def _reserve_others(self, decoder: ProfileContext, num_rows: int) -> None:
+        """Allocate inputs and outputs that `part_profiles` does not list."""
         vocab = self.spec.decoder.vocab_size
-        decoder.allocate("start", 8)  # of one shape always, so that no profile names it
+        decoder.allocate("start", 8)  # of fixed shape, so no profile has it
         decoder.reserve("logits", (num_rows, vocab), np.float32)
         decoder.reserve("top_logits", (num_rows, min(NUM_TOP, vocab)), np.float32)
         decoder.reserve("top_ids", (num_rows, min(NUM_TOP, vocab)), np.int64)
@@ -112,14 +111,16 @@ class TensorRtEngine:
         return self._embedding_VD[ids_L].astype(np.float32, copy=False)
 
     def new_cache(self, capacity: int) -> DeviceCache:
-        """Return an empty cache for `capacity` tokens; in place it has the size of the plan's.
+        """Return an empty cache for `capacity` tokens; in place it has the plan's size.
 
         Raises:
-            BackendError: the plans hold fewer.
+            BackendError: it exceeds the plans' limit.
         """
         most = self._limits.capacity
         if capacity > most:
-            raise BackendError(f"plans hold {most} tokens, {capacity} needed; ask less, or raise the recipe's limits")
+            raise BackendError(
+                f"plans have room for {most} tokens, {capacity} needed; ask less, or raise the recipe's limits"
+            )
         return DeviceCache(self._cuda, self.spec.decoder, most if self._is_in_place else capacity, self._is_in_place)
 
     def forward(self, embeds_LD: np.ndarray, cache: DeviceCache) -> np.ndarray:
@@ -130,8 +131,7 @@ class TensorRtEngine:
     def forward_top(self, embeds_LD: np.ndarray, cache: DeviceCache) -> tuple[np.ndarray, np.ndarray]:
         """Append L tokens and return ids and logits of the 64 likeliest next ones, best first.
 
-        Of a large vocabulary that is a thousandth of what `forward` downloads. Where 64 are not enough,
-        `fetch_logits` gives the others.
+        For a large vocabulary this downloads a thousandth of what `forward` does. `fetch_logits` returns all logits.
         """
         self._append(embeds_LD, cache)
         count = min(NUM_TOP, self.spec.decoder.vocab_size)
@@ -149,7 +149,7 @@ class TensorRtEngine:
         logits_RV = np.empty((len(tree.wanted_R), self.spec.decoder.vocab_size), np.float32)
         for first, last in self._cut(len(embeds_LD), tree.wanted_R):
             places = np.flatnonzero((tree.wanted_R >= first) & (tree.wanted_R < last))
-            # Also of a chunk of which nothing is wanted: a plan gives one row at least.
+            # At least one row, since a plan has no empty output.
             wanted_R = tree.wanted_R[places] - first if len(places) else np.zeros(1, np.int64)
             chunk = Tree(tree.positions_L[first:last], tree.sees_LM[first:last, : start + last], wanted_R)
             self._step(embeds_LD[first:last], cache, chunk)
@@ -158,7 +158,7 @@ class TensorRtEngine:
         return logits_RV
 
     def _cut(self, num_tokens: int, wanted_R: np.ndarray) -> list[tuple[int, int]]:
-        """Return where chunks begin and end that hold no more tokens, and wanted ones, than the limits allow."""
+        """Return begin and end of chunks within the limits on tokens and wanted rows."""
         wanted_L = np.bincount(wanted_R, minlength=num_tokens)
         cuts, taken = [0], 0
         for i, is_wanted in enumerate(wanted_L):
@@ -169,7 +169,7 @@ class TensorRtEngine:
         return list(zip(cuts, [*cuts[1:], num_tokens], strict=True))
 
     def _append(self, embeds_LD: np.ndarray, cache: DeviceCache) -> None:
-        """Append tokens in a run; the logits after the last one stay on the device."""
+        """Append consecutive tokens; the logits after the last one stay on the device."""
         for first in range(0, len(embeds_LD), self._limits.max_chunk):
             chunk = embeds_LD[first : first + self._limits.max_chunk]
             positions_L = np.arange(cache.length, cache.length + len(chunk))
@@ -177,9 +177,9 @@ class TensorRtEngine:
             self._step(chunk, cache, Tree(positions_L, sees_LM, np.array([len(chunk) - 1])))
 
     def _step(self, embeds_LD: np.ndarray, cache: DeviceCache, tree: Tree) -> None:
-        """Append one chunk; its logits lie with `self._last`."""
+        """Append one chunk; `self._last` has its logits."""
         start, end = cache.length, cache.length + len(embeds_LD)
-        # Checked here: TensorRT drops what is written beyond a cache without a word.
+        # Checked here: TensorRT silently drops rows written beyond a cache.
         check_append(cache, len(embeds_LD))
         is_decode = len(embeds_LD) == 1 and start > 0
         decoder = self._last = self._parts["decoder"][DECODE if is_decode else PREFILL]
@@ -195,7 +195,7 @@ class TensorRtEngine:
             decoder.run()
         cache.length = end
 
-    def _give_append(self, decoder: Part, cache: DeviceCache, tree: Tree) -> None:
+    def _give_append(self, decoder: ProfileContext, cache: DeviceCache, tree: Tree) -> None:
         decoder.give("cos", self._cos[tree.positions_L])
         decoder.give("sin", self._sin[tree.positions_L])
         decoder.give("mask", np.where(tree.sees_LM, np.float16(0), FLOOR))
@@ -205,7 +205,7 @@ class TensorRtEngine:
             decoder.bind(f"past_{name}", buffer.pointer, shape)
             decoder.bind(f"new_{name}", buffer.pointer + start * cache.row_bytes)
 
-    def _give_in_place(self, decoder: Part, cache: DeviceCache, tree: Tree) -> None:
+    def _give_in_place(self, decoder: ProfileContext, cache: DeviceCache, tree: Tree) -> None:
         half = self.spec.decoder.head_size // 2
         decoder.give("cos", self._cos[None, tree.positions_L, :half])
         decoder.give("sin", self._sin[None, tree.positions_L, :half])
@@ -218,8 +218,8 @@ class TensorRtEngine:
             decoder.bind(f"past_{name}", buffer.pointer, shape)
             decoder.bind(f"present_{name}", buffer.pointer)
 
-    def _run_captured(self, decoder: Part, cache: DeviceCache) -> None:
-        """Launch what was captured of this cache's steps; the first one runs, and is captured for those to come."""
+    def _run_captured(self, decoder: ProfileContext, cache: DeviceCache) -> None:
+        """Launch this cache's captured step; without one, run the step and capture it."""
         if cache.captured and cache.captured.bindings == decoder.bindings:
             decoder.launch(cache.captured)
             return
@@ -243,9 +243,9 @@ class TensorRtEngine:
 
 
 def load(source: Source, threads: int = 0) -> TensorRtEngine:
-    """Load the plans of a build that were made on this machine.
+    """Load the plans of a build that were made for this machine.
 
-    Everything that a plan depends on is compared before TensorRT sees a byte of it: a plan is code.
+    Everything that a plan depends on is checked before TensorRT reads it, since a plan is code.
 
     Args:
         source: a build.
@@ -253,13 +253,13 @@ def load(source: Source, threads: int = 0) -> TensorRtEngine:
 
     Raises:
         BackendError: it is no build, no plan of it fits this machine, or there is no TensorRT or GPU here.
-        CheckpointError: a file of the build is not as it was built.
+        CheckpointError: a file of the build is missing or changed.
     """
     if not isinstance(source, Build):
         raise BackendError("tensorrt runs builds, got a checkpoint; quantize and compile it with nvila build RECIPE")
     flavours = dict.fromkeys(record.machine.flavour for record in read_records(source))
     if not flavours:
-        raise BackendError(f"{source.path} holds no plans; {rebuild(source.path)}")
+        raise BackendError(f"{source.path} has no plans; {rebuild(source.path)}")
     trt, machine, cuda = find_machine(flavours)
     plans = choose_plans(source, machine)
     record = plans["decoder"]

@@ -1,7 +1,7 @@
-"""Read from a builder's own list of kernels whether a plan became what its graph was drawn for.
+"""Check in the builder's list of kernels that a plan was compiled as its graph intends.
 
-A plan that is wrong in none of its numbers can still be slow: weights dequantized ahead of their GEMM, attention in
-pieces, keys repeated for every query head. With `ProfilingVerbosity.DETAILED` and a verbose logger the builder
+A plan whose numbers are right can still be slow: weights dequantized ahead of their GEMM, attention in several kernels,
+keys repeated for every query head. With `ProfilingVerbosity.DETAILED` and a verbose logger the builder
 describes each kernel, types and shapes included, in one line; no GPU is needed to read them.
 """
 
@@ -30,7 +30,7 @@ FLOATS = ("Half", "Float", "BFloat16")
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """What a kernel reads or writes; a dimension that varies is -1, the dtype in TensorRT's spelling, such as Half."""
+    """An input or output of a kernel; a variable dimension is -1, the dtype is TensorRT's, such as Half."""
 
     name: str
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ class Kernel:
 
     @property
     def is_attention(self) -> bool:
-        """Whether a whole attention is in it."""
+        """Whether it is a fused attention."""
         return "_mha" in self.name
 
     @property
@@ -66,14 +66,14 @@ class Kernel:
 
     @property
     def unpacks(self) -> bool:
-        """Whether it writes a four-bit weight out in a wider type, to be read again by a GEMM."""
+        """Whether it writes a four-bit weight in a wider type, for a GEMM to read."""
         sizes = {prod(c.shape) for c in self.constants if c.dtype == "Int4"}
         return any(out.dtype in FLOATS and prod(out.shape) in sizes for out in self.outputs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What there is in one profile of a plan.
+    """Counts of kernels and tensors in one profile of a plan.
 
     Attributes:
         int8_gemms: GEMMs that read eight-bit activations and weights.
@@ -95,7 +95,7 @@ class Findings:
 
 
 def read_kernels(lines: Iterable[str]) -> list[Kernel]:
-    """Return the kernels that a log describes; other lines are passed over."""
+    """Return the kernels that a log describes; other lines are ignored."""
     kernels = []
     for line in lines:
         found = _KERNEL.match(line)
@@ -110,7 +110,7 @@ def read_kernels(lines: Iterable[str]) -> list[Kernel]:
 
 
 def find(kernels: Iterable[Kernel], profile: int = 0, num_kv_heads: int = 0, head_size: int = 0) -> Findings:
-    """Count in one profile; keys and values are told by the head size, and are looked for only where it is given."""
+    """Count in one profile; keys and values are recognized by the head size, if it is given."""
     own = [kernel for kernel in kernels if kernel.profile == profile]
     linear = [kernel for kernel in own if kernel.matrices and any("MatMul" in layer for layer in kernel.layers)]
     attentions = [kernel for kernel in own if kernel.is_attention]
@@ -126,51 +126,55 @@ def find(kernels: Iterable[Kernel], profile: int = 0, num_kv_heads: int = 0, hea
     )
 
 
-def judge_plan(
+def find_kernel_faults(
     part: str, spec: ModelSpec, tensors: Collection[str], lines: Sequence[str], form: GraphForm
 ) -> list[str]:
-    """Return in words what a plan's kernels are not, though its graph was drawn for it; nothing is well.
+    """Return in what a plan's kernels differ from those that its graph intends, as sentences.
 
     Args:
         part: name of the part.
         spec: of the model.
-        tensors: names in the build's files, which tell what is quantized.
+        tensors: names in the build's files, from which follows what is quantized.
         lines: the builder's description of its kernels.
         form: of the decoder's graph.
     """
     kernels = read_kernels(lines)
     if not kernels:
-        return [f"of {len(lines)} kernels the builder described none in a way known here; they were not checked"]
+        return [
+            f"none of the builder's {len(lines)} lines describes a kernel in a known format; kernels were not checked"
+        ]
     if part == "vision":
         is_quantized = f"{_TOWER_PROBE}.values" in tensors
-        return _judge("", find(kernels), spec.vision.num_live_layers, 0 if is_quantized else None)
+        return _profile_faults("", find(kernels), spec.vision.num_live_layers, 0 if is_quantized else None)
     if part == "decoder":
         is_quantized, is_head = (f"{key}.values" in tensors for key in (_DECODER_PROBE, HEAD))
         floats = None if not is_quantized else int(not is_head)
         texts = []
         for profile, name in enumerate(("prefill: ", "decode: ")):
             found = find(kernels, profile, spec.decoder.num_kv_heads, spec.decoder.head_size)
-            texts += _judge(name, found, spec.decoder.num_layers, floats)
-            # Over a cache in place, prompts are attended to with keys repeated by every version seen so far.
+            texts += _profile_faults(name, found, spec.decoder.num_layers, floats)
+            # For prompts over a cache in place, every known version of TensorRT repeats the keys.
             if profile or form.decoder == "append":
-                texts += _judge_cache(name, found, form)
+                texts += _cache_faults(name, found, form)
         return texts
     return []
 
 
-def _judge(profile: str, found: Findings, num_layers: int, num_floats: int | None) -> list[str]:
-    """Judge one profile; `num_floats` products are not quantized, None if all are not."""
+def _profile_faults(profile: str, found: Findings, num_layers: int, num_floats: int | None) -> list[str]:
+    """Check one profile; `num_floats` products are not quantized, None if all are not."""
     texts = []
     if found.attentions != num_layers:
         texts.append(f"{profile}attention is fused in {found.attentions} of {num_layers} layers")
     if num_floats is not None and found.float_gemms > num_floats:
-        texts.append(f"{profile}{found.float_gemms} products are not quantized, {num_floats} were drawn so")
+        texts.append(f"{profile}{found.float_gemms} products are not quantized, {num_floats} intended")
     if found.unpacked_int4:
-        texts.append(f"{profile}{found.unpacked_int4} four-bit weights are written out wide before they are multiplied")
+        texts.append(
+            f"{profile}{found.unpacked_int4} four-bit weights are unpacked to memory before they are multiplied"
+        )
     return texts
 
 
-def _judge_cache(profile: str, found: Findings, form: GraphForm) -> list[str]:
+def _cache_faults(profile: str, found: Findings, form: GraphForm) -> list[str]:
     texts = []
     if found.expanded_kv:
         texts.append(f"{profile}{found.expanded_kv} keys and values are repeated for each query head")
@@ -191,7 +195,7 @@ def _reads(kernel: Kernel, *dtypes: str) -> bool:
 
 
 def _keys_and_values(kernel: Kernel, head_size: int) -> list[Tensor]:
-    """Return what an attention reads beside its queries and its masks, which have no head size.
+    """Return the inputs of an attention except its queries, and its masks, which have no head size.
 
     The kernels for one token list the queries last, those for many list them first.
     """

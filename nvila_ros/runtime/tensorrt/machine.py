@@ -1,4 +1,4 @@
-"""What a plan is bound to: the flavour and version of TensorRT and the GPU, at hand or named."""
+"""What a plan is bound to: the flavour and version of TensorRT, and the GPU of this machine or a named one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RTX = "tensorrt_rtx"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """Two of these must be equal for a plan of one to run on the other.
+    """Flavour, version and GPU; a plan runs only where all are equal.
 
     Attributes:
         flavour: one of `api.FLAVOURS`.
-        version: of that, to the last digit: TensorRT promises no more.
+        version: of the flavour, exact: TensorRT guarantees no compatibility.
         architecture: of the GPU, such as `sm_87`.
-        num_sms: its multiprocessors, since all of Jetson Orin are sm_87 and tuned apart; 0 of RTX, which tunes nothing.
+        num_sms: its multiprocessors: all Jetson Orin are sm_87 and tuned separately; 0 for RTX, which does not tune.
     """
 
     flavour: str
@@ -31,22 +31,22 @@ class Machine:
 
     @property
     def label(self) -> str:
-        """A name for files, such as `tensorrt-10.3.0.sm_87x8`."""
+        """A label for file names, such as `tensorrt-10.3.0.sm_87x8`."""
         return f"{self.flavour}-{self.version}.{self.architecture}" + (f"x{self.num_sms}" if self.num_sms else "")
 
     @property
     def target(self) -> str:
-        """The GPU as TensorRT-RTX names it, such as `SM86`; empty of TensorRT, which compiles for what it runs on."""
+        """The GPU as TensorRT-RTX names it, such as `SM86`; empty for TensorRT, which compiles on its GPU."""
         return f"SM{self.architecture.removeprefix('sm_')}" if self.flavour == RTX else ""
 
     def __str__(self) -> str:
-        """Tell it in a message."""
+        """Describe it in a message."""
         sms = f" of {self.num_sms} multiprocessors" if self.num_sms else ""
         return f"{self.flavour} {self.version} on {self.architecture}{sms}"
 
 
 def find_machine(flavours: Collection[str]) -> tuple[Any, Machine, Cuda]:
-    """Return the first of some flavours that is installed, the machine at hand and a stream of its GPU.
+    """Return the first installed flavour, this machine and a stream of its GPU.
 
     Raises:
         BackendError: none is installed, there is no GPU, or it is one that TensorRT-RTX does not run on.
@@ -65,7 +65,7 @@ def find_machine(flavours: Collection[str]) -> tuple[Any, Machine, Cuda]:
 
 
 def name_machine(target: str) -> tuple[Any, Machine]:
-    """Return TensorRT-RTX and a machine with a GPU that is not here, such as `SM86`.
+    """Return TensorRT-RTX and a machine with another GPU, such as `SM86`.
 
     Raises:
         BackendError: RTX is not installed, or does not know the GPU.
@@ -80,7 +80,7 @@ def load_first(flavours: Collection[str]) -> tuple[Any, str]:
     """Return the first flavour that is installed, and its name.
 
     Raises:
-        BackendError: none is; each is told with the cause.
+        BackendError: none is; the message has the cause of each.
     """
     missing = []
     for flavour in flavours:

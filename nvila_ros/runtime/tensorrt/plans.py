@@ -1,8 +1,8 @@
-"""The plans that a build's manifest tells of, and whether one may be loaded here.
+"""The plans that a build's manifest lists, and whether one may be loaded here.
 
-A plan is code that the GPU runs, made for one version of TensorRT and one kind of GPU; TensorRT itself notices some
-mistakes and crashes on others. So all that a plan depends on stands in the manifest and is compared first: machine,
-size and digest, the graph that it was compiled from, and by that graph the weights.
+A plan is code that the GPU runs, made for one version of TensorRT and one kind of GPU; TensorRT itself detects some
+mismatches and crashes on others. So everything that a plan depends on is in the manifest and is checked first: machine,
+size and digest, the graph that it was compiled from and, by that graph, the weights.
 """
 
 from __future__ import annotations
@@ -25,30 +25,32 @@ from nvila_ros.runtime.tensorrt.machine import Machine
 PARTS = ("vision", "projector", "decoder")
 FOLDER = "plans"
 WEIGHTS_KEY = "weights_sha256"
-"""Of a graph's metadata: the digest of the weights that it was drawn over, so that the graph's own covers them."""
+"""Metadata key of a graph for the digest of its weights, so that the graph's digest covers them."""
+KEYS = {"digest": "seal", "onnx_digest": "onnx_seal"}
+"""Fields of a record by their keys in the manifest, which are those of earlier versions."""
 FORMS = {form.decoder: form for form in (TRT_BASE, TRT_KV)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRecord:
-    """What the manifest says of one plan.
+    """The manifest's entry of one plan.
 
     Attributes:
         part: one of `PARTS`.
         file: of the plan, in the build's folder.
-        seal: its size and digest.
+        digest: size and SHA-256 of that file; `seal` in the manifest.
         onnx: file of the graph that it was compiled from; its weights are those of the build.
-        onnx_seal: size and digest of that.
+        onnx_digest: size and SHA-256 of that; `onnx_seal` in the manifest.
         form: of the decoder's graph.
         build_s: how long parsing and compiling took.
-        findings: what its kernels are not as the graph was drawn for.
+        findings: differences of its kernels from those that the graph intends.
     """
 
     part: str
     file: str
-    seal: dict[str, Any]
+    digest: dict[str, Any]
     onnx: str
-    onnx_seal: dict[str, Any]
+    onnx_digest: dict[str, Any]
     machine: Machine
     form: GraphForm
     limits: Limits
@@ -57,36 +59,38 @@ class PlanRecord:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for the manifest."""
-        return {**dataclasses.asdict(self), "form": self.form.decoder}
+        values = {**dataclasses.asdict(self), "form": self.form.decoder}
+        return values | {key: values.pop(name) for name, key in KEYS.items()}
 
 
 def read_records(build: Build) -> list[PlanRecord]:
-    """Return what a build's manifest says of its plans.
+    """Return the plans in a build's manifest.
 
     Raises:
-        CheckpointError: it is not as `nvila build` writes it.
+        CheckpointError: an entry is not one that `nvila build` writes.
     """
     try:
-        return [_read_record(told) for told in build.plans]
+        return [_read_record(plan) for plan in build.plans]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{build.path} does not tell its plans ({error!r}); {rebuild(build.path)}") from error
+        raise CheckpointError(
+            f"the manifest of {build.path} does not describe its plans ({error!r}); {rebuild(build.path)}"
+        ) from error
 
 
-def _read_record(told: Any) -> PlanRecord:
+def _read_record(plan: Any) -> PlanRecord:
     values = {
-        **told,
-        "seal": dict(told["seal"]),
-        "onnx_seal": dict(told["onnx_seal"]),
-        "machine": Machine(**told["machine"]),
-        "form": FORMS[told["form"]],
-        "limits": Limits(**told["limits"]),
-        "findings": tuple(told["findings"]),
+        **{key: value for key, value in plan.items() if key not in KEYS.values()},
+        **{name: dict(plan[key]) for name, key in KEYS.items()},
+        "machine": Machine(**plan["machine"]),
+        "form": FORMS[plan["form"]],
+        "limits": Limits(**plan["limits"]),
+        "findings": tuple(plan["findings"]),
     }
     return PlanRecord(**values)
 
 
 def choose_plans(build: Build, machine: Machine) -> dict[str, PlanRecord]:
-    """Return the plan of each part that was made for this machine, every file of it checked.
+    """Return the plan of each part for this machine, after checking all its files.
 
     Raises:
         BackendError: there is none, or it is for another graph or other weights.
@@ -117,10 +121,10 @@ def check_plan(build: Build, record: PlanRecord) -> None:
         CheckpointError: a file is missing, truncated or changed.
     """
     how = rebuild(build.path)
-    check_file(build.path, record.file, record.seal, how)
-    check_file(build.path, record.onnx, record.onnx_seal, how)
+    check_file(build.path, record.file, record.digest, how)
+    check_file(build.path, record.onnx, record.onnx_digest, how)
     graph = load_graph(build.path / record.onnx, how)
-    if record.onnx_seal["sha256"][:12] not in record.file:
+    if record.onnx_digest["sha256"][:12] not in record.file:
         raise BackendError(f"{record.file} is the plan of another graph than {record.onnx}; {how}")
     if {entry.key: entry.value for entry in graph.metadata_props}.get(WEIGHTS_KEY) != build.weights_sha256:
         raise BackendError(f"{record.file} was compiled from other weights than those of {build.path}; {how}")
@@ -138,7 +142,7 @@ def _inputs(spec: ModelSpec, record: PlanRecord) -> set[str]:
 
 
 def map_plan(folder: Path, record: PlanRecord) -> mmap.mmap:
-    """Return a plan's bytes, which are read from disk as TensorRT takes them."""
+    """Return a plan's bytes, mapped from disk."""
     with (folder / record.file).open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -149,5 +153,5 @@ def name_plan(part: str, machine: Machine, onnx_sha256: str) -> str:
 
 
 def rebuild(folder: Path) -> str:
-    """Return how to mend a build, for messages."""
+    """Return the command that repairs a build, for messages."""
     return f"compile it on this machine with: nvila build {shlex.quote(str(folder))}"

@@ -1,7 +1,6 @@
-"""What TensorRT measured while it built, kept beside the plans, so that another build need not measure it again.
+"""TensorRT's timings of kernels, kept beside the plans so that the next build need not measure them again.
 
-The file's name holds the digest of its bytes. It is no part of a build's seal: one that was cut off or changed is
-passed over.
+The file's name has the digest of its bytes. The manifest does not list it; a truncated or changed file is ignored.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_timings(folder: Path, machine: Machine) -> bytes:
-    """Return what an earlier build for this machine measured, or nothing."""
+    """Return the timings of an earlier build for this machine, or nothing."""
     for path in _find(folder, machine):
         data = path.read_bytes()
         if path.name == _name(machine, data):
@@ -27,7 +26,7 @@ def read_timings(folder: Path, machine: Machine) -> bytes:
 
 
 def write_timings(folder: Path, machine: Machine, data: bytes) -> None:
-    """Keep what a build measured, in place of what those before did; nothing is kept of nothing."""
+    """Store the timings of a build in place of earlier ones; empty timings are not stored."""
     if not data:
         return
     path = folder / _name(machine, data)

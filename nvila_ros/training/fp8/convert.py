@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.models.qwen2 import Mlp
+from nvila_ros.models.qwen2 import GatedMlp
 from nvila_ros.training.fp8.formats import GROUP
 from nvila_ros.training.fp8.linear import MULTIPLE, Fp8Linear, SharedInput
 from nvila_ros.training.fp8.nonlinear import Fp8Mlp, Fp8RmsNorm
@@ -73,7 +73,7 @@ def _convert_nonlinear(module: nn.Module) -> None:
     for each in module.modules():
         if type(each) is nn.RMSNorm and each.elementwise_affine and _is_grouped(each):
             each.__class__ = Fp8RmsNorm
-        elif type(each) is Mlp and each.gate_proj.out_features % GROUP == 0:
+        elif type(each) is GatedMlp and each.gate_proj.out_features % GROUP == 0:
             each.__class__ = Fp8Mlp
 
 

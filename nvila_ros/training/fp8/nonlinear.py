@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nvila_ros.models.qwen2 import Mlp
+from nvila_ros.models.qwen2 import GatedMlp
 from nvila_ros.training.fp8.formats import E4M3, Quantized, dequantize_groups, quantize_groups
 
 
@@ -29,11 +29,11 @@ class Fp8RmsNorm(nn.RMSNorm):
         return _RmsNorm.apply(x, self.weight, self.eps)
 
 
-class Fp8Mlp(Mlp):
+class Fp8Mlp(GatedMlp):
     """The decoder's gated MLP, whose width is a multiple of `formats.GROUP`."""
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """Return what `Mlp` returns with the same maps."""
+        """Return what `GatedMlp` returns with the same maps."""
         return self.down_proj(_Gate.apply(self.gate_proj(x_BLD), self.up_proj(x_BLD)))
 
 

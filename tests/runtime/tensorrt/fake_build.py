@@ -9,12 +9,12 @@ from typing import Any
 from nvila_ros.export.graph import TRT_BASE
 from nvila_ros.runtime.tensorrt.api import Progress
 from nvila_ros.runtime.tensorrt.builder import BuildOptions, Built, Limits, Profile
-from nvila_ros.runtime.tensorrt.compile import Job
+from nvila_ros.runtime.tensorrt.compile import CompileJob
 from nvila_ros.runtime.tensorrt.machine import Machine
 
 MACHINE = Machine(flavour="tensorrt", version="0.0", architecture="sm_87", num_sms=16)
 """What `fake_tensorrt` and `FakeCudart` say that they are."""
-JOB = Job(trt=None, machine=MACHINE, form=TRT_BASE, limits=Limits(max_tiles=2, max_chunk=64, capacity=512))
+JOB = CompileJob(trt=None, machine=MACHINE, form=TRT_BASE, limits=Limits(max_tiles=2, max_chunk=64, capacity=512))
 
 
 class FakeBuilder:

@@ -22,11 +22,11 @@ from nvila_ros.models.build import open_build
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.runtime.tensorrt import api
 from nvila_ros.runtime.tensorrt.builder import BuildOptions, Built, Limits, build_plan, part_profiles
-from nvila_ros.runtime.tensorrt.compile import Job, compile_plans
+from nvila_ros.runtime.tensorrt.compile import CompileJob, compile_plans
 from nvila_ros.runtime.tensorrt.lint import find, read_kernels
 from nvila_ros.runtime.tensorrt.machine import name_machine
-from nvila_ros.runtime.tensorrt.part import load_plan
 from nvila_ros.runtime.tensorrt.plans import choose_plans, read_records
+from nvila_ros.runtime.tensorrt.profile_context import load_plan
 from tests.runtime.rounded_build import CHECKPOINT, write_rounded_build
 
 TARGETS = ["SM86", "SM89", "SM120"]
@@ -38,7 +38,7 @@ import os, signal, sys
 from pathlib import Path
 from nvila_ros.export.graph import TRT_KV
 from nvila_ros.runtime.tensorrt.builder import Limits
-from nvila_ros.runtime.tensorrt.compile import Job, compile_plans
+from nvila_ros.runtime.tensorrt.compile import CompileJob, compile_plans
 from nvila_ros.runtime.tensorrt.machine import name_machine
 
 def on_progress(part, phase, share):
@@ -47,7 +47,7 @@ def on_progress(part, phase, share):
 
 trt, machine = name_machine("SM86")
 limits = Limits(max_tiles=4, max_chunk=128, capacity=1024)
-job = Job(trt=trt, machine=machine, form=TRT_KV, limits=limits, on_progress=on_progress)
+job = CompileJob(trt=trt, machine=machine, form=TRT_KV, limits=limits, on_progress=on_progress)
 compile_plans(Path(sys.argv[1]), job, {})
 """
 
@@ -81,7 +81,7 @@ def test_build_of_the_embedded_model_compiles_without_a_finding(
     folder = Path(shutil.copytree(rounded, tmp_path / "out"))
     _, machine = name_machine(target)
 
-    compile_plans(folder, Job(trt=trt, machine=machine, form=form, limits=LIMITS), {"name": "rounded"})
+    compile_plans(folder, CompileJob(trt=trt, machine=machine, form=form, limits=LIMITS), {"name": "rounded"})
 
     plans = choose_plans(open_build(folder), machine)
     assert [plan.findings for plan in plans.values()] == [(), (), ()]
@@ -155,8 +155,8 @@ def test_plan_that_was_cut_off_is_refused_by_name(trt: Any, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("damage", "rule"),
     [
-        (lambda folder, graph: graph.write_bytes(b"\xff" * 99), "cannot be read as ONNX .*; draw it again"),
-        (lambda folder, graph: graph.write_bytes(b""), r"cannot be read as ONNX \(it holds no nodes\)"),
+        (lambda folder, graph: graph.write_bytes(b"\xff" * 99), "cannot be read as ONNX .*; export it again"),
+        (lambda folder, graph: graph.write_bytes(b""), r"cannot be read as ONNX \(it has no nodes\)"),
         (lambda folder, graph: graph.write_bytes(graph.read_bytes()[:-99]), "cannot be read as ONNX|cannot read"),
         (lambda folder, graph: graph.unlink(), "cannot be read as ONNX .*No such file"),
         (lambda folder, graph: (folder / "weights.bin").unlink(), "cannot read projector"),
@@ -185,7 +185,7 @@ def test_build_killed_while_tensorrt_compiles_goes_on(trt: Any, rounded: Path, t
     assert [record.part for record in read_records(open_build(folder))] == ["vision", "projector"]
     _, machine = name_machine("SM86")
 
-    plans = compile_plans(folder, Job(trt=trt, machine=machine, form=TRT_KV, limits=LIMITS), {})
+    plans = compile_plans(folder, CompileJob(trt=trt, machine=machine, form=TRT_KV, limits=LIMITS), {})
 
     assert plans == choose_plans(open_build(folder), machine)
 

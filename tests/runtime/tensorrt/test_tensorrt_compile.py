@@ -153,7 +153,7 @@ def test_manifest_whose_plans_cannot_be_read_is_mended(
 
     compile_plans(folder, JOB, {"name": "rounded"})
 
-    assert "does not tell its plans" in caplog.text
+    assert "does not describe its plans" in caplog.text
     assert choose_plans(open_build(folder), MACHINE)
 
 

@@ -100,7 +100,7 @@ def test_tokens_beyond_the_cache_are_refused(tmp_path: Path, form: GraphForm) ->
 
     with pytest.raises(ShapeError, match="cache holds 64 tokens, 65 are needed"):
         engine.forward(engine.embed(np.zeros(65, np.int64)), engine.new_cache(64))
-    with pytest.raises(BackendError, match="plans hold 64 tokens, 65 needed; ask less"):
+    with pytest.raises(BackendError, match="plans have room for 64 tokens, 65 needed; ask less"):
         engine.new_cache(65)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nvila_ros.export.graph import TRT_BASE, TRT_KV, GraphForm
-from nvila_ros.runtime.tensorrt.lint import Findings, find, judge_plan, read_kernels
+from nvila_ros.runtime.tensorrt.lint import Findings, find, find_kernel_faults, read_kernels
 from tests.export.random_models import make_spec
 
 LINES = (Path(__file__).parent / "tensorrt_kernels.txt").read_text().splitlines()
@@ -58,18 +58,20 @@ def test_profile_is_no_part_of_a_name() -> None:
 
 
 def judge(part: str, *lines: int, form: GraphForm = TRT_KV, tensors: tuple[str, ...] = ()) -> list[str]:
-    return judge_plan(part, SPEC, tensors, [LINES[line] for line in lines], form)
+    return find_kernel_faults(part, SPEC, tensors, [LINES[line] for line in lines], form)
 
 
 def test_plan_is_told_in_words_what_it_is_not() -> None:
     assert judge("vision", 0, 1, 1, tensors=TOWER) == []
     assert judge("vision", 0, 3, 1, tensors=TOWER) == [
         "attention is fused in 1 of 2 layers",
-        "1 products are not quantized, 0 were drawn so",
+        "1 products are not quantized, 0 intended",
     ]
     assert judge("vision", 3, 1, 1) == []  # a tower in half precision
     assert judge("projector", 3) == []
-    assert judge("vision") == ["of 0 kernels the builder described none in a way known here; they were not checked"]
+    assert judge("vision") == [
+        "none of the builder's 0 lines describes a kernel in a known format; kernels were not checked"
+    ]
 
 
 def test_decoder_is_judged_by_profile_and_form() -> None:
@@ -77,7 +79,7 @@ def test_decoder_is_judged_by_profile_and_form() -> None:
 
     assert found == [
         "prefill: attention is fused in 1 of 2 layers",
-        "prefill: 1 four-bit weights are written out wide before they are multiplied",
+        "prefill: 1 four-bit weights are unpacked to memory before they are multiplied",
         "decode: attention is fused in 1 of 2 layers",
         "decode: 2 keys and values are read from a copy of the cache",
     ]
@@ -85,7 +87,7 @@ def test_decoder_is_judged_by_profile_and_form() -> None:
     appended = judge("decoder", 3, 6, 5, form=TRT_BASE, tensors=DECODER)
     assert "prefill: 2 keys and values are repeated for each query head" in appended
     assert not any("copy" in text for text in appended)
-    assert "prefill: 1 products are not quantized, 0 were drawn so" in judge(
+    assert "prefill: 1 products are not quantized, 0 intended" in judge(
         "decoder", 3, tensors=(*DECODER, "llm.lm_head.weight.values")
     )
 

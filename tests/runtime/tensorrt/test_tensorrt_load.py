@@ -19,12 +19,12 @@ import torch
 
 from nvila_ros.errors import BackendError, CheckpointError
 from nvila_ros.export.graph import TRT_BASE, TRT_KV, GraphForm
-from nvila_ros.models.build import open_build, seal_file
+from nvila_ros.models.build import digest_file, open_build
 from nvila_ros.runtime.loading import load_engine
 from nvila_ros.runtime.tensorrt import compile as tensorrt_compile
 from nvila_ros.runtime.tensorrt import engine as tensorrt_engine
 from nvila_ros.runtime.tensorrt.builder import Limits, part_profiles
-from nvila_ros.runtime.tensorrt.compile import Job, compile_plans
+from nvila_ros.runtime.tensorrt.compile import CompileJob, compile_plans
 from nvila_ros.runtime.tensorrt.cuda import Cuda
 from nvila_ros.runtime.tensorrt.engine import TensorRtEngine
 from nvila_ros.runtime.tensorrt.plans import PARTS, choose_plans
@@ -51,7 +51,7 @@ def compile_fake(folder: Path, form: GraphForm, monkeypatch: pytest.MonkeyPatch,
     """Compile a build by a stand-in, and let the engine find a stand-in of the GPU."""
     builder, cudart = FakeBuilder(store), FakeCudart()
     monkeypatch.setattr(tensorrt_compile, "build_plan", builder)
-    compile_plans(folder, Job(trt=None, machine=MACHINE, form=form, limits=LIMITS), {"name": "rounded"})
+    compile_plans(folder, CompileJob(trt=None, machine=MACHINE, form=form, limits=LIMITS), {"name": "rounded"})
     trt = fake_tensorrt({part: part_profiles(CHECKPOINT.spec, part, form, LIMITS) for part in PARTS}, cudart)
     monkeypatch.setattr(tensorrt_engine, "find_machine", lambda flavours: (trt, MACHINE, Cuda(cudart)))
     return builder
@@ -142,7 +142,7 @@ def change(folder: Path, part: str, edit: Callable[[dict[str, Any]], None]) -> N
 
 def forge(folder: Path, part: str) -> None:
     """Let manifest and names say of a graph that was changed that it is what was compiled."""
-    seal = seal_file(find(folder, part, "onnx"))
+    seal = digest_file(find(folder, part, "onnx"))
     plan = find(folder, part, "plan")
     named = plan.with_name(f"{plan.name.removesuffix('.plan').rpartition('.')[0]}.{seal['sha256'][:12]}.plan")
     plan.rename(named)
@@ -209,8 +209,8 @@ def of_machine(**values: object) -> Callable[[Path], None]:
         (take_graph_of_other_weights, r"projector.*plan was compiled from other weights than those of"),
         (take_graph_of_other_inputs, r"decoder.*plan differs from this engine in its inputs \['columns', 'rows'\]"),
         (of("decoder", limits=dataclasses.asdict(Limits())), r"plans of .* are for several limits or forms"),
-        (of("decoder", limits=7), r"does not tell its plans"),
-        (of("decoder", form="sideways"), r"does not tell its plans \(KeyError\('sideways'\)\)"),
+        (of("decoder", limits=7), r"does not describe its plans"),
+        (of("decoder", form="sideways"), r"does not describe its plans \(KeyError\('sideways'\)\)"),
         (of("decoder", part="wheel"), r"has plans of decoder for none, this is"),
     ],
 )
@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_refused_by_name_before_it_is_loaded(
 def test_plan_named_after_another_graph_is_refused(sealed: Path) -> None:
     path = find(sealed, "projector", "onnx")
     path.write_bytes(path.read_bytes() + b"\x32\x00")  # one more empty field: still ONNX, and another digest
-    change(sealed, "projector", lambda plan: plan.update(onnx_seal=seal_file(path)))
+    change(sealed, "projector", lambda plan: plan.update(onnx_seal=digest_file(path)))
 
     with pytest.raises(BackendError, match=r"projector.*plan is the plan of another graph than plans/projector"):
         load(sealed)
@@ -246,7 +246,7 @@ def test_checkpoints_and_builds_without_plans_are_told_what_to_do(tmp_path: Path
 
     with pytest.raises(BackendError, match=r"tensorrt runs builds, got a checkpoint; .* nvila build RECIPE"):
         load_engine(CHECKPOINT, "tensorrt")
-    with pytest.raises(BackendError, match=r"holds no plans; compile it on this machine with: nvila build "):
+    with pytest.raises(BackendError, match=r"has no plans; compile it on this machine with: nvila build "):
         load_engine(open_build(folder), "tensorrt")
 
 
@@ -255,4 +255,4 @@ def test_plans_choose_themselves_by_machine(sealed: Path) -> None:
 
     assert list(plans) == list(PARTS)
     for part, plan in plans.items():
-        assert plan.file.startswith(f"plans/{part}.tensorrt-0.0.sm_87x16.{plan.onnx_seal['sha256'][:12]}")
+        assert plan.file.startswith(f"plans/{part}.tensorrt-0.0.sm_87x16.{plan.onnx_digest['sha256'][:12]}")

@@ -1,7 +1,7 @@
-"""One plan's context with the memory of its inputs and outputs, all of it taken when the part is opened.
+"""One profile's execution context with the memory of its inputs and outputs, allocated when it is created.
 
-A context keeps to one profile: a decoder has one for prompts and one for single tokens over the same weights, so that
-no call waits for a change of profiles, and what was captured of one stays as it was captured.
+A context has one profile: a decoder has one for prompts and one for single tokens over the same weights, so that no
+call switches profiles and captured steps stay valid.
 
 Shapes are those of `builder.part_profiles`.
 """
@@ -20,17 +20,17 @@ from nvila_ros.runtime.tensorrt.builder import Profile
 from nvila_ros.runtime.tensorrt.cuda import ALIGNMENT, Buffer, Cuda, Graph
 
 Bindings = Mapping[str, tuple[int, tuple[int, ...] | None]]
-"""Address of each input and output, and of inputs the shape."""
+"""Address of each input and output, and the shape of inputs."""
 
 
-class Captured:
-    """A step that was captured, and what was bound then: on other addresses or shapes it must not be launched."""
+class CapturedStep:
+    """A captured step and its bindings: it must not be launched on other addresses or shapes."""
 
     def __init__(self, graph: Graph, bindings: Bindings) -> None:
         self.graph, self.bindings = graph, bindings
 
 
-class Part:
+class ProfileContext:
     """One profile of one plan.
 
     Args:
@@ -43,7 +43,7 @@ class Part:
 
     def __init__(self, trt: Any, engine: Any, cuda: Cuda, profile: int, shapes: Profile) -> None:
         self._trt, self._engine, self._cuda = trt, engine, cuda  # a context does not keep its engine alive
-        # Of single tokens the logits of one row are asked for, whatever their profile allows.
+        # Single tokens always ask for one row of logits, whatever their profile allows.
         keeps_shape = all(least == largest for name, (least, _, largest) in shapes.items() if name != "rows")
         self._context = api.open_context(trt, engine, profile, cuda.stream, keeps_shape)
         self._buffers: dict[str, Buffer] = {}
@@ -53,7 +53,7 @@ class Part:
                 self.allocate(name, (8 if name == "rows" else 2) * prod(largest))
 
     def allocate(self, name: str, num_bytes: int) -> Buffer:
-        """Return the memory of an input or output, the same as long as it is large enough."""
+        """Return the memory of an input or output; it is kept while it is large enough."""
         if name not in self._buffers or self._buffers[name].num_bytes < num_bytes:
             self._buffers[name] = Buffer(self._cuda, num_bytes)
         return self._buffers[name]
@@ -66,7 +66,7 @@ class Part:
         self.bind(name, buffer.pointer, array.shape)
 
     def bind(self, name: str, pointer: int, shape: tuple[int, ...] | None = None) -> None:
-        """Let an input or output lie at an address; inputs tell their shape."""
+        """Bind an input or output to an address; inputs also have a shape."""
         if pointer % ALIGNMENT:
             raise BackendError(f"{name} must lie at a multiple of {ALIGNMENT} bytes, got {pointer}")
         if self.bindings.get(name) == (pointer, shape):
@@ -90,16 +90,16 @@ class Part:
         """Start on what is bound."""
         self._check(self._context.execute_async_v3(self._cuda.stream), "run")
 
-    def capture(self) -> Captured:
-        """Capture what `run` does with what is bound; it must have run on the same before.
+    def capture(self) -> CapturedStep:
+        """Capture what `run` does with the current bindings; it must have run on them before.
 
         Raises:
             BackendError: a kernel of the plan cannot be captured.
         """
-        return Captured(self._cuda.capture(self.run), dict(self.bindings))
+        return CapturedStep(self._cuda.capture(self.run), dict(self.bindings))
 
-    def launch(self, captured: Captured) -> None:
-        """Do what was captured on what is bound, which must be the same."""
+    def launch(self, captured: CapturedStep) -> None:
+        """Launch a captured step, whose bindings must be the current ones."""
         if captured.bindings != self.bindings:
             raise BackendError("a graph must run on the addresses and shapes that it was captured on; these changed")
         self._cuda.launch(captured.graph)
@@ -110,7 +110,7 @@ class Part:
 
 
 def load_plan(trt: Any, runtime: Any, name: str, plan: Any) -> Any:
-    """Return a plan of which the runtime makes an engine; `plan` is anything that holds bytes.
+    """Return the engine of a plan; `plan` is any buffer of bytes.
 
     Raises:
         BackendError: the runtime refuses it.
