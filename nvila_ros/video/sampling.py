@@ -21,6 +21,8 @@ RECENT_RATIO = 16.0
 """The oldest gap over the newest in a recent-weighted choice."""
 TIME_WEIGHT = 0.2
 """How much of a change-driven choice goes by time."""
+TIE_SHARE = 1e-12
+"""Of the sum of a change-driven choice: distances that differ by less are equal, as sums of rounded shares can."""
 
 
 def sample_indices(stamps_ns: Sequence[int], num_frames: int) -> list[int]:
@@ -69,7 +71,8 @@ def sample_changes(stamps_ns: Sequence[int], changes: Sequence[float], num_frame
     if count == 1:
         return [len(stamps_ns) - 1]
     positions = np.concatenate([[0.0], np.cumsum(_cap(_steps(stamps_ns, changes), count - 1))])
-    return _choose(positions.tolist(), np.linspace(positions[-1], 0.0, count).tolist())
+    targets = np.linspace(positions[-1], 0.0, count)
+    return _choose(positions.tolist(), targets.tolist(), tie=TIE_SHARE * float(positions[-1]))
 
 
 def split_frames(num_frames: int, num_held: Sequence[int]) -> list[int]:
@@ -96,18 +99,21 @@ def split_frames(num_frames: int, num_held: Sequence[int]) -> list[int]:
     return shares
 
 
-def _choose(positions: Sequence[float], targets: Sequence[float]) -> list[int]:
-    """Return ascending indices: the last position, and those nearest to the other targets, which descend from it."""
+def _choose(positions: Sequence[float], targets: Sequence[float], tie: float = 0.0) -> list[int]:
+    """Return ascending indices: the last position, and those nearest to the other targets, which descend from it.
+
+    Of two positions whose distances differ by at most `tie` the older is taken.
+    """
     chosen = [len(positions) - 1]
     for num_older, target in zip(reversed(range(len(targets) - 1)), targets[1:], strict=True):
-        chosen.append(_nearest(positions, target, num_older, chosen[-1] - 1))
+        chosen.append(_nearest(positions, target, num_older, chosen[-1] - 1, tie))
     chosen.reverse()
     return chosen
 
 
-def _nearest(positions: Sequence[float], target: float, low: int, high: int) -> int:
+def _nearest(positions: Sequence[float], target: float, low: int, high: int, tie: float) -> int:
     after = bisect_left(positions, target, low, high)
-    if after > low and target - positions[after - 1] <= abs(positions[after] - target):
+    if after > low and target - positions[after - 1] <= abs(positions[after] - target) + tie:
         return after - 1
     return after
 

@@ -39,9 +39,12 @@ class SchedulerHarness:
     def should_stop(self, query_id: str, now_ns: int = 0) -> FinishReason | None:
         return self.scheduler.should_stop(self.requests[query_id], now_ns)
 
-    def finish(self, query_id: str, reason: FinishReason = FinishReason.STOP, work_s: float = 0.0) -> None:
+    def finish(
+        self, query_id: str, reason: FinishReason = FinishReason.STOP, work_s: float = 0.0, queue_s: float = 0.0
+    ) -> None:
         request = self.requests[query_id]
-        request.answer = Answer(query=request.query, finish_reason=reason, timings=Timings(total_s=work_s))
+        timings = Timings(queue_s=queue_s, total_s=queue_s + work_s)
+        request.answer = Answer(query=request.query, finish_reason=reason, timings=timings)
         self.scheduler.finish(request, 0)
 
     def ended(self) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -285,6 +286,24 @@ def test_near_repeats_share_tokens_only_where_a_threshold_allows_it() -> None:
     ]
 
     assert encoded == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_frames_of_two_cameras_are_two_though_stamps_and_pixels_are_the_same() -> None:
+    vlm = make("video")
+    pair = [dataclasses.replace(frame(1), camera=camera) for camera in ("left", "right")]
+
+    answers = [vlm.answer(query("What is it?"), frames) for frames in (pair, pair, pair[1:], pair[:1])]
+
+    assert [answer.counts.num_frames_encoded for answer in answers] == [2, 0, 0, 0]
+
+
+def test_near_repeat_never_takes_the_tokens_of_another_camera() -> None:
+    vlm = make(limits=CacheLimits(repeat_threshold=0.02))
+    image = frame(1).image
+    for number, (camera, num_encoded) in enumerate([("left", 1), ("right", 1), ("left", 0), ("right", 0)]):
+        asked = [Frame(image=image, stamp_ns=number, camera=camera)]
+        assert vlm.answer(query("What is it?"), asked).counts.num_frames_encoded == num_encoded, (number, camera)
+    assert vlm.counters()["frames_encoded"] == 2
 
 
 class TopOnly:

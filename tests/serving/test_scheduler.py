@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nvila_ros.request import Request
-from nvila_ros.serving.scheduler import MAX_PASSES, SHUTTING_DOWN, Scheduler
+from nvila_ros.serving.scheduler import MAX_PASSES, NUM_TIMED, SHUTTING_DOWN, Scheduler
 from nvila_ros.types import Answer, FinishReason, Query
 from tests.serving.scheduler_harness import S, SchedulerHarness
 
@@ -166,14 +166,70 @@ def test_query_that_cannot_be_answered_in_time_is_not_begun_until_hope_returns()
     assert "too short to answer in" in harness.answers[1].error
 
 
-def test_short_answer_is_not_judged_by_long_ones() -> None:
-    harness = SchedulerHarness()
-    harness.submit("long", max_tokens=64)
-    harness.pop()
-    harness.finish("long", work_s=3.0)
-    harness.submit("short", max_tokens=1, deadline_ns=S)
+def answer_each(harness: SchedulerHarness, works_s: Sequence[float], queue_s: float = 0.0, **fields: Any) -> None:
+    """Let queries be answered one after the other, each after so many seconds of work."""
+    for k, work_s in enumerate(works_s):
+        harness.submit(f"earlier {k}", **fields)
+        harness.pop()
+        harness.finish(f"earlier {k}", work_s=work_s, queue_s=queue_s)
 
-    assert harness.pop() == ["short"]
+
+@pytest.mark.parametrize(("left_s", "is_begun"), [(0.5, False), (0.999, False), (1.0, True), (2.0, True), (3.5, True)])
+def test_deadline_is_compared_with_the_fastest_answer_not_the_slowest_last_or_mean(
+    left_s: float, is_begun: bool
+) -> None:
+    harness = SchedulerHarness()
+    answer_each(harness, [4.0, 1.0, 3.0])
+    harness.submit("late", 7 * S, deadline_ns=7 * S + round(left_s * S))
+
+    assert harness.pop(7 * S) == ["late"] * is_begun
+
+
+@pytest.mark.parametrize(("num_slow", "is_begun"), [(NUM_TIMED - 1, True), (NUM_TIMED, False)])
+def test_fastest_answer_is_forgotten_after_enough_slower_ones(num_slow: int, is_begun: bool) -> None:
+    harness = SchedulerHarness()
+    answer_each(harness, [1.0, *[4.0] * num_slow])
+    harness.submit("late", deadline_ns=2 * S)
+
+    assert harness.pop() == ["late"] * is_begun
+
+
+def test_time_that_an_answer_waited_is_not_part_of_how_long_the_next_takes() -> None:
+    harness = SchedulerHarness()
+    answer_each(harness, [1.0], queue_s=3.0)
+    harness.submit("in time", deadline_ns=S)
+
+    assert harness.pop() == ["in time"]
+
+
+def test_answer_that_was_cut_off_says_nothing_about_how_long_the_next_takes() -> None:
+    harness = SchedulerHarness()
+    harness.submit("cut off")
+    harness.pop()
+    harness.finish("cut off", FinishReason.FAILED, work_s=3.0)
+    harness.submit("next", deadline_ns=S)
+
+    assert harness.pop() == ["next"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_begun"),
+    [
+        ({}, False),
+        ({"max_tokens": 127}, False),  # as many bits as 64
+        ({"max_tokens": 128}, True),
+        ({"num_frames": 4}, True),
+        ({"answer_type": "integer"}, True),
+        ({"choices": ("left", "right")}, True),
+    ],
+)
+def test_deadline_is_compared_with_answers_of_its_kind_only(fields: dict[str, Any], is_begun: bool) -> None:
+    harness = SchedulerHarness()
+    kind = {"max_tokens": 64, "num_frames": 8}
+    answer_each(harness, [3.0], **kind)
+    harness.submit("late", deadline_ns=S, **kind | fields)
+
+    assert harness.pop() == ["late"] * is_begun
 
 
 def test_many_that_are_not_begun_ease_the_expectation_once() -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -101,10 +104,32 @@ def test_change_driven_sample_is_as_near_to_equal_shares_as_can_be(
     assert_nearest(positions, targets, sample_changes(stamps, changes, num_frames), Fraction(1, 10**9))
 
 
-def test_still_picture_is_sampled_evenly_in_time() -> None:
-    stamps = list(range(0, 61 * 33, 33))
+@given(st.integers(1, 60), st.integers(1, 13))
+def test_still_picture_is_sampled_evenly_in_time(num_stamps: int, num_frames: int) -> None:
+    step_ns = math.lcm(*range(1, 13))  # shares of the time are whole
+    stamps = [step_ns * i for i in range(num_stamps)]
 
-    assert sample_changes(stamps, [0.0] * 60, 7) == sample_indices(stamps, 7)
+    assert sample_changes(stamps, [0.0] * (num_stamps - 1), num_frames) == sample_indices(stamps, num_frames)
+
+
+@pytest.mark.parametrize(
+    ("sample", "stamps"),
+    [
+        (sample_indices, [0, 4, 6, 10]),  # 5 is meant
+        (sample_recent, [0, 31, 33, 34]),  # 32, since the older gap is 16 times the newer
+        (functools.partial(sample_changes, changes=[1.0, 2.0, 1.0]), [0, 2, 6, 8]),  # 0.5 of 1, between 0.25 and 0.75
+        (functools.partial(sample_changes, changes=[0.0] * 3), [0, 4, 6, 10]),  # 0.1 of 0.2, between 0.08 and 0.12
+    ],
+    ids=["uniform", "recent", "change", "change of a still picture"],
+)
+def test_of_two_frames_that_are_equally_near_the_older_is_taken(sample: Callable[..., list[int]], stamps: Any) -> None:
+    assert sample(stamps, num_frames=3) == [0, 1, 3]
+
+
+def test_frame_that_is_nearer_is_taken_though_it_is_the_newer() -> None:
+    assert sample_indices([0, 3, 6, 10], 3) == [0, 2, 3]
+    assert sample_recent([0, 30, 33, 34], 3) == [0, 2, 3]
+    assert sample_changes([0, 4, 6, 10], [0.999, 0.0, 1.0], 3) == [0, 2, 3]
 
 
 def test_both_sides_of_a_cut_are_shown_and_the_rest_is_spread_over_time() -> None:
