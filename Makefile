@@ -6,6 +6,7 @@
 # make clean  forget everything that was built
 # make bench-engines   measure the CPU engine beside llama.cpp, onnxruntime-genai, openvino-genai and transformers
 # make train-tiny      train the embedded model from nothing into build/nvila-tiny, and examine it; go on after a stop
+# make mutation   break the rules' code in one place at a time, and count how often a test notices; go on after a stop
 # make bench-stream    measure a stream that is asked many questions, beside one that is read anew for each
 #
 # Needs python3 with venv and its headers, a C++ compiler and make; all else goes into .venv, or .venv-jazzy.
@@ -26,7 +27,7 @@ BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmak
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH RMW_IMPLEMENTATION
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-fast test-native check clean bench-engines bench-stream train-tiny
+.PHONY: demo test test-fast test-native check clean mutation bench-engines bench-stream train-tiny
 
 demo: $(VENV)/ready
 	$(BIN)/nvila demo $(ARGS)
@@ -50,6 +51,11 @@ check: $(VENV)/ready-to-check
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# One process: its tests measure how long they take. ARGS names mutants, such as 'nvila_ros.video.buffer*'.
+mutation: $(VENV)/ready-to-mutate
+	$(BIN)/mutmut run --max-children 1 $(ARGS)
+	$(BIN)/python -m benchmarks.mutation
+
 bench-stream: $(VENV)/ready-to-test
 	$(BIN)/python -m benchmarks.stream $(ARGS)
 
@@ -61,7 +67,7 @@ train-tiny: $(VENV)/ready-to-test
 	$(BIN)/nvila eval build/nvila-tiny
 
 clean:
-	rm -rf .venv .venv-jazzy build *.egg-info
+	rm -rf .venv .venv-jazzy build mutants *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import ensurepip' || { echo "python3 has no venv: sudo apt install python3-venv"; exit 1; }
@@ -84,6 +90,11 @@ $(VENV)/ready-to-test: $(VENV)/ready
 # Needs nothing of the package itself.
 $(VENV)/ready-to-test-native: $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet 'cmake>=3.22' ninja
+	@touch $@
+
+$(VENV)/ready-to-mutate: $(VENV)/ready-to-test
+	@echo "Installing mutmut"
+	$(BIN)/python -m pip install --quiet 'nvila_ros[mutation]'
 	@touch $@
 
 $(VENV)/ready-to-check: $(VENV)/ready

@@ -152,6 +152,7 @@ EXTRAS_REQUIRE = {
         "torch>=2.6,<2.14",  # transformers_torch, ov_tower, both model builders; answers: the float model
         "transformers>=5",  # transformers_torch, ov_tower, both model builders
     ],
+    "mutation": ["mutmut>=3.8,<4"],  # make mutation: changes the code in one place at a time and runs the tests
     "lint": ["codespell>=2.3", "import-linter>=2.1", "mypy>=1.13", "ruff>=0.9", "types-PyYAML"],
 }
 EXTRAS_REQUIRE["test"] += EXTRAS_REQUIRE["photographs"]

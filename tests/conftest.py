@@ -26,10 +26,13 @@ from nvila_ros.ros.domain import free_domain  # noqa: E402
 from tests.robot_subset import is_of_robot, missing_package  # noqa: E402
 
 if importlib.util.find_spec("hypothesis"):
-    from hypothesis import settings
+    from hypothesis import Phase, settings
 
     settings.register_profile("dev", max_examples=50, deadline=None)
     settings.register_profile("ci", max_examples=200, derandomize=True, deadline=None)
+    # A mutant needs no small example, and the same ones each time: its score must not depend on luck.
+    phases = (Phase.explicit, Phase.generate)
+    settings.register_profile("mutation", max_examples=50, derandomize=True, deadline=None, phases=phases)
     settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 # Before rclpy starts: nothing outside this machine, and no other run on it, may take part in a test.
