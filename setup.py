@@ -90,13 +90,14 @@ BUILD_REQUIRES = [
 ]
 
 INSTALL_REQUIRES = [
+    "av>=12.3",  # video: FFmpeg, which reads video files and finds damage in JPEG; older ones see no rotation
     "llguidance>=1.9,<2",  # generation: holds answers to a JSON schema; 3 MB, needs nothing
     "ml-dtypes>=0.4",  # models: bfloat16, in which checkpoints are stored
     "numpy>=1.23",  # everything
     "onnx>=1.16",  # export: writes the graphs
     "onnxruntime>=1.18",  # runtime: the default backend
-    "opencv-python-headless>=4.8,<5",  # video: colour conversion and files
-    "pillow>=9.5",  # visual: the bicubic resize that NVILA was trained with
+    "opencv-python-headless>=4.8,<5",  # video: colour conversion, JPEG and cameras
+    "pillow>=9.5",  # visual: the bicubic resize that NVILA was trained with; video: pictures (AVIF from 11.3 on)
     "pyyaml>=6",  # recipes
     "rich>=13",  # tools: progress bars and tables
     "safetensors>=0.6",  # models: checkpoints

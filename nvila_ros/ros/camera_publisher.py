@@ -157,10 +157,18 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def ros_args(values: dict[str, Any]) -> list[str]:
-    """Return parameters as a command line for a node; JSON is the YAML that ROS reads there."""
+    """Return parameters as a command line for a node; JSON is the YAML that ROS reads there.
+
+    Raises:
+        ConfigError: a text is not UTF-8, which ROS cannot carry.
+    """
+    for name, value in values.items():
+        if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
+            raise ConfigError(f"{name} must be UTF-8, as ROS parameters are, got {value!r}; rename the file")
     return [
         "--ros-args",
-        *(word for name, value in values.items() for word in ("-p", f"{name}:={json.dumps(value)}")),
+        # YAML knows no surrogates, by which JSON would escape an emoji.
+        *(word for key, value in values.items() for word in ("-p", f"{key}:={json.dumps(value, ensure_ascii=False)}")),
     ]
 
 

@@ -20,8 +20,9 @@ from nvila_ros.errors import QueryError
 from nvila_ros.serving.admission import check_query
 from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools.options import add_model_options, add_view_options, overrides, positive, print_json, words
-from nvila_ros.types import Answer, Frame, Piece, Query
-from nvila_ros.video.media import FOLDER_FPS, LiveCamera, Media, open_media, read_clip
+from nvila_ros.types import NS_PER_S, Answer, Frame, Piece, Query
+from nvila_ros.video.live_camera import LiveCamera
+from nvila_ros.video.media import FOLDER_FPS, Media, open_media, read_clip
 
 CAMERA_WINDOW_S = 2.0
 """How long a camera is recorded by default."""
@@ -100,7 +101,7 @@ def _interval(args: argparse.Namespace, media: Media) -> tuple[float, float | No
         raise QueryError("--start and --window exclude each other; give one of them")
     if not args.window >= 0:
         raise QueryError(f"--window must be at least 0 s, got {args.window:g}")
-    end_s = (media.num_frames - 1) / media.fps if args.end is None else args.end
+    end_s = int(media.stamps_ns[-1]) / NS_PER_S if args.end is None else args.end
     return max(end_s - args.window, 0.0), end_s
 
 

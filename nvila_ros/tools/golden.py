@@ -24,7 +24,8 @@ from nvila_ros.models.spec import ModelSpec
 from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, Part, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
-from nvila_ros.video.media import IMAGE_SUFFIXES, VideoFile
+from nvila_ros.video.media import IMAGE_SUFFIXES
+from nvila_ros.video.video_file import VideoFile
 from nvila_ros.visual.encode import VisualPrompt, arrange, merge_features
 from nvila_ros.visual.tiles import normalize_tiles
 from nvila_ros.visual.views import View, view_clip, view_image, view_images, whole_groups

@@ -1,8 +1,9 @@
 """What a demo camera sees at a capture stamp: the synthetic world, or a video file in a loop.
 
 In: a stamp in ns. Out: the frame ``(H, W, 3)`` uint8 RGB, and for the world what is to be seen in it. The rule, by
-which any process can recompute both from a stamp alone: world time is stamp - epoch; a video shows frame
-floor((stamp - epoch) * fps) modulo its length. The epoch is 0 unless the camera's parameter says otherwise.
+which any process can recompute both from a stamp alone: world time is stamp - epoch; a video shows the frame whose time
+in the file came last, and a round lasts until one mean gap after its last frame. The epoch is 0 unless the camera's
+parameter says otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from nvila_ros.errors import ConfigError, FrameError
 from nvila_ros.types import NS_PER_S
-from nvila_ros.video.media import VideoFile
+from nvila_ros.video.video_file import VideoFile
 from nvila_ros.world.live_world import LiveWorld
 from nvila_ros.world.rendering import render
 from nvila_ros.world.scene import Scene
@@ -71,11 +72,12 @@ class VideoSource:
     def __init__(self, path: Path, *, epoch_ns: int = 0) -> None:
         self._video, self._epoch_ns = VideoFile(path), epoch_ns
         self.fps = self._video.fps
+        self._round_ns = round(self._video.num_frames * NS_PER_S / self.fps)
 
     def index_at(self, stamp_ns: int) -> tuple[int, int]:
         """Return which round of the loop and which frame of the file is shown at a stamp."""
-        count = int(_since(stamp_ns, self._epoch_ns) * self.fps / NS_PER_S)
-        return divmod(count, self._video.num_frames)
+        num_round, since_ns = divmod(_since(stamp_ns, self._epoch_ns), self._round_ns)
+        return num_round, int(np.searchsorted(self._video.stamps_ns, since_ns, side="right")) - 1
 
     def frame_at(self, stamp_ns: int) -> np.ndarray:
         """Return what the camera sees at a stamp, (H, W, 3) uint8 RGB."""
@@ -92,7 +94,7 @@ class FilmSource(VideoSource):
     def moment_at(self, stamp_ns: int) -> Moment:
         """Return the scene shown at a stamp."""
         num_round, index = self.index_at(stamp_ns)
-        moment = _moment(self._world, index / self.fps)
+        moment = _moment(self._world, int(self._video.stamps_ns[index]) / NS_PER_S)
         return Moment((num_round, moment.scene_id[1]), moment.scene, moment.t_s)
 
 

@@ -96,7 +96,7 @@ def test_world_is_what_the_stamps_say(executor: SingleThreadedExecutor, number: 
 
 
 def test_video_is_played_from_its_epoch(executor: SingleThreadedExecutor, tmp_path: Path) -> None:
-    path = tmp_path / "it's a film.mp4"
+    path = tmp_path / "it's a film \N{VIDEO CAMERA}.mp4"
     film_world(path, 1, 64, 48, fps=20)
     epoch_ns = time.time_ns()
     values = {"video": str(path), "epoch_ns": epoch_ns, "reliability": "reliable"}
@@ -110,6 +110,7 @@ def test_video_is_played_from_its_epoch(executor: SingleThreadedExecutor, tmp_pa
     ("argv", "told"),
     [
         (("nvila_ros.tools.cli", "camera", "--video", "/nowhere.mp4"), "no video file at '/nowhere.mp4'"),
+        (("nvila_ros.tools.cli", "camera", "--video", "\udce9.mp4"), "video must be UTF-8, as ROS parameters are, got"),
         (("nvila_ros.tools.cli", "camera", "--rate", "0"), "rate_hz"),
         (("nvila_ros.tools.cli", "camera", "--size", "640x100"), "must lie in [0.5, 3]"),
         (

@@ -74,7 +74,8 @@ def test_media_inside_are_read_also_by_way_of_a_link_to_the_folder(media: Path, 
     (media.parent / "elsewhere").symlink_to(media)
 
     for folder in (media, media.parent / "elsewhere"):
-        assert len(parse(folder, **fields).turns[0].media[0].read(8)) == 1
+        images = parse(folder, **fields).turns[0].media[0].read(8)
+        assert len(images) == (8 if "video" in fields else 1)  # a clip shows its one frame in each place
 
 
 def test_folder_of_the_working_directory_is_a_fence_too(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from nvila_ros.errors import FrameError
 from nvila_ros.types import EncodedImage
-from nvila_ros.video.compressed import MAX_PIXELS, decode_compressed, decode_gray, read_format, read_header
+from nvila_ros.video.compressed import Format, decode_compressed, decode_gray, read_format, read_header
 from nvila_ros.video.image_decoding import decode
+from nvila_ros.video.picture_headers import MAX_PIXELS
 from tests.video.test_image_decoding import pack
 
 RED, GREEN, BLUE = (200, 30, 40), (20, 180, 60), (30, 60, 220)
@@ -147,12 +148,25 @@ def test_gray_is_small_but_not_below_what_was_asked(suffix: str, size: tuple[int
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "; ", "16UC1; compressedDepth", "16UC1; compressedDepth png", "32FC1; compressedDepth rvl", "h264", "webp",
-     "rgb8; jpeg2000 compressed bgr8", "jpeg compressed bgr8 twice", "rgb8 jpeg"],
-)  # fmt: skip
-def test_unknown_format_is_refused_by_name(text: str) -> None:
-    with pytest.raises(FrameError, match=r"unknown format .*known are jpeg and png") as error:
+    "text", ["", "; ", "mjpeg", "jpeg compressed bgr8 twice", "rgb8 jpeg", "my camera", "image/png"]
+)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tiff", ".webp", ".bmp"])
+def test_file_of_a_format_without_pattern_is_read_by_its_bytes(suffix: str, text: str) -> None:
+    data = compress(picture()[..., ::-1], suffix)
+
+    assert read_format(text) == Format()
+    assert np.abs(decode_compressed(encoded(data, text)).astype(int) - picture()).mean() < 8
+
+
+def test_tiff_of_image_transport_has_the_colours_that_the_camera_saw() -> None:
+    pixels = compress(picture()[..., ::-1], ".tiff")
+
+    assert (decode_compressed(encoded(pixels, "rgb8; tiff compressed bgr8")) == picture()).all()
+
+
+@pytest.mark.parametrize("text", ["16UC1; compressedDepth", "16UC1; compressedDepth png", "32FC1; compressedDepth rvl"])
+def test_depth_is_refused_by_name(text: str) -> None:
+    with pytest.raises(FrameError, match="picture in colour or mono, got depth; use another topic") as error:
         read_format(text)
     assert repr(text) in str(error.value)
 
@@ -184,9 +198,8 @@ def jpeg_of(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "text", "message"),
     [
-        (b"", "jpeg", "must begin as a jpeg file does, got nothing"),
-        (PNG, "jpeg", "must begin as a jpeg file does, got 89 50 4e 47"),
-        (JPEG, "rgb8; png compressed bgr8", "must begin as a png file does, got ff d8 ff e0"),
+        (b"", "jpeg", "format 'jpeg' must be the file of a picture, such as jpeg or png, got nothing"),
+        (b"\0\0\0\1\x67", "h264", "format 'h264' must be the file of a picture, such as jpeg or png, got 00 00 00 01"),
         (JPEG[:FRAME], "jpeg", "cut off within its header"),
         (PNG[:20], "png", "cut off within its header"),
         (JPEG[: len(JPEG) // 2], "jpeg", "cut off: its end marker is missing"),
@@ -198,8 +211,8 @@ def jpeg_of(width: int, height: int) -> bytes:
         (JPEG[:2] + b"\xff\xe0\0\2" * 9999 + JPEG[2:], "jpeg", "among its first 256 segments, got none"),
         (JPEG[:FRAME] + b"\xff\xc3" + JPEG[FRAME + 2 :], "jpeg", "baseline or progressive .* got frame header 0xc3"),
         (JPEG[:FRAME] + b"\xff\xda" + JPEG[FRAME + 2 :], "jpeg", "frame header before its pixels, got ff da"),
-        (JPEG[: FRAME + 4] + b"\x0c" + JPEG[FRAME + 5 :], "jpeg", "1 or 3 channels of 8 bits, got 3 of 12"),
-        (JPEG[: FRAME + 9] + b"\x04" + JPEG[FRAME + 10 :], "jpeg", "1 or 3 channels of 8 bits, got 4 of 8"),
+        (JPEG[: FRAME + 4] + b"\x0c" + JPEG[FRAME + 5 :], "jpeg", "1, 3 or 4 channels of 8 bits, got 3 of 12"),
+        (JPEG[: FRAME + 9] + b"\x02" + JPEG[FRAME + 10 :], "jpeg", "1, 3 or 4 channels of 8 bits, got 2 of 8"),
         (PNG[:12] + b"IHDX" + PNG[16:], "png", "must begin with a header of a known colour type, got b'IHDX'"),
         (PNG[:25] + b"\x05" + PNG[26:], "png", "known colour type, got b'IHDR' of 5"),
     ],
@@ -214,8 +227,23 @@ def test_file_that_is_damaged_behind_its_header_is_refused_when_it_is_decoded() 
     at = PNG.index(b"IDAT") + 10
     damaged = PNG[:at] + bytes(8) + PNG[at + 8 :]
 
-    with pytest.raises(FrameError, match=r"format 'png' is damaged; .* do not decode to 48x32 px"):
+    with pytest.raises(FrameError, match=r"png file of \d+ bytes is damaged: the checksum of its b'IDAT' is wrong"):
         decode_compressed(encoded(damaged, "png"))
+
+
+@pytest.mark.parametrize("at", [0.3, 0.6, 0.9])
+def test_jpeg_that_lost_a_part_of_its_pixels_is_refused(at: float) -> None:
+    rng = np.random.default_rng(0)
+    pixels = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (256, 192), interpolation=cv2.INTER_CUBIC)
+    whole = compress(pixels, ".jpg").tobytes()
+    begin = whole.index(b"\xff\xda")
+    lost = begin + round((len(whole) - begin) * at)
+    damaged = [whole[:lost] + b"\xff\xd9", whole[:lost] + whole[lost + 200 :], whole[:lost] + bytes(200) + b"\xff\xd9"]
+
+    assert decode_compressed(encoded(whole, "jpeg")).shape == pixels.shape
+    for each in damaged:
+        with pytest.raises(FrameError, match="is damaged or cut off within its pixels"):
+            decode_compressed(encoded(each, "jpeg"))
 
 
 @given(
