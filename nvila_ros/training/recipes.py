@@ -125,6 +125,21 @@ _WIDE = Mix(
     second_camera_share=0.25,
     has_events=False,
 )
+# Crowds, counts by colour and what vanishes are the first to be forgotten in the wide world.
+_HOLD = replace(
+    _WIDE,
+    kinds=(
+        *("wide", "wide-dense", "wide", "images", "events", "wide", "clips", "images"),
+        *("wide", "wide-dense", "wide", "images", "wide-events", "wide", "events", "images"),
+        *("wide", "wide-dense", "wide-clips", "images", "events", "wide", "clips", "images"),
+    ),
+    seed_base=29 << 24,
+    palette_share=0.4,
+    least_of_palette=3,
+    least_objects=3,
+    more_kinds=("count-color",),
+    num_more=2,
+)
 _TINY_STAGES = (
     TrainingStage("tower", Mix(kinds=("dense",), seed_base=0, num_samples=64), 4000, 1e-3, 1e-3),
     TrainingStage(
@@ -150,7 +165,8 @@ _TINY_STAGES = (
     # Clips were left out twice, and of motion a twentieth was forgotten.
     TrainingStage("motion", _MOTION, 240, 3e-4, 0.0),
     # All that was learned so far holds in a narrow world alone, where the model is as sure outside it as inside.
-    TrainingStage("wide", _WIDE, 2000, 5e-4, 3e-4),
+    TrainingStage("wide", _WIDE, 10000, 5e-4, 3e-4),
+    TrainingStage("hold", _HOLD, 1800, 2.5e-4, 1e-4),
 )
 _SCALE_GRIDS = (
     *((4, 1), (8, 1)) * 2,
