@@ -17,7 +17,7 @@ from nvila_ros.training.conversations.samples import Sample, SampleTurn
 from nvila_ros.types import Answer, Frame, Query
 
 
-class AnsweringModel(Protocol):
+class QueryModel(Protocol):
     """A model that answers queries, such as `pipeline.VisionLanguageModel`."""
 
     def answer(self, query: Query, frames: Sequence[Frame]) -> Answer:
@@ -26,7 +26,7 @@ class AnsweringModel(Protocol):
 
 
 def ask_sample(
-    model: AnsweringModel, sample: Sample, *, num_frames: int, max_tokens: int, choices: Sequence[str] = ()
+    model: QueryModel, sample: Sample, *, num_frames: int, max_tokens: int, choices: Sequence[str] = ()
 ) -> list[Answer]:
     """Return the model's answer to each turn of a sample.
 

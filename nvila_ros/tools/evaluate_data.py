@@ -19,7 +19,7 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.models.build import Build, fingerprint
 from nvila_ros.runtime.loading import choose_backend, find_checkpoint, open_model
 from nvila_ros.tools.answer_log import AnswerLog, Key
-from nvila_ros.tools.asking import AnsweringModel, ask_sample
+from nvila_ros.tools.asking import QueryModel, ask_sample
 from nvila_ros.tools.metrics import METRICS, best_match
 from nvila_ros.training.conversations.bad_samples import BadSamples, SampleError
 from nvila_ros.training.conversations.files import SampleSource
@@ -61,7 +61,7 @@ def describe_run(args: argparse.Namespace, sources: Sequence[SampleSource], max_
 
 
 def ask_all(
-    model: AnsweringModel,
+    model: QueryModel,
     sources: Sequence[SampleSource],
     log: AnswerLog,
     bad_samples: BadSamples,

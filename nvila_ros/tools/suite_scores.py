@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from rich.table import Table
 
-from nvila_ros.tools.asking import AnsweringModel
+from nvila_ros.tools.asking import QueryModel
 from nvila_ros.tools.suites import DEFAULT_SUITE, HEIGHT, SUITES, WIDTH, Render, Suite
 from nvila_ros.types import Answer, Frame, Query
 from nvila_ros.world.questions import EvalCase, is_correct
@@ -76,7 +76,7 @@ OnCase = Callable[[str, int, EvalCase, Answer], None]
 
 
 def score(
-    model: AnsweringModel,
+    model: QueryModel,
     kinds: Sequence[str],
     num_questions: int,
     on_case: OnCase,
@@ -98,7 +98,7 @@ def score(
     return scores
 
 
-def _score_choices(model: AnsweringModel, case: EvalCase, query_id: str, suite: Suite, into: SuiteScore) -> None:
+def _score_choices(model: QueryModel, case: EvalCase, query_id: str, suite: Suite, into: SuiteScore) -> None:
     """Ask once more with choices, where the suite has some, and note how probable the likeliest is."""
     choices = suite.choices(case.question) if suite.choices is not None else ()
     if not choices:
@@ -114,7 +114,7 @@ def film_case(case: EvalCase, render: Render = render) -> list[Frame]:
 
 
 def ask_case(
-    model: AnsweringModel, case: EvalCase, query_id: str, render: Render = render, choices: tuple[str, ...] = ()
+    model: QueryModel, case: EvalCase, query_id: str, render: Render = render, choices: tuple[str, ...] = ()
 ) -> Answer:
     """Film the frames of a case and ask its question, with choices or freely."""
     frames = film_case(case, render)
