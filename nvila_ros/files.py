@@ -132,6 +132,18 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, f"{json.dumps(value, indent=1)}\n".encode())
 
 
+def check_utf8(path: Path) -> None:
+    """Refuse a path that libraries in C++ cannot be given.
+
+    Raises:
+        ConfigError: its bytes are not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the path {str(path)!r} must be UTF-8, and is not; rename it") from error
+
+
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
     """Turn the system's error about a file that cannot be written into one that says what to do.

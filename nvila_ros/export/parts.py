@@ -16,7 +16,7 @@ import onnx
 
 from nvila_ros.export.decoder import build_decoder
 from nvila_ros.export.graph import ORT, WEIGHTS_FILE, GraphBuilder, GraphForm, Weights, pack
-from nvila_ros.files import atomic_file, write_atomic, write_json
+from nvila_ros.files import atomic_file, check_utf8, write_atomic, write_json
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.spec import ModelSpec, ProjectorSpec, VisionSpec
 
@@ -115,6 +115,7 @@ def write_parts(spec: ModelSpec, weights: Weights, folder: Path, forms: Iterable
     Raises:
         ConfigError: a weight cannot be expressed in one of the forms, or a file cannot be written.
     """
+    check_utf8(folder.absolute())
     models: dict[str, onnx.ModelProto] = {}
     with atomic_file(folder / WEIGHTS_FILE) as part_file, part_file.open("wb") as file:
         weights_file = WeightsFile(file)

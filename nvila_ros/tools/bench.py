@@ -23,13 +23,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from nvila_ros.errors import BackendError
+from nvila_ros.errors import BackendError, ConfigError
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import add_model_options, positive, print_json, size, wide_console
 from nvila_ros.tools.speeds import GPU_BACKENDS, BenchSettings
 
 READ_BYTES = 1 << 28  # of each thread: beyond any cache of a core
 NUM_READS = 5
+MAX_CLIP_BYTES = 4 << 30
 GB = 1e9
 
 
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         NvilaError: there is no such model or backend, or the model does not load.
     """
     find_checkpoint(args.model)
+    check_clip(args.image, args.frames)
     fields = ("model", "backend", "threads", "image", "frames", "prompt", "tokens", "repeats")
     settings = BenchSettings(**{name: getattr(args, name) for name in fields})
     threads = args.threads or len(os.sched_getaffinity(0))
@@ -66,6 +68,20 @@ def run(args: argparse.Namespace) -> int:
         wide_console().print(as_table(figures))
     print_json(figures)
     return 0
+
+
+def check_clip(image: tuple[int, int], num_frames: int) -> None:
+    """Check that a clip of noise fits into memory.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    num_bytes = 3 * image[0] * image[1] * num_frames
+    if num_bytes > MAX_CLIP_BYTES:
+        raise ConfigError(
+            f"--frames of --image must take at most {MAX_CLIP_BYTES / GB:.1f} GB, got {num_frames} of "
+            f"{image[0]}x{image[1]}, which take {num_bytes / GB:.1f}; lower one of them"
+        )
 
 
 def measure_apart(settings: BenchSettings) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from nvila_ros.errors import NvilaError
+from nvila_ros.errors import ConfigError, NvilaError
 from nvila_ros.models.build import Build
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo
 from nvila_ros.models.shapes import EMBEDDING, HEAD
@@ -93,7 +93,13 @@ def measure(settings: BenchSettings, report: Callable[[str], object]) -> dict[st
     load_s = time.perf_counter() - start
     vlm.warm_up()
     kept_bytes = memory_bytes("VmRSS")
-    prompt = min(settings.prompt, engine.spec.decoder.max_positions - settings.tokens)
+    positions = engine.spec.decoder.max_positions
+    if settings.tokens >= positions:
+        raise ConfigError(
+            f"--tokens must be less than the {positions} positions of {source.spec.name}, got {settings.tokens}; "
+            "lower it"
+        )
+    prompt = min(settings.prompt, positions - settings.tokens)
     figures: dict[str, Any] = {
         "model": vlm.info.model,
         "backend": backend,

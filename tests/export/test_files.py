@@ -1,5 +1,6 @@
 """What lies in an exported folder: small graphs, one weights file, every byte once."""
 
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -131,3 +132,11 @@ def test_export_of_a_checkpoint_is_the_form_for_cpus(tmp_path: Path) -> None:
 )
 def test_file_names_leave_out_what_is_usual(form: GraphForm, part: str, name: str) -> None:
     assert form.file_of(part) == name
+
+
+def test_folder_whose_name_is_no_utf8_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"\xff")
+
+    with pytest.raises(ConfigError, match="must be UTF-8, and is not; rename it"):
+        export_parts(open_checkpoint(CHECKPOINT), folder)
+    assert not folder.exists()

@@ -110,3 +110,18 @@ def test_bandwidth_is_that_of_the_fastest_read_by_all_threads(monkeypatch: pytes
     monkeypatch.setattr(bench.time, "perf_counter", lambda: next(times_s))
 
     assert bench.read_bandwidth(3) == 3 * (1 << 20) / 2.0
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        (("--frames", "100000000"), "--frames of --image must take at most 4.3 GB, got 100000000 of 1280x720"),
+        (("--image", "99999x99999"), "--frames of --image must take at most 4.3 GB, got 8 of 99999x99999"),
+        (("--tokens", "100000"), "--tokens must be less than the 2048 positions of nvila-tiny, got 100000; lower it"),
+    ],
+)
+def test_sizes_beyond_memory_or_positions_are_refused(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, str], rule: str
+) -> None:
+    assert main(["bench", "nvila-tiny", *options]) == 2
+    assert rule in capsys.readouterr().err
