@@ -80,7 +80,7 @@ def _probability(answer: Answer, holds: Callable[[str], bool], value: str) -> fl
 
 
 def _integer(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,16}\s*", text, re.ASCII) else None
+    return int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,16}\s*", text) else None
 
 
 def _canonical_json(text: str) -> str | None:

@@ -218,7 +218,7 @@ class QueryRegistry:
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
-            near = difflib.get_close_matches(name, self._entries, n=3) or list(self._entries)
+            near = difflib.get_close_matches(name, self._entries) or list(self._entries)
             raise QueryError(f"no standing query is named {name!r}; did you mean one of {near}")
         return self._entries[name]
 

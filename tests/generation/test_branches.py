@@ -131,6 +131,22 @@ def check_calls(sizes: list[tuple[int, int]], limits: tuple[int, int]) -> None:
         assert num_tokens == limits[0] or num_wanted == limits[1]
 
 
+class ForgetfulEngine(SpelledEngine):
+    """Returns one row of logits too few."""
+
+    def forward_tree(self, embeds_LD: np.ndarray, cache: SpelledCache, tree: Tree) -> np.ndarray:
+        return super().forward_tree(embeds_LD, cache, tree)[:-1]
+
+
+def test_logits_of_one_branch_are_never_taken_for_those_of_another() -> None:
+    tree = TreeBatch(ForgetfulEngine(), SpelledCache([]))  # type: ignore[arg-type]
+    for token in (1, 2):
+        tree.add(Branch(), [token])
+
+    with pytest.raises(ValueError, match="zip"):
+        tree.forward()
+
+
 def test_nothing_that_waits_takes_no_call() -> None:
     engine = SpelledEngine()
 

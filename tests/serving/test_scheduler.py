@@ -150,6 +150,26 @@ def test_wait_ends_when_a_query_comes_and_when_closed() -> None:
     assert not harness.scheduler.wait()
 
 
+def test_wait_ends_when_its_time_has_passed() -> None:
+    harness = SchedulerHarness()
+    harness.submit("held", is_held=True)
+
+    assert harness.scheduler.wait(0.01)
+    assert harness.pop() == []
+
+
+def test_work_that_nobody_asked_for_goes_on_until_there_is_other_work_or_will_be_none() -> None:
+    harness = SchedulerHarness()
+    assert not harness.scheduler.has_other_work()
+    harness.submit("a")
+    assert harness.scheduler.has_other_work()
+    harness.pop()
+    assert not harness.scheduler.has_other_work()
+
+    harness.scheduler.close(0)
+    assert harness.scheduler.has_other_work()
+
+
 def test_query_that_cannot_be_answered_in_time_is_not_begun_until_hope_returns() -> None:
     harness = SchedulerHarness()
     harness.submit("slow")
@@ -304,13 +324,46 @@ def test_held_request_that_has_ended_is_neither_released_nor_refused(
     assert harness.pop() == []
 
 
+@pytest.mark.parametrize(
+    ("end", "reason", "error"),
+    [
+        (lambda harness: harness.scheduler.cancel("a", S), "CANCELED", "canceled before its turn came"),
+        (lambda harness: harness.scheduler.cancel_standing("watch", S), "CANCELED", "canceled before its turn came"),
+        (lambda harness: harness.scheduler.expire(9 * S), "DEADLINE", "deadline_s passed before its turn came"),
+        (lambda harness: harness.pop(8 * S), "DEADLINE", "what is left of deadline_s is too short to answer in"),
+        (
+            lambda harness: harness.submit("b", S, standing="watch"),
+            "REPLACED",
+            "'watch' was asked anew before its turn",
+        ),
+        (lambda harness: harness.scheduler.close(S), "CANCELED", SHUTTING_DOWN),
+        (lambda harness: harness.scheduler.abort(S, "the worker is gone"), "FAILED", "the worker is gone"),
+    ],
+    ids=["cancel", "cancel_standing", "expire", "hopeless", "replaced", "close", "abort"],
+)
+def test_request_that_ends_while_it_waits_says_why(
+    end: Callable[[SchedulerHarness], object], reason: str, error: str
+) -> None:
+    harness = SchedulerHarness()
+    answer_each(harness, [3.0], standing="watch")
+    harness.submit("a", S, standing="watch", deadline_ns=9 * S)
+
+    end(harness)
+
+    assert [(a.query.query_id, a.finish_reason.name, a.error) for a in harness.answers[1:]] == [("a", reason, error)]
+    assert harness.scheduler.state().num_ended[reason.lower()] == 1
+
+
 def test_held_request_that_breaks_a_rule_is_answered_and_leaves_the_queue() -> None:
     harness = SchedulerHarness(capacity=1)
     harness.submit("held", is_held=True)
 
-    harness.scheduler.refuse(harness.requests["held"], FinishReason.INVALID, "its schema is bad", 0)
+    harness.scheduler.refuse(harness.requests["held"], FinishReason.INVALID, "its schema is bad", 2 * S)
 
-    assert harness.ended() == [("held", "INVALID")]
+    assert [(answer.finish_reason.name, answer.error) for answer in harness.answers] == [
+        ("INVALID", "its schema is bad")
+    ]
+    assert harness.answers[0].timings.total_s == 2
     assert harness.submit("next")
 
 
@@ -328,6 +381,10 @@ def test_requests_that_a_dead_worker_leaves_fail_with_the_reason_and_nothing_is_
         ("FAILED", "the worker is gone"),
         ("REJECTED", "the worker is gone"),
     ]
+    state = harness.scheduler.state()
+    assert (state.num_waiting, state.num_running) == (0, 0)
+    assert state.num_ended["failed"] == 2
+    assert not harness.scheduler.wait()
 
 
 def test_threads_that_submit_cancel_and_work_at_once_lose_no_answer_and_give_none_twice() -> None:

@@ -59,6 +59,27 @@ def test_standing_query_gives_way_once_and_keeps_its_place() -> None:
     assert harness.scheduler.state().num_preempted == 1
 
 
+def test_each_preemption_is_counted_and_none_leaves_a_trace_once_the_query_runs_again() -> None:
+    harness = SchedulerHarness()
+    for name in ("one", "two"):
+        harness.submit(name, standing=name)
+    harness.pop()
+    harness.submit("ask")
+    for name in ("one", "two"):
+        assert harness.should_stop(name) is FinishReason.CANCELED
+        harness.finish(name, FinishReason.CANCELED)
+    assert harness.scheduler.state().num_preempted == 2
+    assert harness.pop() == ["ask"]
+    harness.finish("ask")
+    assert harness.pop() == ["one", "two"]
+
+    harness.finish("one", FinishReason.CANCELED)  # by itself: nobody asked it to
+    harness.finish("two")
+
+    assert harness.ended() == [("ask", "STOP"), ("one", "CANCELED"), ("two", "STOP")]
+    assert harness.pop() == []
+
+
 def test_standing_query_of_higher_priority_gives_no_way() -> None:
     harness = SchedulerHarness()
     harness.submit("watch", standing="watch", priority=1)
@@ -89,6 +110,7 @@ def test_newer_asking_replaces_the_one_that_gave_way() -> None:
     harness.finish("old", FinishReason.CANCELED)
 
     assert harness.ended() == [("old", "REPLACED")]
+    assert harness.answers[0].error == "'watch' was asked anew while it was preempted"
 
 
 def test_cancel_of_one_that_is_to_give_way_is_final() -> None:

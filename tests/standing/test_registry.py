@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
 from typing import Any
 
@@ -181,9 +182,22 @@ def test_last_outcome_is_known() -> None:
     book = new_book(standing())
     ((evaluation,),) = tick(book, 1)
 
-    book.observe(evaluation, answer_of(evaluation.query, "", None, reason=FinishReason.DEADLINE), S)
+    late = answer_of(evaluation.query, "", None, reason=FinishReason.DEADLINE)
+    book.observe(evaluation, dataclasses.replace(late, error="too late"), S)
 
     (state,) = book.states()
+    assert (state.last_reason, state.last_error, state.answer) == (FinishReason.DEADLINE, "too late", None)
+
+
+def test_last_answer_that_counted_is_known_beside_the_last_outcome() -> None:
+    book = new_book(standing())
+    ask_and_answer(book, 1)
+    ((evaluation,),) = tick(book, 2)
+    book.observe(evaluation, answer_of(evaluation.query, "", None, reason=FinishReason.DEADLINE), 2 * S)
+
+    (state,) = book.states()
+    assert state.answer is not None
+    assert state.answer.frames[-1].stamp_ns == S
     assert state.last_reason is FinishReason.DEADLINE
 
 
@@ -245,6 +259,27 @@ def test_answer_to_a_removed_query_says_nothing_about_the_next_of_that_name() ->
 
     assert book.observe(evaluation, yes_no_answer(evaluation.query, 1, S), 2 * S) == []
     assert counts(book) == EvaluationCounts(asked=1)
+
+
+@pytest.mark.parametrize("is_added", [True, False])
+def test_query_is_due_at_once_also_where_a_simulated_clock_stands_at_zero(is_added: bool) -> None:
+    book = new_book(standing())
+    if not is_added:
+        assert names(tick(book, 0)) == [["door"]]
+        book.enable("door", False)
+        book.enable("door", True)
+
+    assert names(tick(book, 0)) == [["door"]]
+
+
+def test_frame_that_was_answered_about_proves_nothing_anew_once_its_query_is_enabled_again() -> None:
+    book = new_book(standing())
+    ask_and_answer(book, 1)
+    book.enable("door", False)
+    book.enable("door", True)
+
+    assert ask_and_answer(book, 2, stamp_s=1) == []
+    assert counts(book).repeated == 1
 
 
 def test_disabled_query_is_not_asked_and_enabled_again_at_once() -> None:

@@ -13,6 +13,7 @@ from nvila_ros.standing.observation import read_answer
 from nvila_ros.standing.query import StandingQuery
 from nvila_ros.standing.trigger_state import TriggerState
 from tests.standing.obvious import S, answer_of, expect, told, yes_no_answer
+from tests.strategies import lists_of_all_sizes
 
 FORCED = [EndReason.STALE, EndReason.TIME_JUMP, EndReason.REMOVED, EndReason.DISABLED]
 PROBABILITIES = st.sampled_from([0.0, 0.2, 0.39, 0.4, 0.5, 0.59, 0.6, 0.9, 1.0])
@@ -111,16 +112,33 @@ def test_on_change_tells_the_first_answer_and_each_change_with_what_was_before()
     ]
 
 
+def test_debounced_event_ends_with_the_first_answer_that_agreed() -> None:
+    query = standing(debounce_n=2, debounce_m=3)
+    trigger = new_trigger(query)
+
+    begin, end = push_yes(trigger, query, range(1, 7), [0.8, 0.9, 0.7, 0.2, 0.6, 0.1])
+
+    assert (begin.begin_stamp_ns, begin.confirmed_stamp_ns, begin.end_stamp_ns) == (S, 2 * S, 0)
+    assert (begin.num_agreed, begin.num_counted, begin.probability) == (2, 2, 0.9)
+    assert (end.begin_stamp_ns, end.end_stamp_ns, end.confirmed_stamp_ns) == (S, 4 * S, 6 * S)
+    assert (end.num_agreed, end.num_counted, end.probability) == (2, 3, 0.1)
+    assert (end.event_id, end.end_reason, end.query) == (begin.event_id, EndReason.OVER, query)
+    assert end.answer.text == "no"
+    assert (begin.previous, end.previous) == ("", "")
+
+
 @pytest.mark.parametrize("reason", FORCED)
 def test_forgetting_ends_an_open_event_at_the_last_frames_that_were_seen(reason: EndReason) -> None:
     query = standing()
     trigger = new_trigger(query)
-    (begin,) = push_yes(trigger, query, [1, 2], [1, 1])
+    (begin,) = push_yes(trigger, query, [1, 2], [1, 0.75])
 
     (end,) = trigger.forget(reason)
 
     assert (end.event_id, end.phase, end.end_reason) == (begin.event_id, Phase.END, reason)
     assert (end.begin_stamp_ns, end.end_stamp_ns, end.confirmed_stamp_ns) == (S, 2 * S, 2 * S)
+    assert (end.query, end.probability, end.num_agreed, end.num_counted) == (query, 0.75, 0, 0)
+    assert end.answer.frames[-1].stamp_ns == 2 * S
     assert trigger.last is None
     assert trigger.forget(reason) == []
 
@@ -149,7 +167,7 @@ def conditions(draw: st.DrawFn) -> StandingQuery:
     )
 
 
-@given(conditions(), st.lists(st.tuples(GAPS, PROBABILITIES), max_size=40), st.sampled_from([None, *FORCED]))
+@given(conditions(), lists_of_all_sizes(st.tuples(GAPS, PROBABILITIES), max_size=40), st.sampled_from([None, *FORCED]))
 def test_conditions_are_those_of_the_obvious_way(
     query: StandingQuery, steps: list[tuple[int, float]], reason: EndReason | None
 ) -> None:
@@ -168,7 +186,7 @@ def test_conditions_are_those_of_the_obvious_way(
     st.integers(1, 4),
     st.integers(0, 3),
     st.sampled_from([0, 3, 10]),
-    st.lists(st.tuples(GAPS, st.sampled_from("abc")), max_size=40),
+    lists_of_all_sizes(st.tuples(GAPS, st.sampled_from("abc")), max_size=40),
 )
 def test_instants_are_those_of_the_obvious_way(
     trigger: str, n: int, extra: int, cooldown_s: float, steps: list[tuple[int, str]]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nvila_ros.visual.frame_cache import ENTRY_BYTES, EncodedFrame, FrameCache, FrameKey
 from nvila_ros.visual.views import View
+from tests.strategies import lists_of_all_sizes
 
 VIEW = View((), "image")
 
@@ -84,7 +85,7 @@ def test_frames_that_share_tokens_are_charged_for_them_once() -> None:
     assert (len(cache), cache.num_bytes) == (50, TOKEN_BYTES + 50 * ENTRY_BYTES)
 
 
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), max_size=60), st.integers(0, 8))
+@given(lists_of_all_sizes(st.tuples(st.integers(0, 30), st.integers(0, 3)), max_size=60), st.integers(0, 8))
 def test_bytes_are_those_of_what_is_held_and_bounded(puts: list[tuple[int, int]], num_fit: int) -> None:
     cache = FrameCache(num_fit * (TOKEN_BYTES + ENTRY_BYTES))
     shared = [new_tokens() for _ in range(3)]
