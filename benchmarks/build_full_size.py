@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 
 from benchmarks.process_usage import peak_resident_bytes, reset_peak
 from nvila_ros.builds.recipes import Recipe, read_recipe
-from nvila_ros.export.graph import TRT_BASE, TRT_KV
+from nvila_ros.export.forms import TRT_BASE, TRT_KV
 from nvila_ros.models.build import to_tensors, write_manifest
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
 from nvila_ros.models.shapes import expected_shapes

@@ -12,10 +12,10 @@ from nvila_ros.builds.recipes import WORLD, Recipe
 from nvila_ros.errors import ConfigError
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.threads import limit_threads
-from nvila_ros.models.variants import check_prompt_room
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import Calibration, CalibrationSample, calibrate, read_samples
 from nvila_ros.quantization.options import OnLayer
+from nvila_ros.runtime.limits import check_prompt_room
 from nvila_ros.world.questions import EVAL_KINDS, ask
 from nvila_ros.world.rendering import render
 from nvila_ros.world.scene import scene_rng

@@ -7,16 +7,12 @@ the configs, training scripts and file sizes published with NVLabs/VILA; the sha
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from nvila_ros.errors import ConfigError
 from nvila_ros.models.shapes import HEAD, Shapes, expected_shapes
 from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec, Wrap
-
-_log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "fp16", "w8a8+w4a16")
 """Precisions of weights; `weight_bytes` defines each."""
@@ -161,32 +157,6 @@ def image_cost(spec: ModelSpec, grid_tiles: int) -> MediaCost:
     num_visual = spec.tokens_per_tile * (grid_tiles if is_last else _num_squares(spec, spec.merge_scale))
     num_tiles = grid_tiles + sum(_num_squares(spec, i) for i in range(len(spec.scales) - 1))
     return MediaCost(num_tiles, num_visual, num_visual + around)
-
-
-def check_prompt_room(spec: ModelSpec, max_prompt_tokens: int) -> None:
-    """Check that a question about an image fits into prompts of this length.
-
-    Raises:
-        ConfigError: not even the smallest image fits, or the prompts are longer than the model's positions.
-    """
-    if max_prompt_tokens > spec.decoder.max_positions:
-        raise ConfigError(
-            f"limits.max_prompt_tokens must be at most {spec.decoder.max_positions}, the positions of {spec.name}, got "
-            f"{max_prompt_tokens}; lower it in the recipe"
-        )
-    least, most = (image_cost(spec, tiles).num_positions + QUESTION_TOKENS for tiles in tile_range(spec))
-    if max_prompt_tokens < least:
-        raise ConfigError(
-            f"limits.max_prompt_tokens must be at least {least} for a question about one image of {spec.name}, and "
-            f"{most} about one of any aspect, got {max_prompt_tokens}; raise it in the recipe"
-        )
-    if max_prompt_tokens < most:
-        _log.warning(
-            "an image of some aspects takes %d prompt tokens, and the recipe lets %d: lower the node's max_tiles, or "
-            "raise limits.max_prompt_tokens",
-            most,
-            max_prompt_tokens,
-        )
 
 
 def clip_cost(spec: ModelSpec, num_frames: int) -> MediaCost:

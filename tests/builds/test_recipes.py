@@ -17,7 +17,8 @@ from nvila_ros.builds.recipes import (
     with_media,
 )
 from nvila_ros.errors import ConfigError
-from nvila_ros.models.variants import VARIANTS, check_prompt_room
+from nvila_ros.models.variants import VARIANTS
+from nvila_ros.runtime.limits import check_prompt_room
 
 ENGINES = Path(__file__).resolve().parents[2] / "engines"
 NAMES = sorted(path.name.removesuffix(".yaml") for path in ENGINES.glob("*.yaml"))

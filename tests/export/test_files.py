@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.export.graph import ORT, ORT_FUSED, TRT_BASE, TRT_KV, WEIGHTS_FILE, GraphForm, pack
+from nvila_ros.export.forms import ORT, ORT_FUSED, TRT_BASE, TRT_KV, GraphForm
+from nvila_ros.export.graph import WEIGHTS_FILE, pack
 from nvila_ros.export.parts import export_parts, write_parts
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila

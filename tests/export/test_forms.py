@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.export.graph import ORT, ORT_FUSED, TRT_BASE, TRT_KV, GraphBuilder, GraphForm
+from nvila_ros.export.forms import ORT, ORT_FUSED, TRT_BASE, TRT_KV, GraphForm
+from nvila_ros.export.graph import GraphBuilder
 from nvila_ros.export.parts import build_decoder, build_graphs, build_vision, write_parts
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import DecoderSpec, ModelSpec

@@ -13,7 +13,8 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import Wrap
 from nvila_ros.models.spec_bounds import NUMBERS, SIZES
-from nvila_ros.models.variants import VARIANTS, check_prompt_room
+from nvila_ros.models.variants import VARIANTS
+from nvila_ros.runtime.limits import check_prompt_room
 from tests.golden_cases import CHECKPOINT
 
 SPEC = VARIANTS["NVILA-8B"].spec

@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 
 from nvila_ros.errors import BackendError, ConfigError
-from nvila_ros.export.graph import GraphForm
+from nvila_ros.export.forms import GraphForm
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime.tensorrt import api
 

@@ -26,14 +26,13 @@ from typing import Any
 import onnx
 
 from nvila_ros.errors import CheckpointError, ConfigError, NvilaError
-from nvila_ros.export.graph import TRT_BASE, TRT_KV, GraphForm
+from nvila_ros.export.forms import TRT_BASE, TRT_KV, GraphForm
 from nvila_ros.export.parts import write_parts
 from nvila_ros.files import write_atomic
 from nvila_ros.models.build import Build, digest_file, open_build, rewrite_plans
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.models.variants import check_prompt_room
 from nvila_ros.runtime.contract import PREFILL_CHUNK
-from nvila_ros.runtime.limits import EngineLimits
+from nvila_ros.runtime.limits import EngineLimits, check_prompt_room
 from nvila_ros.runtime.tensorrt import api
 from nvila_ros.runtime.tensorrt.builder import BuildOptions, Built, Limits, build_plan, part_profiles
 from nvila_ros.runtime.tensorrt.lint import find_kernel_faults

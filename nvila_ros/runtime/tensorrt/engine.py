@@ -22,7 +22,7 @@ import numpy as np
 
 from nvila_ros.errors import BackendError
 from nvila_ros.export.decoder import NUM_TOP
-from nvila_ros.export.graph import GraphForm
+from nvila_ros.export.forms import GraphForm
 from nvila_ros.models.build import Build
 from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import ModelSpec

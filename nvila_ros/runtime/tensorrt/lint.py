@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from nvila_ros.export.graph import GraphForm
+from nvila_ros.export.forms import GraphForm
 from nvila_ros.models.shapes import HEAD
 from nvila_ros.models.spec import ModelSpec
 

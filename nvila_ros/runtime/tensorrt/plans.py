@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nvila_ros.errors import BackendError, CheckpointError
-from nvila_ros.export.graph import TRT_BASE, TRT_KV, GraphForm
+from nvila_ros.export.forms import TRT_BASE, TRT_KV, GraphForm
 from nvila_ros.models.build import Build, check_file
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.runtime.tensorrt.builder import Limits, load_graph, part_profiles

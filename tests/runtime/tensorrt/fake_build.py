@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nvila_ros.export.graph import TRT_BASE
+from nvila_ros.export.forms import TRT_BASE
 from nvila_ros.runtime.tensorrt.api import Progress
 from nvila_ros.runtime.tensorrt.builder import BuildOptions, Built, Limits, Profile
 from nvila_ros.runtime.tensorrt.compile import CompileJob

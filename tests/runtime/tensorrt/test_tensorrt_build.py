@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nvila_ros.errors import BackendError, ConfigError
-from nvila_ros.export.graph import TRT_BASE, TRT_KV, GraphForm
+from nvila_ros.export.forms import TRT_BASE, TRT_KV, GraphForm
 from nvila_ros.export.parts import write_parts
 from nvila_ros.models.build import open_build
 from nvila_ros.models.spec import ModelSpec
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[3]
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from nvila_ros.export.graph import TRT_KV
+from nvila_ros.export.forms import TRT_KV
 from nvila_ros.runtime.tensorrt.builder import Limits
 from nvila_ros.runtime.tensorrt.compile import CompileJob, compile_plans
 from nvila_ros.runtime.tensorrt.machine import name_machine

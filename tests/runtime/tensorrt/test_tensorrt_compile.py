@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nvila_ros.errors import BackendError, CheckpointError, ConfigError
-from nvila_ros.export.graph import TRT_BASE
+from nvila_ros.export.forms import TRT_BASE
 from nvila_ros.models.build import open_build
 from nvila_ros.models.variants import VARIANTS
 from nvila_ros.runtime.limits import EngineLimits

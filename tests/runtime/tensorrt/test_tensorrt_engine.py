@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nvila_ros.errors import BackendError, ShapeError
-from nvila_ros.export.graph import TRT_BASE, TRT_KV, GraphForm
+from nvila_ros.export.forms import TRT_BASE, TRT_KV, GraphForm
 from nvila_ros.export.parts import write_parts
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import ModelSpec

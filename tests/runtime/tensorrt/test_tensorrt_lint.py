@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nvila_ros.export.graph import TRT_BASE, TRT_KV, GraphForm
+from nvila_ros.export.forms import TRT_BASE, TRT_KV, GraphForm
 from nvila_ros.runtime.tensorrt.lint import Findings, find, find_kernel_faults, read_kernels
 from tests.export.random_models import make_spec
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from nvila_ros.errors import BackendError, CheckpointError
-from nvila_ros.export.graph import TRT_BASE, TRT_KV, GraphForm
+from nvila_ros.export.forms import TRT_BASE, TRT_KV, GraphForm
 from nvila_ros.models.build import digest_file, open_build
 from nvila_ros.runtime.loading import load_engine
 from nvila_ros.runtime.tensorrt import compile as tensorrt_compile
