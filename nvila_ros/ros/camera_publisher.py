@@ -9,11 +9,9 @@ from __future__ import annotations
 import array
 import json
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import cv2
@@ -23,12 +21,12 @@ from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
 from nvila_ros.config import check_fields, setting
 from nvila_ros.errors import ConfigError, NvilaError
 from nvila_ros.paths import images_profile
+from nvila_ros.ros import process
 from nvila_ros.ros.messages import declare_parameters
 from nvila_ros.world.frame_source import FrameSource, VideoSource, WorldSource
 
@@ -116,27 +114,18 @@ def main(args: list[str] | None = None) -> int:
     """
     os.environ.update(images_profile())
     cv2.setNumThreads(1)  # its share of a small robot is one core, and less
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    code = 0
     try:
-        _init(args)
+        process.init(args)
         _run()
     except (NvilaError, ParameterException, NameValidationException) as error:
         print(f"nvila_camera: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        code = 2
     except KeyboardInterrupt:
-        return 0
+        pass
     finally:
         rclpy.try_shutdown()
-    return 0
-
-
-def _init(args: list[str] | None) -> None:
-    try:
-        # rclpy's own handlers would end its context while a frame is being published.
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as error:  # the base of all that rclpy raises here
-        raise ConfigError(f"ROS arguments are not acceptable: {error}") from error
+    return process.leave(code)
 
 
 def _run() -> None:
@@ -150,10 +139,6 @@ def _run() -> None:
         node.get_logger().info(f"published {node.num_published} frames")
         executor.shutdown()
         node.destroy_node()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def ros_args(values: dict[str, Any]) -> list[str]:

@@ -286,8 +286,8 @@ def main(args: list[str] | None = None, load: Callable[..., VisionLanguageModel]
         0 after a signal, 1 after a fault of its own, 2 if a parameter, the checkpoint or the backend is refused.
     """
     try:
-        process.init(args)
-        code = run(load)
+        signals = process.init(args)
+        code = run(load, signals)
     except KeyboardInterrupt:
         code = 0
     except (NvilaError, NameValidationException) as error:
@@ -298,7 +298,7 @@ def main(args: list[str] | None = None, load: Callable[..., VisionLanguageModel]
     return process.leave(code)
 
 
-def run(load: Callable[..., VisionLanguageModel]) -> int:
+def run(load: Callable[..., VisionLanguageModel], signals: process.Signals) -> int:
     """Create the node, give it a model, and answer until a signal comes.
 
     Returns:
@@ -312,7 +312,7 @@ def run(load: Callable[..., VisionLanguageModel]) -> int:
     try:
         logging.getLogger("nvila_ros").addHandler(messages.RosLogHandler(node))
         loader = ModelLoader(node.config, load, node.publish_status)
-        return process.spin(node, node.scheduler, loader, node.make_worker)
+        return process.spin(node, signals, node.scheduler, loader, node.make_worker)
     finally:
         node.standing.close()
         node.destroy_node()

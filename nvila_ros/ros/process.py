@@ -26,28 +26,61 @@ from nvila_ros.serving.worker import Worker
 from nvila_ros.types import FinishReason
 
 FLUSH_S = 2.0
+SENT_S = 0.2
+"""How long a message that was handed to the middleware may take to leave the process: its threads end with ours."""
 POLL_S = 0.1
+REPEATED_S = 2.0
+"""Signals that follow the first one within this time repeat it: a terminal and `ros2 launch` both send one."""
 
 
-def init(args: list[str] | None) -> None:
-    """Start ROS; from here on a signal raises KeyboardInterrupt, once.
+class Signals:
+    """SIGINT and SIGTERM of this process: the first asks it to end in order, one that comes much later ends it at once.
+
+    Attributes:
+        received: whether the first has come.
+        raises: whether it raises KeyboardInterrupt, as long as no thread could be left behind.
+    """
+
+    def __init__(self) -> None:
+        self.received, self.raises = False, True
+        self._first_s = 0.0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now_s = time.monotonic()
+        if not self.received:
+            self.received, self._first_s = True, now_s
+            if self.raises:
+                raise KeyboardInterrupt
+        elif now_s - self._first_s > REPEATED_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+def init(args: list[str] | None) -> Signals:
+    """Start ROS; from here on the first signal raises KeyboardInterrupt.
 
     Raises:
         ConfigError: the ROS arguments are not acceptable.
     """
-    _on_signals(_interrupt)
+    signals = Signals()
     try:
         # rclpy's own handlers would end its context before the last answers are out.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # the base of all that rclpy raises here
         raise ConfigError(f"ROS arguments are not acceptable: {error}") from error
+    return signals
 
 
-def spin(node: Node, scheduler: Scheduler, loader: ModelLoader, make_worker: Callable[[Any], Worker]) -> int:
+def spin(
+    node: Node, signals: Signals, scheduler: Scheduler, loader: ModelLoader, make_worker: Callable[[Any], Worker]
+) -> int:
     """Run executor, loader and worker until a signal comes; then answer what is open, and end all in order.
 
     Args:
         node: spun by the executor.
+        signals: of the process.
         scheduler: of the node's requests.
         loader: where models come from.
         make_worker: takes the first model; later ones replace it.
@@ -60,17 +93,14 @@ def spin(node: Node, scheduler: Scheduler, loader: ModelLoader, make_worker: Cal
     """
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    signals: list[int] = []
-    # From here on a signal is only recorded: an exception between any two lines would leave a thread behind.
-    _on_signals(lambda number, _: signals.append(number))
+    signals.raises = False  # an exception between any two lines would leave a thread behind
     thread = threading.Thread(target=executor.spin, name="nvila_executor")
     worker: Worker | None = None
     loader.start()
     thread.start()
-    while thread.is_alive() and not signals and loader.error is None and not (worker and worker.has_died):
+    while thread.is_alive() and not signals.received and loader.error is None and not (worker and worker.has_died):
         thread.join(POLL_S)
         worker = _hand_over(worker, scheduler, loader, make_worker)
-    _on_signals(signal.SIG_DFL)  # a second one ends the process at once
     node.get_logger().info("shutting down")
     scheduler.close(time.monotonic_ns())
     loader.close()
@@ -78,18 +108,22 @@ def spin(node: Node, scheduler: Scheduler, loader: ModelLoader, make_worker: Cal
         worker.join()
     if thread.is_alive():
         _flush(executor)
+    time.sleep(SENT_S)  # a response has no acknowledgment that could be waited for
     executor.shutdown(timeout_sec=FLUSH_S)
     thread.join()
     if loader.error is not None:
         raise loader.error
-    return 0 if signals else 1
+    return 0 if signals.received else 1
 
 
 def leave(code: int) -> int:
     """Return the exit code; where a runtime is amid loading, end with it here, since it would crash in the exit.
 
-    A schema that is being tried would hold it up, and ends here as well.
+    A schema that is being tried would hold it up, and ends here as well. From here on signals are ignored: while the
+    interpreter ends, one that repeats the first would turn the exit code into its own.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if any(thread.daemon for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -127,13 +161,3 @@ def _flush(executor: SingleThreadedExecutor) -> None:
         turned = threading.Event()
         executor.create_task(turned.set)
         turned.wait(FLUSH_S)
-
-
-def _on_signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    _on_signals(signal.SIG_DFL)
-    raise KeyboardInterrupt

@@ -68,9 +68,13 @@ class NodeProcess:
     def wait_for_log(self, text: str) -> None:
         wait_until(lambda: text in self.log, f"{text!r} in the log:\n{self.log}")
 
+    def send(self, number: int) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
     def stop(self, number: int = signal.SIGINT) -> int:
         """Send a signal and return the exit code."""
-        self._process.send_signal(number)
+        self.send(number)
         return self.wait()
 
     def wait(self) -> int:

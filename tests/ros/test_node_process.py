@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("rclpy")
 pytest.importorskip("nvila_ros.msg")
 
 from nvila_ros.msg import Answer
+from nvila_ros.ros import process
 from tests.ros.robot import REAL_NODE, ROOT, NodeProcess, Robot, result_of, running, wait_until
 from tests.tiny import DEADLY
 
@@ -27,8 +29,9 @@ def test_signal_ends_an_idle_node(number: int) -> None:
     assert process.stop(number) == 0, process.log
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_signal_while_answering_still_answers_everyone(number: int) -> None:
+@pytest.mark.parametrize("numbers", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT] * 3], ids=str)
+def test_signal_while_answering_still_answers_everyone(numbers: list[int]) -> None:
+    """Launch without a terminal sends SIGINT a second time, 150 ms after the shell has sent the first."""
     with running("-p", "model:=fake:0.02") as (robot, camera):
         robot.show(camera, 1)
         asked = [robot.ask_later("word " * 500, max_tokens=500), robot.ask_later("waiting")]
@@ -36,11 +39,25 @@ def test_signal_while_answering_still_answers_everyone(number: int) -> None:
         wait_until(lambda: bool(robot.tokens), "the first answer is being told")
         wait_until(lambda: robot.fresh_diagnostics()["queue_depth"] == "2", "the others have come")
 
-        assert robot.process.stop(number) == 0, robot.process.log
+        for number in numbers[:-1]:
+            robot.process.send(number)
+            time.sleep(0.15)
+        assert robot.process.stop(numbers[-1]) == 0, robot.process.log
 
         answers = [result_of(future).answer for future in asked] + [result_of(goal).result.answer]
         assert {answer.finish_reason for answer in answers} == {Answer.CANCELED}
         assert {answer.error for answer in answers} == {"the node is shutting down"}
+
+
+def test_second_signal_much_later_ends_a_node_that_is_stuck() -> None:
+    with running("-p", "model:=fake:30.0") as (robot, camera):
+        robot.show(camera, 1)
+        robot.ask_later("word " * 5)
+        wait_until(lambda: robot.fresh_diagnostics()["queries_running"] == "1", "the model works")
+        robot.process.send(signal.SIGINT)
+        time.sleep(process.REPEATED_S + 0.5)
+
+        assert robot.process.stop() == -signal.SIGINT
 
 
 def test_death_of_the_worker_answers_everyone_and_ends_the_process_for_a_respawn() -> None:
