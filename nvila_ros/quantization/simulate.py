@@ -23,7 +23,7 @@ from nvila_ros.models.shapes import HEAD
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.threads import set_threads
 from nvila_ros.quantization.int8 import round_activations, token_scales
-from nvila_ros.runtime.contract import Source
+from nvila_ros.runtime.contract import ModelSource
 from nvila_ros.runtime.torch_engine import TorchEngine
 
 EXACT_INPUTS = 2**24 // (127 * 128)
@@ -97,7 +97,7 @@ def _replace_linear(model: nn.Module, key: str, weight: Int8Weight) -> None:
     model.set_submodule(name, Int8Linear(weight, linear.bias is not None))
 
 
-def load(source: Source, threads: int = 0) -> SimulatedEngine:
+def load(source: ModelSource, threads: int = 0) -> SimulatedEngine:
     """Load a build, or a checkpoint; `threads` 0 takes as many as the model keeps busy.
 
     Raises:

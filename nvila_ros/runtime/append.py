@@ -48,12 +48,12 @@ class AppendCache:
         return self._rows.ctypes.data + staged * self._rows.itemsize, self._rows.size - staged, stride
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from `length` on."""
+        """Drop all tokens from `length` on."""
         check_truncation(self, length)
         self.length = length
 
     def copy_prefix(self, source: AppendCache, length: int) -> None:
-        """Hold the first `length` tokens of another cache."""
+        """Replace the content by the first `length` tokens of another cache."""
         check_copy(self, source, length)
         places = slice(STAGE_ROWS, STAGE_ROWS + length)
         self._rows[:, places] = source._rows[:, places]
@@ -84,8 +84,8 @@ class NewTokens:
     rows_R: np.ndarray
 
 
-class Decoder(Protocol):
-    """A language model that appends to an `AppendCache`."""
+class AppendDecoder(Protocol):
+    """A language model that appends its keys and values to an `AppendCache`."""
 
     def run(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
         """Append new tokens to the cache and return the wanted logits, (R, V).
@@ -96,11 +96,11 @@ class Decoder(Protocol):
 
 
 class AppendEngine:
-    """The language model's half of an `Engine`, over a decoder that appends."""
+    """The language model's half of an `Engine`, over an `AppendDecoder`."""
 
-    batch_tiles = 1  # a CPU is busy with one
+    batch_tiles = 1  # one tile uses all cores
 
-    def __init__(self, spec: ModelSpec, embedding_VD: np.ndarray, decoder: Decoder) -> None:
+    def __init__(self, spec: ModelSpec, embedding_VD: np.ndarray, decoder: AppendDecoder) -> None:
         self.spec = spec
         self._embedding_VD, self._decoder = embedding_VD, decoder
         self._cos, self._sin = rotary_tables(spec.decoder, spec.decoder.max_positions)
@@ -123,7 +123,7 @@ class AppendEngine:
         return self._append(embeds_LD, cache, positions_L, mask_LM, np.array([num_new - 1]))[0]
 
     def forward_tree(self, embeds_LD: np.ndarray, cache: AppendCache, tree: Tree) -> np.ndarray:
-        """Append L tokens of several branches and return the logits after those wanted, (R, V)."""
+        """Append L tokens of several branches and return the wanted logits, (R, V)."""
         check_tree(cache, len(embeds_LD), len(self._cos), tree)
         # No runtime takes a product of no rows.
         rows_R = tree.wanted_R if len(tree.wanted_R) else np.zeros(1, np.int64)

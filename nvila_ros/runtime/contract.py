@@ -1,7 +1,7 @@
-"""What a backend must do: run the three parts on numpy arrays.
+"""What a backend implements: the three parts of the model on numpy arrays.
 
-One engine serves one thread. Arrays cross here as float32; an engine that keeps data on a device does so behind its
-cache. Everything that decides (sampling, stopping, what to reuse) lies above this seam.
+One engine serves one thread. Arrays are float32; an engine that keeps data on a device hides it behind its cache.
+Sampling, stopping and reuse are decided above this interface.
 
 Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, L tokens in this call, M tokens in
 the cache after it, R tokens whose logits are wanted, D decoder width, V vocabulary.
@@ -19,12 +19,12 @@ from nvila_ros.models.quantized import Weight
 from nvila_ros.models.spec import ModelSpec
 
 PREFILL_CHUNK = 512
-"""Most tokens of a prompt in one call: enough to fill a GPU and not to slow matrix products, and few enough that what
-is asked to stop does so soon."""
+"""Most tokens of a prompt in one call: enough to fill a GPU and to keep matrix products fast, and few enough that a
+cancelled query stops soon."""
 
 
-class Source(Protocol):
-    """What an engine is loaded from: an opened checkpoint, or what was built of one."""
+class ModelSource(Protocol):
+    """What an engine is loaded from: an opened checkpoint or build."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -32,22 +32,22 @@ class Source(Protocol):
         ...
 
     def weights(self) -> Mapping[str, Weight]:
-        """Return the tensors by `part.key`; each may be read anew when it is asked for."""
+        """Return the tensors by `part.key`; each may be read from disk at every access."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """New tokens that are not one run behind all that a cache holds: several branches that share a prefix.
+    """New tokens of several branches that share a prefix, for tree attention.
 
-    A row of a cache is a place in it; where a token stands in its own sequence is its position, and of two branches
-    the tokens at one position lie in two rows.
+    Each token has a row in the cache and a position in its own sequence: tokens of two branches may have the same
+    position, but never the same row.
 
     Attributes:
-        positions_L: (L,) int64, of each new token in its sequence.
-        sees_LM: (L, M) bool, which rows each new token attends to, itself always among them, later ones never; M counts
-            the new rows.
-        wanted_R: (R,) int64, which of the new tokens logits are wanted of.
+        positions_L: (L,) int64, position of each new token in its sequence.
+        sees_LM: (L, M) bool, the rows that each new token attends to: always itself, never later ones. M counts the new
+            rows too.
+        wanted_R: (R,) int64, the new tokens whose logits are wanted, each once.
     """
 
     positions_L: np.ndarray
@@ -56,7 +56,7 @@ class Tree:
 
 
 class Cache(Protocol):
-    """Keys and values of tokens, allocated once; unless a `Tree` was appended, those of one sequence."""
+    """Keys and values of the tokens of one sequence, or of a `Tree`; allocated once."""
 
     @property
     def length(self) -> int:
@@ -69,11 +69,19 @@ class Cache(Protocol):
         ...
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from `length` on; the prefix before it stays usable."""
+        """Drop all tokens from `length` on; the prefix before it stays usable.
+
+        Raises:
+            ShapeError: fewer tokens are held.
+        """
         ...
 
     def copy_prefix(self, source: Any, length: int) -> None:
-        """Hold the first `length` tokens of another cache of the same engine, and nothing else."""
+        """Replace the content by the first `length` tokens of another cache of the same engine.
+
+        Raises:
+            ShapeError: the source holds fewer, or they do not fit.
+        """
         ...
 
 
@@ -87,12 +95,12 @@ class Engine(Protocol):
 
     @property
     def precision(self) -> str:
-        """What the weights and activations are computed in, such as `fp32`."""
+        """Numeric format of weights and activations, such as `fp32` or `w8a8+w4a16`."""
         ...
 
     @property
     def batch_tiles(self) -> int:
-        """Tiles that are best encoded in one call; between two calls a stop is looked for."""
+        """Tiles to encode in one call; a cancelled query stops between two calls."""
         ...
 
     def vision(self, tile_NCHW: np.ndarray) -> np.ndarray:
@@ -112,17 +120,25 @@ class Engine(Protocol):
         ...
 
     def forward(self, embeds_LD: np.ndarray, cache: Any) -> np.ndarray:
-        """Append L tokens, in a run behind all the cache holds, and return the logits after the last one, (V,)."""
+        """Append L tokens to the sequence in the cache and return the logits after the last one, (V,).
+
+        Raises:
+            ShapeError: the cache or the model's positions have no room for them.
+        """
         ...
 
     def forward_tree(self, embeds_LD: np.ndarray, cache: Any, tree: Tree) -> np.ndarray:
-        """Append L tokens of several branches and return the logits after those wanted, (R, V)."""
+        """Append L tokens of several branches and return the wanted logits, (R, V).
+
+        Raises:
+            ShapeError: the tree does not fit the cache, or a token attends to a later one.
+        """
         ...
 
 
 @runtime_checkable
 class TopEngine(Protocol):
-    """An engine on a device, which finds the likeliest tokens there: of all logits a thousandth crosses to the host."""
+    """An engine that finds the likeliest tokens on its device, so that a thousandth of the logits is downloaded."""
 
     def embed(self, ids_L: np.ndarray) -> np.ndarray:
         """Return the embeddings of token ids, (L, D)."""

@@ -1,4 +1,4 @@
-"""The sizes that an engine is built for."""
+"""Sizes that an engine is built for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
-    """What the engine must take; buffers are allocated for it."""
+    """The largest inputs of an engine; buffers are allocated for them."""
 
     max_prompt_tokens: int = setting(2048, "longest prompt", "tokens", low=16, high=131072)
     max_answer_tokens: int = setting(256, "longest answer", "tokens", low=1, high=8192)

@@ -1,4 +1,4 @@
-"""From a name to a loaded engine: where models lie, and which file runs them."""
+"""From a model's name to a loaded engine."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ MODULES = {
     "tensorrt": "nvila_ros.runtime.tensorrt.engine",
     "torch": "nvila_ros.runtime.torch_engine",
 }
-"""Where the engine of each backend lives; imported only when it is asked for."""
+"""The module of each backend's engine; imported only when it is needed."""
 BACKENDS = tuple(MODULES)
 AUTO = "auto"
-"""In place of a backend: the one that the model is meant for, see `choose_backend`."""
+"""In place of a backend: chosen by `choose_backend`."""
 SIMULATOR = "nvila_ros.quantization.simulate"  # torch with quantized weights
 
 
 def open_model(path: Path) -> Checkpoint | Build:
-    """Open a checkpoint, or what was built of one.
+    """Open a checkpoint or a build.
 
     Raises:
-        CheckpointError: it is neither, or not whole.
+        CheckpointError: it is neither, or not complete.
     """
     return open_build(path) if is_build(path) else open_checkpoint(path)
 
 
 def choose_backend(source: Checkpoint | Build, backend: str = AUTO) -> str:
-    """Return a backend, in place of `AUTO` what the model is meant for: of a build its device's, else ONNX Runtime."""
+    """Return a backend; for `AUTO` that of a build's device, and ONNX Runtime for a checkpoint."""
     if backend != AUTO:
         return backend
     return backend_for(source.recipe["device"]) if isinstance(source, Build) else "onnxruntime"
 
 
 def backend_for(device: str) -> str:
-    """Return the backend of a recipe's device; on a CPU the fast one where OpenVINO is installed."""
+    """Return the backend of a recipe's device; for a CPU `cpu` where OpenVINO is installed, else `onnxruntime`."""
     if device != "cpu":
         return "tensorrt"
     return "cpu" if importlib.util.find_spec("openvino") else "onnxruntime"
@@ -52,7 +52,7 @@ def load_engine(source: Checkpoint | Build, backend: str, threads: int = 0) -> E
     """Load an opened checkpoint or build for a backend.
 
     Raises:
-        CheckpointError: it is not whole.
+        CheckpointError: it is not complete.
         BackendError: the backend is unknown or not installed.
     """
     if backend not in BACKENDS:

@@ -1,4 +1,4 @@
-"""Rotary tables and masks, which the decoder graph takes as inputs."""
+"""Rotary tables and masks, inputs of the decoder graph."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy as np
 from nvila_ros.models.spec import DecoderSpec
 
 HIDDEN = np.float32(-1e9)
-"""Added to the score of what a token may not see; finite, since a runtime that multiplies by it would make 0 * inf."""
+"""Added to the score of a row that a token may not attend to; finite, since a runtime may compute 0 times it."""
 
 
 def rotary_tables(spec: DecoderSpec, num_positions: int) -> tuple[np.ndarray, np.ndarray]:
     """Return cos and sin of positions [0, num_positions), (num_positions, S) float32 each."""
     exponent = np.arange(0, spec.head_size, 2, dtype=np.float32) / np.float32(spec.head_size)
-    frequency = np.float32(1) / np.float32(spec.rope_theta) ** exponent  # rounded first, as in training
+    frequency = np.float32(1) / np.float32(spec.rope_theta) ** exponent  # rounded to float32 first, as in training
     angle = np.arange(num_positions, dtype=np.float32)[:, None] * frequency
     angle = np.concatenate([angle, angle], axis=-1)
     return np.cos(angle), np.sin(angle)
@@ -27,5 +27,5 @@ def causal_mask(num_new: int, num_all: int) -> np.ndarray:
 
 
 def additive_mask(sees_LM: np.ndarray) -> np.ndarray:
-    """Return what is added to scores so that each token attends to what it sees alone, (L, M) float32."""
+    """Return what is added to scores so that each token attends only to the rows it sees, (L, M) float32."""
     return np.where(sees_LM, np.float32(0), HIDDEN)

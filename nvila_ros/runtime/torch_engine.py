@@ -22,12 +22,12 @@ class TorchCache(KvCache):
         return self.k.shape[3]
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from `length` on."""
+        """Drop all tokens from `length` on."""
         check_truncation(self, length)
         self.length = length
 
     def copy_prefix(self, source: TorchCache, length: int) -> None:
-        """Hold the first `length` tokens of another cache."""
+        """Replace the content by the first `length` tokens of another cache."""
         check_copy(self, source, length)
         self.k[:, :, :, :length] = source.k[:, :, :, :length]
         self.v[:, :, :, :length] = source.v[:, :, :, :length]
@@ -75,7 +75,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def forward_tree(self, embeds_LD: np.ndarray, cache: TorchCache, tree: Tree) -> np.ndarray:
-        """Append L tokens of several branches and return the logits after those wanted, (R, V)."""
+        """Append L tokens of several branches and return the wanted logits, (R, V)."""
         check_tree(cache, len(embeds_LD), self.spec.decoder.max_positions, tree)
         positions_L, sees_LM = torch.from_numpy(tree.positions_L), torch.from_numpy(tree.sees_LM)
         hidden_BLD = self.model.llm(torch.from_numpy(embeds_LD)[None], cache, positions_L, sees_LM)

@@ -1,4 +1,4 @@
-"""The embedded model as a sealed build, rounded to nearest: what `nvila build` leaves, without its calibration."""
+"""The embedded model as a build, rounded to nearest: what `nvila build` writes, without calibration."""
 
 import shutil
 from pathlib import Path

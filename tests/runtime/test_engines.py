@@ -70,7 +70,7 @@ def both(checkpoint: Checkpoint) -> tuple[OnnxRuntimeEngine, TorchEngine]:
 
 
 def assert_same_at_every_stage(got: Engine, want: Engine, lengths: list[int], seed: int) -> None:
-    """Hold a float engine against another of the same model: tiles, and a sequence in calls of the given lengths."""
+    """Compare a float engine with another of the same model: tiles, and a sequence in calls of the given lengths."""
     spec, atol = want.spec, ATOL_BY_PRECISION[got.precision]
     rng = np.random.default_rng(seed)
     tile_NCHW = rng.uniform(-1, 1, (2, 3, spec.vision.image_px, spec.vision.image_px)).astype(np.float32)
@@ -90,7 +90,7 @@ def assert_same_at_every_stage(got: Engine, want: Engine, lengths: list[int], se
 def assert_tree_matches_runs(
     got: Engine, want: Engine, prefix: int, lengths: list[int], seed: int, atol: float
 ) -> None:
-    """Hold branches behind one prefix, interleaved and in two calls, against each branch as a sequence of its own."""
+    """Compare branches after one prefix, interleaved and in two calls, with each branch as a sequence of its own."""
     rng = np.random.default_rng(seed)
     vocab = got.spec.decoder.vocab_size
     head = rng.integers(0, vocab, prefix)
@@ -120,14 +120,14 @@ def assert_tree_matches_runs(
 
 
 def branch_tree(prefix: int, places: np.ndarray, order: np.ndarray, wanted: Iterable[int], num_old: int = 0) -> Tree:
-    """Return the tree of the rows from `num_old` on, told the branch of each row behind the prefix and its place."""
+    """Return the tree of the rows from `num_old` on, given the branch and the place of each row after the prefix."""
     same = (places[:, None] == places) & (order <= order[:, None])
     sees_LM = np.concatenate([np.ones((len(places), prefix), bool), same], axis=1)[num_old:]
     return Tree((prefix + order[num_old:]).astype(np.int64), sees_LM, np.array(list(wanted)))
 
 
 def assert_copied_prefix_goes_on(engine: Engine) -> None:
-    """Hold a cache that took another's prefix against one that was filled anew."""
+    """Compare a cache that copied another's prefix with one that was filled again."""
     ids_L = np.random.default_rng(3).integers(0, engine.spec.decoder.vocab_size, 20)
     source, copied, fresh = engine.new_cache(24), engine.new_cache(40), engine.new_cache(24)
     engine.forward(engine.embed(ids_L), source)
@@ -142,7 +142,7 @@ def assert_copied_prefix_goes_on(engine: Engine) -> None:
 
 
 def assert_appends_without_logits(engine: Engine) -> None:
-    """Hold rows that were appended for their keys and values alone against a run that told logits."""
+    """Compare rows that were appended for their keys and values alone with a run that returned logits."""
     ids_L = np.random.default_rng(3).integers(0, engine.spec.decoder.vocab_size, 12)
     tree = Tree(np.arange(11), np.tri(11, dtype=bool), np.array([], np.int64))
     cache, plain = engine.new_cache(12), engine.new_cache(12)
@@ -236,7 +236,7 @@ def test_spec_whose_parts_do_not_fit_is_refused() -> None:
         dataclasses.replace(spec, projector=dataclasses.replace(spec.projector, out_width=8))
 
 
-def test_onnxruntime_is_told_not_to_report_before_it_loads() -> None:
+def test_onnxruntime_telemetry_is_off_before_it_loads() -> None:
     code = (
         "import builtins, os, sys\n"
         "load = builtins.__import__\n"
@@ -249,9 +249,9 @@ def test_onnxruntime_is_told_not_to_report_before_it_loads() -> None:
     )
     environ = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
 
-    told = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
 
-    assert told.stdout == "1\n"
+    assert done.stdout == "1\n"
 
 
 @functools.cache

@@ -1,9 +1,9 @@
 """The fast engine on a CPU: OpenVINO for the tower, kernels of our own for the language model.
 
-OpenVINO runs the tower and the projector. A quantized decoder is run by our kernels; where there are none for a
-processor or a weight, by ONNX Runtime in calls of few tokens, where reading the weights is all that counts, and by
-OpenVINO in calls of many. These two read and write one `AppendCache`, so they take turns freely, and never run at once,
-but each keeps the decoder in the form that its kernels read. A decoder in float stays with ONNX Runtime alone.
+OpenVINO runs the tower and the projector. Our kernels run a quantized decoder; where there are none for a processor or
+a weight, ONNX Runtime runs calls of few tokens, which are bound by reading the weights, and OpenVINO calls of many.
+These two share one `AppendCache` and never run at once, but each keeps the decoder in the form that its kernels read. A
+float decoder is run by ONNX Runtime alone.
 
 Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, R tokens whose logits are wanted, D
 decoder width, V vocabulary.
@@ -21,8 +21,8 @@ import numpy as np
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, as_array
 from nvila_ros.models.shapes import EMBEDDING, HEAD
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
-from nvila_ros.runtime.append import AppendCache, AppendEngine, Decoder, NewTokens
-from nvila_ros.runtime.contract import Source
+from nvila_ros.runtime.append import AppendCache, AppendDecoder, AppendEngine, NewTokens
+from nvila_ros.runtime.contract import ModelSource
 from nvila_ros.runtime.cpu.huge_pages import use_huge_pages
 from nvila_ros.runtime.cpu.native_decoder import NativeDecoder, UnknownFormError
 from nvila_ros.runtime.onnxruntime.engine import OnnxRuntimeDecoder
@@ -33,41 +33,41 @@ from nvila_ros.runtime.openvino.weights import WeightStore, quantize_rows
 _log = logging.getLogger(__name__)
 
 MANY_TOKENS = 6
-"""From how many tokens in a call on OpenVINO is faster than ONNX Runtime, measured on two cores of a Zen 4."""
+"""Tokens in a call from which OpenVINO is faster than ONNX Runtime, measured on two cores of a Zen 4."""
 
 
 class TwoDecoders:
-    """`Decoder` that leaves short calls to one and long ones to another, over the same cache."""
+    """`AppendDecoder` that passes short calls to one decoder and long calls to another, over the same cache."""
 
-    def __init__(self, few: Decoder, many: Decoder) -> None:
+    def __init__(self, few: AppendDecoder, many: AppendDecoder) -> None:
         self._few, self._many = few, many
 
     def run(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
-        """Write the rows of new tokens behind those that the cache holds and return the wanted logits, (R, V)."""
+        """Append new tokens to the cache and return the wanted logits, (R, V)."""
         decoder = self._many if len(new.embeds_LD) >= MANY_TOKENS else self._few
         return decoder.run(new, cache)
 
 
 class CpuEngine(AppendEngine):
-    """`Engine` over OpenVINO and what decodes."""
+    """`Engine` over OpenVINO for vision and a decoder of one or two runtimes."""
 
     def __init__(self, spec: ModelSpec, weights: Mapping[str, Weight], threads: int = 0) -> None:
         self.precision = _name_precision(weights)
         store = WeightStore()
         super().__init__(spec, *_load_decoder(spec, weights, store, threads))
-        self._seer = OpenvinoVision(spec, weights, store, threads)
-        use_huge_pages()  # our kernels have their own; a decode step of ONNX Runtime's takes a seventh less
+        self._tower = OpenvinoVision(spec, weights, store, threads)
+        use_huge_pages()  # our kernels use their own; ONNX Runtime's decode step is a seventh shorter
 
     def vision(self, tile_NCHW: np.ndarray) -> np.ndarray:
         """Return the features of tiles, (N, P, E)."""
-        return self._seer.vision(tile_NCHW)
+        return self._tower.vision(tile_NCHW)
 
     def project(self, feat_NPE: np.ndarray) -> np.ndarray:
         """Return the visual tokens, (N, G, D)."""
-        return self._seer.project(feat_NPE)
+        return self._tower.project(feat_NPE)
 
 
-def load(source: Source, threads: int = 0) -> CpuEngine:
+def load(source: ModelSource, threads: int = 0) -> CpuEngine:
     """Load a checkpoint in fp32 or a build with its quantized weights.
 
     Args:
@@ -81,39 +81,39 @@ def load(source: Source, threads: int = 0) -> CpuEngine:
 def load_quantized(spec: ModelSpec, weights: Mapping[str, Weight], threads: int = 0) -> CpuEngine:
     """Load weights of which any linear map may be quantized; see `load`.
 
-    Activations that meet integers are rounded to eight bits: by the scale that came with the weight, else by the
-    largest of each group of inputs. Beside a quantized decoder, a float head is rounded to eight bits by row and
-    embeddings to fp16.
+    Inputs of quantized products are quantized to eight bits: by the scale that came with the weight, else by the
+    largest number of each group. Beside a quantized decoder, a float head is quantized to eight bits by row, and
+    embeddings are rounded to fp16.
     """
     return CpuEngine(spec, weights, threads)
 
 
 def _load_decoder(
     spec: ModelSpec, weights: Mapping[str, Weight], store: WeightStore, threads: int
-) -> tuple[np.ndarray, Decoder]:
+) -> tuple[np.ndarray, AppendDecoder]:
     """Return the embeddings, (V, D), in fp16 beside a quantized decoder, and the decoder."""
     if isinstance(weights[DECODER_PROBE], np.ndarray):
         return as_array(weights, EMBEDDING), OnnxRuntimeDecoder(spec.decoder, weights, threads)
     head = weights[HEAD if HEAD in weights else EMBEDDING]
     head = quantize_rows(head) if isinstance(head, np.ndarray) else head
-    told = ChainMap({HEAD: head}, weights)  # type: ignore[arg-type]
-    decoder = _load_quantized_decoder(spec.decoder, told, head, store, threads)
+    with_head = ChainMap({HEAD: head}, weights)  # type: ignore[arg-type]
+    decoder = _load_quantized_decoder(spec.decoder, with_head, head, store, threads)
     return store.hold(as_array(weights, EMBEDDING), np.float16), decoder
 
 
 def _load_quantized_decoder(
     spec: DecoderSpec, weights: Mapping[str, Weight], head: Weight, store: WeightStore, threads: int
-) -> Decoder:
+) -> AppendDecoder:
     try:
         # More threads than cores would wait for one another.
         return NativeDecoder(spec, weights, head, min(threads, len(os.sched_getaffinity(0))))
     except UnknownFormError as error:
         _log.info("the language model is left to ONNX Runtime and OpenVINO: %s", error)
-    few = StepDecoder(spec, weights, threads)  # first, since it needs most while it loads
+    few = StepDecoder(spec, weights, threads)  # first, since it needs most memory while it loads
     return TwoDecoders(few, OpenvinoDecoder(spec, weights, head, store, threads))
 
 
 def _name_precision(weights: Mapping[str, Weight]) -> str:
-    """Return what tower and decoder compute in, judged by a weight of each."""
+    """Return the numeric formats of tower and decoder, from one weight of each."""
     names = {np.ndarray: "fp32", Int4Weight: "w4a8", Int8Weight: "w8a8"}
     return "+".join(dict.fromkeys(names[type(weights[key])] for key in (TOWER_PROBE, DECODER_PROBE)))

@@ -1,9 +1,9 @@
-"""Memory in huge pages, for weights that are read from end to end at every step.
+"""Huge pages for weights, which are read from end to end at every step.
 
-Runtimes keep their packed weights in plain anonymous memory, spread over some hundred thousand pages of 4 KiB, and a
-step that reads all of it waits for the page tables. Most systems give huge pages only to who asks for them (`madvise`
-in `/sys/kernel/mm/transparent_hugepage/enabled`), and no runtime does; so they are asked for here, once a model is
-loaded. Contents and addresses stay. Where that cannot be, on a kernel before 6.1 or another system, nothing happens.
+Runtimes keep their packed weights in anonymous memory of some hundred thousand pages of 4 KiB, and a step that reads
+all of it waits for the page tables. Most systems give huge pages only on request (`madvise` in
+`/sys/kernel/mm/transparent_hugepage/enabled`), and no runtime requests them; this module does, once a model is loaded.
+Contents and addresses stay. On a kernel before 6.1, or another system, nothing happens.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ HUGE_BYTES = 2 << 20  # on x86-64, and on aarch64 with pages of 4 KiB
 MADV_COLLAPSE = 25  # of linux/mman.h; the mmap module has no name for it
 PRESENT = np.uint64(1 << 63)
 FULL = 0.9
-"""Share of a stretch that must be in memory before: what lay empty in it is filled by the huge page."""
+"""Share of a range that must be in memory already: the huge page fills the rest."""
 MAPS, PAGEMAP = Path("/proc/self/maps"), Path("/proc/self/pagemap")
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def use_huge_pages() -> int:
-    """Gather the process' anonymous memory into huge pages where it is in use; returns the bytes gathered."""
+    """Move the process' anonymous memory that is in use into huge pages; return the bytes moved."""
     if not _are_allowed():
         return 0
     libc = ctypes.CDLL(None)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    gathered = [libc.madvise(start, HUGE_BYTES, MADV_COLLAPSE) == 0 for start in _full_stretches()]
-    return HUGE_BYTES * sum(gathered)
+    moved = [libc.madvise(start, HUGE_BYTES, MADV_COLLAPSE) == 0 for start in _full_ranges()]
+    return HUGE_BYTES * sum(moved)
 
 
 def _are_allowed() -> bool:
-    """Whether there are such pages, and whoever runs this machine has not forbidden them."""
+    """Whether the system has such pages and its administrator has not forbidden them."""
     return ENABLED.exists() and "[never]" not in ENABLED.read_text(encoding="ascii") and mmap.PAGESIZE == 4096
 
 
-def _full_stretches() -> Iterator[int]:
-    """Yield the address of each aligned stretch that a huge page could hold and that is in memory for the most part."""
+def _full_ranges() -> Iterator[int]:
+    """Yield the address of each aligned range of a huge page's size that is mostly in memory."""
     num_pages = HUGE_BYTES // mmap.PAGESIZE
     with PAGEMAP.open("rb", buffering=0) as pagemap:
         for first, end in _anonymous_ranges(MAPS.read_text(encoding="utf-8")):
@@ -52,7 +52,7 @@ def _full_stretches() -> Iterator[int]:
 
 
 def _anonymous_ranges(maps: str) -> Iterator[tuple[int, int]]:
-    """Yield first and last address of what is private, writable and of no file."""
+    """Yield start and end of each private, writable mapping without a file."""
     for line in maps.splitlines():
         addresses, access, _, _, inode, *name = line.split(maxsplit=5)
         if access == "rw-p" and inode == "0" and (not name or name[0] == "[heap]"):

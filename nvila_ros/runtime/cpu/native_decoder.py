@@ -24,7 +24,7 @@ from nvila_ros.errors import ShapeError
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, as_array
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.runtime.append import AppendCache, NewTokens
-from nvila_ros.runtime.cpu.native_library import Call, MatrixView, Span, Spec, check, libraries, span
+from nvila_ros.runtime.cpu.native_library import DecoderCall, MatrixView, Span, Spec, check, libraries, span
 
 MAX_INPUT_GROUP = 128
 """Most inputs that share a scale derived while the model runs."""
@@ -109,7 +109,7 @@ class NativeDecoder:
         rows_R = _as_input("rows", new.rows_R, (len(new.rows_R),), np.int64)
         logits_RV = np.empty((len(rows_R), self._spec.vocab_size), np.float32)
         address, size, stride = cache.memory
-        call = Call(
+        call = DecoderCall(
             *(span(array) for array in (embeds_LD, cos_LS, sin_LS, mask_LM, rows_R)),
             Span(address, size),
             stride,

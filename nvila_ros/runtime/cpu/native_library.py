@@ -59,7 +59,7 @@ class MatrixView(ctypes.Structure):
     ]
 
 
-class Call(ctypes.Structure):
+class DecoderCall(ctypes.Structure):
     """One call of a decoder."""
 
     _fields_ = [
@@ -69,7 +69,7 @@ class Call(ctypes.Structure):
     ]
 
 
-LAYOUT = ctypes.sizeof(Spec) << 20 | ctypes.sizeof(MatrixView) << 10 | ctypes.sizeof(Call)
+LAYOUT = ctypes.sizeof(Spec) << 20 | ctypes.sizeof(MatrixView) << 10 | ctypes.sizeof(DecoderCall)
 
 
 def span(array: np.ndarray) -> Span:
@@ -114,7 +114,7 @@ def _open(path: Path) -> ctypes.CDLL | None:
     library.nvila_decoder_delete.argtypes = [handle]
     library.nvila_decoder_set_matrix.argtypes = [handle, number, number, ctypes.POINTER(MatrixView)]
     library.nvila_decoder_set_vector.argtypes = [handle, number, number, handle, count]
-    library.nvila_decoder_run.argtypes = [handle, ctypes.POINTER(Call)]
+    library.nvila_decoder_run.argtypes = [handle, ctypes.POINTER(DecoderCall)]
     return library
 
 

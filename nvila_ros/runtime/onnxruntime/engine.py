@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU: the default backend, which needs neither a GPU nor torch.
 
-The graphs are drawn in memory from the checkpoint and share its weights; nothing is written to disk or sent anywhere.
+The graphs are built in memory from the checkpoint and share its weights; nothing is written to disk or sent anywhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import ml_dtypes
 import numpy as np
 
-# Wheels from PyPI report usage to their vendor unless they are told before they load; nothing here uses the network.
+# Wheels from PyPI report usage to their vendor unless this is set before they load; nothing here uses the network.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
@@ -21,7 +21,7 @@ from nvila_ros.models.quantized import as_array, name_precision
 from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.runtime.append import AppendCache, AppendEngine, NewTokens
-from nvila_ros.runtime.contract import Source
+from nvila_ros.runtime.contract import ModelSource
 
 PROVIDERS = ["CPUExecutionProvider"]
 INT4 = np.dtype(ml_dtypes.int4)
@@ -35,7 +35,7 @@ class OnnxRuntimeDecoder:
         self._session = start_session(build_decoder(spec, weights), threads)
 
     def run(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
-        """Write the rows of new tokens behind those that the cache holds and return the wanted logits, (R, V)."""
+        """Append new tokens to the cache and return the wanted logits, (R, V)."""
         start, end = cache.length, cache.length + len(new.embeds_LD)
         logits_RV = np.empty((len(new.rows_R), self._vocab_size), np.float32)
         inputs = {
@@ -56,7 +56,7 @@ class OnnxRuntimeDecoder:
 
 
 def bind(to: Callable[..., None], arrays: Mapping[str, np.ndarray]) -> None:
-    """Bind arrays where they lie to inputs or outputs of a session."""
+    """Bind arrays to inputs or outputs of a session, without a copy."""
     for name, array in arrays.items():
         to(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
@@ -64,7 +64,7 @@ def bind(to: Callable[..., None], arrays: Mapping[str, np.ndarray]) -> None:
 class OnnxRuntimeEngine(AppendEngine):
     """`Engine` over three sessions."""
 
-    def __init__(self, source: Source, threads: int = 0) -> None:
+    def __init__(self, source: ModelSource, threads: int = 0) -> None:
         spec, weights = source.spec, source.weights()
         self.precision = name_precision(weights)
         self._vision = start_session(build_vision(spec.vision, weights), threads)
@@ -81,27 +81,27 @@ class OnnxRuntimeEngine(AppendEngine):
         return self._projector.run(["visual"], {"feat": feat_NPE})[0]
 
 
-def load(source: Source, threads: int = 0) -> OnnxRuntimeEngine:
+def load(source: ModelSource, threads: int = 0) -> OnnxRuntimeEngine:
     """Load a checkpoint or build; `threads` 0 takes every core."""
     return OnnxRuntimeEngine(source, threads)
 
 
-def start_session(pen: GraphBuilder, threads: int) -> ort.InferenceSession:
-    """Return a session over a drawn graph and its weights; `threads` 0 takes every core."""
+def start_session(builder: GraphBuilder, threads: int) -> ort.InferenceSession:
+    """Return a session over a graph and its weights; `threads` 0 takes every core."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    # Threads that sleep between the operators of a step wake too late for the next; those that spin on after a run
-    # would take their cores from the camera's callbacks.
+    # Threads that sleep between the operators of a step wake too late for the next; threads that spin after a run
+    # would take the cores from the camera's callbacks.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # This is the reference runtime: by default the inputs of four-bit maps are rounded to eight bits as well.
+    # This is the reference runtime: by default it would quantize the inputs of four-bit maps to eight bits.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    model = pen.finish(dict.fromkeys(pen.weights, 0))
-    plain = {name: array for name, array in pen.weights.items() if array.dtype != INT4}
+    model = builder.finish(dict.fromkeys(builder.weights, 0))
+    plain = {name: array for name, array in builder.weights.items() if array.dtype != INT4}
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in plain.values()]
     options.add_external_initializers(list(plain), values)
-    packed = {name: pack(array) for name, array in pen.weights.items() if array.dtype == INT4}
-    # Four-bit tensors have no numpy form that the runtime takes: each is handed over as a file in memory.
+    packed = {name: pack(array) for name, array in builder.weights.items() if array.dtype == INT4}
+    # The runtime takes no four-bit tensors from numpy: each is passed as a file in memory.
     for tensor in model.graph.initializer:
         if tensor.name in packed:
             next(entry for entry in tensor.external_data if entry.key == "location").value = tensor.name

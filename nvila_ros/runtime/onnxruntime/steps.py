@@ -1,9 +1,9 @@
-"""ONNX Runtime for calls of few tokens, most of them decode steps: what a step needs is bound once for many.
+"""ONNX Runtime for calls of few tokens, most of them decode steps: arrays are bound once for many steps.
 
-To bind the rows of every layer anew takes a step longer than it seems, since the weights that were read before have
-driven all that it takes out of the processor's caches. Here a step's arrays stay where they are. New rows are
-given in the cache's stage, before its first row: in which order attention meets the rows is the same to it, for the
-mask says which of them count. Rows are read in blocks, and those beyond the last are masked.
+Binding the rows of every layer at each step is slow, since the weights read before have evicted everything else from
+the processor's caches. Here a step's arrays keep their addresses. New rows are written to the cache's staging rows,
+before its first row: attention does not depend on the order of rows, and the mask selects those that count. Rows are
+read in blocks; those beyond the last are masked.
 
 Shapes: L tokens in this call, M rows that are read, R tokens whose logits are wanted, V vocabulary.
 """
@@ -26,7 +26,7 @@ BLOCK_ROWS = 32
 
 
 class StepDecoder:
-    """`Decoder` over one session, whose graph reads the rows that it gives where they lie."""
+    """`AppendDecoder` over one session, whose graph reads the cache in place."""
 
     def __init__(self, spec: DecoderSpec, weights: Weights, threads: int = 0) -> None:
         self._spec = spec
@@ -35,12 +35,12 @@ class StepDecoder:
         self._step: _Step
 
     def run(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
-        """Write the rows of new tokens behind those that the cache holds and return the wanted logits, (R, V)."""
+        """Append new tokens to the cache and return the wanted logits, (R, V)."""
         num_new = len(new.embeds_LD)
         if num_new > STAGE_ROWS:
             return self._run_once(new, cache)
         num_past = min(-(-cache.length // BLOCK_ROWS) * BLOCK_ROWS, cache.capacity)
-        # A cache that is gone must not be kept, nor taken for another at its address.
+        # A weak reference: it keeps no deleted cache alive, and does not equal another cache at the same address.
         key = (weakref.ref(cache), num_new, num_past, len(new.rows_R))
         if key != self._key:
             self._step = _Step(self._session, self._spec, cache, num_new, STAGE_ROWS + num_past, len(new.rows_R))
@@ -48,15 +48,15 @@ class StepDecoder:
         return self._step.run(new, cache)
 
     def _run_once(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
-        """Do the same for any number of tokens, whose rows are given in their place."""
+        """Do the same for any number of tokens, whose rows are written in place."""
         start, end = cache.length, cache.length + len(new.embeds_LD)
         binding = self._session.io_binding()
         logits_RV = np.empty((len(new.rows_R), self._spec.vocab_size), np.float32)
         half = self._spec.head_size // 2
-        told = {"embeds": new.embeds_LD[None], "mask": new.mask_LM, "rows": new.rows_R}
-        told |= {"cos": new.cos_LS[:, :half].copy(), "sin": new.sin_LS[:, :half].copy()}
+        inputs = {"embeds": new.embeds_LD[None], "mask": new.mask_LM, "rows": new.rows_R}
+        inputs |= {"cos": new.cos_LS[:, :half].copy(), "sin": new.sin_LS[:, :half].copy()}
         buffers = cache.buffer_by_name
-        bind(binding.bind_input, told | {f"all_{name}": buffer[:end] for name, buffer in buffers.items()})
+        bind(binding.bind_input, inputs | {f"all_{name}": buffer[:end] for name, buffer in buffers.items()})
         rows = {f"new_{name}": buffer[start:end].reshape(1, end - start, -1) for name, buffer in buffers.items()}
         bind(binding.bind_output, rows | {"logits": logits_RV})
         self._session.run_with_iobinding(binding)
@@ -64,7 +64,7 @@ class StepDecoder:
 
 
 class _Step:
-    """A call of a certain size over a certain cache, bound once."""
+    """A call of one size over one cache, bound once."""
 
     def __init__(
         self,
@@ -80,20 +80,20 @@ class _Step:
         self._cos, self._sin = (np.empty((num_new, spec.head_size // 2), np.float32) for _ in range(2))
         self._mask = np.full((num_new, num_read), HIDDEN)
         self._rows = np.empty(num_wanted, np.int64)
-        told = {"embeds": self._embeds, "cos": self._cos, "sin": self._sin, "mask": self._mask, "rows": self._rows}
+        inputs = {"embeds": self._embeds, "cos": self._cos, "sin": self._sin, "mask": self._mask, "rows": self._rows}
         staged = cache.staged_by_name
-        bind(self._binding.bind_input, told | {f"all_{name}": rows[:num_read] for name, rows in staged.items()})
+        bind(self._binding.bind_input, inputs | {f"all_{name}": rows[:num_read] for name, rows in staged.items()})
         rows = {f"new_{name}": rows[:num_new].reshape(1, num_new, -1) for name, rows in staged.items()}
         bind(self._binding.bind_output, rows)
 
     def run(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
-        """Return the wanted logits, (R, V), and put the new rows behind those that the cache holds."""
+        """Append new tokens to the cache and return the wanted logits, (R, V)."""
         num_new, start, half = len(new.embeds_LD), cache.length, self._cos.shape[1]
         self._embeds[0], self._rows[:] = new.embeds_LD, new.rows_R
         self._cos[:], self._sin[:] = new.cos_LS[:, :half], new.sin_LS[:, :half]
         self._mask[:, :num_new] = new.mask_LM[:, start:]
         self._mask[:, STAGE_ROWS : STAGE_ROWS + start] = new.mask_LM[:, :start]
-        self._mask[:, STAGE_ROWS + start :] = HIDDEN  # the cache may have been cut back
+        self._mask[:, STAGE_ROWS + start :] = HIDDEN  # the cache may have been truncated
         logits_RV = np.empty((len(new.rows_R), self._vocab_size), np.float32)
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits_RV))
         self._session.run_with_iobinding(self._binding)

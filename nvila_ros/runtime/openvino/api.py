@@ -1,7 +1,7 @@
-"""OpenVINO without its reports: every module here takes `ov` and `ops` from this one.
+"""OpenVINO without its telemetry: every module here imports `ov` and `ops` from this one.
 
 The wheel depends on openvino-telemetry and sends an event over the network whenever it is imported, unless that package
-is missing; so it is made to look missing before. Nothing here uses the network.
+is missing; so it is marked as missing first. Nothing here uses the network.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """OpenVINO on the CPU: the tower and the projector, and the decoder where many tokens come at once.
 
-The models are built from spec and weights (`parts`), a few decoder layers to a model, so that the float form
-of one stage is all that is held beside what is kept. They have no state: past keys and values are read where an
-`AppendCache` has them, and the new rows are written there.
+The models are built from spec and weights (`parts`), a few decoder layers to a model, so that only one stage's float
+form is in memory at a time. They are stateless: past keys and values are read from an `AppendCache` in place, and the
+new rows are written there.
 
-Of quantized weights, activations are rounded to eight bits in groups of 128 inputs. Groups of 64 take a tenth longer,
-and for larger ones than those of the weights the plugin computes in float, three times as slowly.
+With quantized weights, activations are quantized to eight bits in groups of 128 inputs. Groups of 64 take a tenth
+longer; with groups larger than those of the weights the plugin computes in float, three times as slowly.
 
 Shapes: N tiles, C channels, H W pixels, P patches, E vision width, G visual tokens, L tokens in this call, R tokens
 whose logits are wanted, D decoder width, V vocabulary.
@@ -24,20 +24,20 @@ from nvila_ros.runtime.openvino.api import ov
 from nvila_ros.runtime.openvino.parts import (
     DYNAMIC_GROUP,
     Weights,
-    draw_head,
-    draw_projector,
-    draw_stage,
-    draw_vision,
+    build_head,
+    build_projector,
+    build_stage,
+    build_vision,
 )
 from nvila_ros.runtime.openvino.weights import WeightStore
 
-STAGE_LAYERS = 14  # of the decoder in one model: the fewer, the less is held twice while a model loads
+STAGE_LAYERS = 14  # of the decoder in one model: the fewer, the less memory is used twice while a model loads
 TOWER_PROBE = "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight"
 DECODER_PROBE = "llm.model.layers.0.mlp.up_proj.weight"
 
 
-class Part:
-    """A compiled model whose weights the plugin has packed, so that their first form needs no memory."""
+class CompiledModel:
+    """A compiled model whose weights the plugin has packed, so that their original form is out of memory."""
 
     def __init__(self, model: ov.Model, store: WeightStore, threads: int) -> None:
         self._store = store  # must outlive the model
@@ -49,7 +49,7 @@ class Part:
         store.give_back()
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Read and write arrays where they lie; the first output is returned, and overwritten by the next run."""
+        """Read and write arrays in place; the first output is returned, and overwritten by the next run."""
         for name, array in outputs.items():
             self.request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         return self.request.infer(dict(inputs), share_inputs=True, share_outputs=True)[0]
@@ -60,8 +60,10 @@ class OpenvinoVision:
 
     def __init__(self, spec: ModelSpec, weights: Weights, store: WeightStore, threads: int = 0) -> None:
         attention = attention_type(weights[TOWER_PROBE])
-        self._vision = Part(draw_vision(spec.vision, weights, store, attention), store, threads)
-        self._projector = Part(draw_projector(spec.projector, spec.vision.grid, weights, store), store, threads)
+        self._vision = CompiledModel(build_vision(spec.vision, weights, store, attention), store, threads)
+        self._projector = CompiledModel(
+            build_projector(spec.projector, spec.vision.grid, weights, store), store, threads
+        )
 
     def vision(self, tile_NCHW: np.ndarray) -> np.ndarray:
         """Return the features of tiles, (N, P, E)."""
@@ -80,29 +82,31 @@ class OpenvinoDecoder:
         attention = attention_type(weights[DECODER_PROBE])
         starts = range(0, spec.num_layers, STAGE_LAYERS)
         self._runs = [range(start, min(start + STAGE_LAYERS, spec.num_layers)) for start in starts]
-        self._stages = [Part(draw_stage(spec, run, weights, store, attention), store, threads) for run in self._runs]
-        self._head = Part(draw_head(spec, head, weights, store), store, threads)
+        self._stages = [
+            CompiledModel(build_stage(spec, run, weights, store, attention), store, threads) for run in self._runs
+        ]
+        self._head = CompiledModel(build_head(spec, head, weights, store), store, threads)
 
     def run(self, new: NewTokens, cache: AppendCache) -> np.ndarray:
-        """Write the rows of new tokens behind those that the cache holds and return the wanted logits, (R, V)."""
+        """Append new tokens to the cache and return the wanted logits, (R, V)."""
         start, end = cache.length, cache.length + len(new.embeds_LD)
         tables = {"cos": new.cos_LS, "sin": new.sin_LS, "mask": new.mask_LM}
-        told = {name: table[None, None] for name, table in tables.items()} | {"rows": new.rows_R}
+        inputs = {name: table[None, None] for name, table in tables.items()} | {"rows": new.rows_R}
         hidden = new.embeds_LD[None]
         for stage, layers in zip(self._stages, self._runs, strict=True):
             buffers = {name: cache.buffer_by_name[name] for i in layers for name in (f"k_{i}", f"v_{i}")}
             past = {f"past_{name}": buffer[:start] for name, buffer in buffers.items()}
             rows = {f"new_{name}": buffer[start:end] for name, buffer in buffers.items()}
-            hidden = stage.run({"hidden": hidden, **told, **past}, rows)
+            hidden = stage.run({"hidden": hidden, **inputs, **past}, rows)
         logits_RV = np.empty((len(new.rows_R), self._vocab_size), np.float32)
         self._head.run({"hidden": hidden}, {"logits": logits_RV[None]})
         return logits_RV
 
 
 def attention_type(weight: Weight) -> ov.Type:
-    """Return what attention is computed in: among quantized weights bfloat16, where the CPU multiplies it itself.
+    """Return the type of attention: beside quantized weights bfloat16, where the CPU has instructions for it.
 
-    In float32 the tower's would take as long as all of its matrices in eight bits, and their rounding is coarser.
+    In float32 the tower's attention would take as long as all of its matrices in eight bits, whose error is larger.
     """
     can_halve = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ov.Type.bf16 if can_halve and not isinstance(weight, np.ndarray) else ov.Type.f32
@@ -112,8 +116,8 @@ def _config(threads: int) -> dict[str, object]:
     config: dict[str, object] = {
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,  # a camera's callbacks must find a core while the model runs
-        "INFERENCE_PRECISION_HINT": "f32",  # else all that is float becomes bfloat16 where the CPU has it
+        "ENABLE_CPU_PINNING": False,  # a camera's callbacks need a core while the model runs
+        "INFERENCE_PRECISION_HINT": "f32",  # else all float operations become bfloat16 where the CPU has it
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": DYNAMIC_GROUP,
     }
     return config | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
@@ -126,6 +130,6 @@ def _smallest(name: str, shape: ov.PartialShape) -> np.ndarray:
     return np.zeros([least if size.is_dynamic else size.get_length() for size in shape], dtype)
 
 
-def _each(part: Part, name: str, arrays: np.ndarray) -> np.ndarray:
+def _each(part: CompiledModel, name: str, arrays: np.ndarray) -> np.ndarray:
     """Run a model of one tile on each."""
     return np.concatenate([part.run({name: np.ascontiguousarray(array[None])}, {}).copy() for array in arrays])

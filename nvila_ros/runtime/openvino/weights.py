@@ -1,9 +1,9 @@
-"""Weights as OpenVINO wants them: constants whose bytes lie in a file, so that none are held in memory twice.
+"""Weights for OpenVINO: constants in a mapped file, so that none are in memory twice.
 
-The CPU plugin repacks every weight for its kernels when a model first runs, and keeps the constants that it packed them
-from for as long as the model lives. Constants in ordinary memory would so double the model. Here each weight is written
-to a mapped file without a name; once the plugin has packed it, the mapped pages are given back. Should the plugin
-look at them again, the system reads them from the file anew.
+The CPU plugin repacks every weight for its kernels when a model first runs, and keeps the original constants for as
+long as the model lives. Constants in ordinary memory would double the model. Here each weight is written to a mapped
+anonymous file; once the plugin has packed it, the mapped pages are released. If the plugin reads them again, the system
+loads them from the file.
 
 Shapes: K inputs, N outputs, G groups of inputs.
 """
@@ -30,9 +30,9 @@ ALIGN_BYTES = 64  # every weight starts on a cache line
 
 
 class WeightStore:
-    """Holds weights in a file that vanishes with the process, and makes constants of them.
+    """Keeps weights in a file that is deleted with the process, and makes constants of them.
 
-    OpenVINO only borrows the memory, so a store must outlive the models that were built with it.
+    OpenVINO only references the memory, so a store must outlive the models that were built with it.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class WeightStore:
         self._held: dict[int, np.ndarray] = {}
 
     def hold(self, array: np.ndarray, dtype: type | None = None) -> np.ndarray:
-        """Return the array, cast to `dtype`, with its bytes in a file; a small one is only made contiguous."""
+        """Return the array, cast to `dtype` and stored in a file; a small one is only made contiguous."""
         if id(array) not in self._held:
             is_small = array.nbytes < SMALL_BYTES
             array = (
@@ -58,23 +58,23 @@ class WeightStore:
         written = np.frombuffer(self._segments[-1], dtype, array.size, self._used_bytes).reshape(array.shape)
         for start in range(0, len(array), BLOCK_ROWS):
             written[start : start + BLOCK_ROWS] = array[start : start + BLOCK_ROWS]
-            self._segments[-1].madvise(mmap.MADV_DONTNEED)  # what was written stays in the file
+            self._segments[-1].madvise(mmap.MADV_DONTNEED)  # the data stays in the file
         self._used_bytes += -(-num_bytes // ALIGN_BYTES) * ALIGN_BYTES
         return written
 
     def give_back(self) -> None:
-        """Drop the mapped pages from memory; what is read again comes from the file."""
+        """Release the mapped pages; what is read again comes from the file."""
         for segment in self._segments:
             segment.madvise(mmap.MADV_DONTNEED)
 
     def constant(self, array: np.ndarray, shape: list[int] | None = None, kind: ov.Type | None = None) -> Value:
-        """Return a constant over `array`; `shape` and `kind` say what packed bytes stand for."""
+        """Return a constant over `array`; `shape` and `kind` are those of packed bytes."""
         held = self.hold(array)
         tensor = ov.Tensor(held, shape, kind) if shape and kind else ov.Tensor(held, shared_memory=True)
         return ov.op.Constant(tensor).output(0)
 
     def matrix(self, weight: Weight) -> Value:
-        """Return a weight as an (N, K) float32 value, in the form that the plugin multiplies by without unpacking."""
+        """Return a weight as an (N, K) float32 value, in the form that the plugin multiplies without unpacking."""
         if isinstance(weight, Int4Weight):
             return self._int4(weight)
         if isinstance(weight, Int8Weight):
@@ -101,7 +101,7 @@ def _map_file(num_bytes: int) -> mmap.mmap:
         OSError: the disk of temporary files has no room; TMPDIR names another.
     """
     with tempfile.TemporaryFile(prefix="nvila_ros-") as file:
-        # Claimed now: a disk that fills up while a map is written to would end the process.
+        # Allocated now: a disk that fills up while the map is written would kill the process.
         os.posix_fallocate(file.fileno(), 0, num_bytes)
         return mmap.mmap(file.fileno(), num_bytes)
 

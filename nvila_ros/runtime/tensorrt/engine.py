@@ -27,7 +27,7 @@ from nvila_ros.models.build import Build
 from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.runtime.checks import check_append, check_tree
-from nvila_ros.runtime.contract import Source, Tree
+from nvila_ros.runtime.contract import ModelSource, Tree
 from nvila_ros.runtime.rotary import rotary_tables
 from nvila_ros.runtime.tensorrt import api
 from nvila_ros.runtime.tensorrt.builder import DECODE, PREFILL, Limits, part_profiles
@@ -242,7 +242,7 @@ class TensorRtEngine:
         return done.astype(np.float32)
 
 
-def load(source: Source, threads: int = 0) -> TensorRtEngine:
+def load(source: ModelSource, threads: int = 0) -> TensorRtEngine:
     """Load the plans of a build that were made for this machine.
 
     Everything that a plan depends on is checked before TensorRT reads it, since a plan is code.

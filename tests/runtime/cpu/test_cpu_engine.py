@@ -339,6 +339,6 @@ def test_nothing_is_reported_by_importing_it(tmp_path: Path) -> None:
     (tmp_path / "openvino_telemetry.py").write_text("print('reported')\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import nvila_ros.runtime.cpu.engine"
 
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRON)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRON)
 
-    assert told.stdout == ""
+    assert done.stdout == ""

@@ -38,9 +38,9 @@ def test_weights_of_other_shapes_than_the_specs_are_refused(
     spec, weights = model
     width, vocab = spec.decoder.width, spec.decoder.vocab_size
 
-    def refusal(told: dict[str, Weight], **sizes: int) -> str:
+    def refusal(weights: dict[str, Weight], **sizes: int) -> str:
         with pytest.raises(ShapeError) as error:
-            NativeDecoder(replace(spec.decoder, **sizes), told, told[HEAD], 2, library)
+            NativeDecoder(replace(spec.decoder, **sizes), weights, weights[HEAD], 2, library)
         return str(error.value)
 
     assert refusal(weights, vocab_size=8) == f"the matrix of layer -1 slot 0 must be {width} x 8, got {width} x {vocab}"
