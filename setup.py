@@ -27,6 +27,7 @@ RUN_WHEELS = {
     "jazzy": {
         "action-msgs": "2.0",
         "diagnostic-msgs": "5.3",
+        "lifecycle-msgs": "2.0",
         "rclpy": "7.1",
         "rmw-fastrtps-cpp": "8.4",
         "sensor-msgs": "5.3",
@@ -36,6 +37,7 @@ RUN_WHEELS = {
     "kilted": {
         "action-msgs": "2.3",
         "diagnostic-msgs": "5.5",
+        "lifecycle-msgs": "2.3",
         "rclpy": "9.1",
         "rmw-fastrtps-cpp": "9.3",
         "sensor-msgs": "5.5",

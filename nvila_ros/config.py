@@ -111,6 +111,7 @@ class NodeConfig:
     )
     queue_size: int = setting(16, "queries that may wait; more are rejected", "queries", low=1, high=4096)
     standing_queries: str = setting("", "YAML file of standing queries to start with; empty is none")
+    autostart: bool = setting(True, "configure and activate by itself; false leaves it to a lifecycle manager")
     max_standing: int = setting(32, "standing queries that may be; more are refused", "queries", low=1, high=1024)
     frame_cache_bytes: int = setting(
         256 * MIB,

@@ -37,13 +37,12 @@ from nvila_ros.config import NodeConfig, bounds, replace
 from nvila_ros.errors import ConfigError, NvilaError
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import AnswerToken
-from nvila_ros.msg import Status as StatusMessage
 from nvila_ros.request import Request
 from nvila_ros.ros import messages, process
 from nvila_ros.ros.cameras import Camera
+from nvila_ros.ros.managed_model import ManagedModel
 from nvila_ros.ros.standing_server import NodeServices, StandingQueryServer
 from nvila_ros.serving.admission import Admission
-from nvila_ros.serving.model_loader import ModelLoader, ModelState, Status
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.serving.scheduler import Scheduler
 from nvila_ros.serving.throttle import Throttle
@@ -57,7 +56,6 @@ STREAM_DEPTH = 256
 DEADLINE_EVERY_S = 0.1
 WARN_EVERY_S = 1.0
 MAX_LOGGED = 1000  # characters of an error
-PROGRESS_EVERY_S = 10.0  # in the log; the topic has every step
 
 
 class NvilaNode(Node):
@@ -67,7 +65,7 @@ class NvilaNode(Node):
         ConfigError: a parameter is unknown, or its value has the wrong type or breaks its rule.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, load: Callable[..., VisionLanguageModel]) -> None:
         try:
             super().__init__("nvila", automatically_declare_parameters_from_overrides=True)
         except ValueError as error:
@@ -83,11 +81,9 @@ class NvilaNode(Node):
         self._answers = self.create_publisher(AnswerMessage, "~/answer", ANSWER_DEPTH)
         self._pieces = self.create_publisher(AnswerToken, "~/answer_stream", STREAM_DEPTH)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
-        self._statuses = self.create_publisher(StatusMessage, "~/status", messages.TRANSIENT_LOCAL)
-        self._status = Status(state=ModelState.LOADING)
-        self._worker: Worker | None = None
         self._cameras = [Camera(self, name, self.config, self.buffer) for name in self.config.cameras]
-        self.admission = Admission(self.scheduler, lambda: self.config, lambda: self._status.refusal)
+        self.model = ManagedModel(self, lambda: self.config, self.scheduler, load, self._make_worker)
+        self.admission = Admission(self.scheduler, lambda: self.config, lambda: self.model.refusal)
         self._create_endpoints()
         self.standing = StandingQueryServer(self, self._node_services())
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -100,29 +96,10 @@ class NvilaNode(Node):
         self.create_timer(1.0, self._on_second, clock=steady)
         self.create_timer(DEADLINE_EVERY_S, lambda: self.scheduler.expire(_now_ns()), clock=steady)
 
-    def publish_status(self, status: Status) -> None:
-        """Publish and log what the model is doing; from any thread."""
-        before, self._status = self._status, status
-        self._statuses.publish(messages.status_message(status, self.get_clock().now().nanoseconds))
-        author = f"model={status.model} backend={status.backend} precision={status.precision}"
-        state = f"{status.state.name.lower()} {status.progress:.0%} {status.text}"
-        if status.state is ModelState.READY:
-            self.get_logger().info(f"ready {author} cameras={','.join(self.config.cameras)}")
-        elif status.state is ModelState.FAILED:
-            self.get_logger().error(state)
-        elif status.model != before.model:
-            self.get_logger().info(f"{state}; answering meanwhile {author}")
-        elif (status.state, status.part) != (before.state, before.part):
-            self.get_logger().info(state)
-        else:
-            self.get_logger().info(state, throttle_duration_sec=PROGRESS_EVERY_S)
-
-    def make_worker(self, model: VisionLanguageModel) -> Worker:
-        """Return the worker that answers with a model."""
-        self._worker = Worker(
+    def _make_worker(self, model: VisionLanguageModel) -> Worker:
+        return Worker(
             model, self.scheduler, self.buffer, messages.decode_frame, ahead=self._ahead, oldest_ns=self._oldest_ns
         )
-        return self._worker
 
     def _oldest_ns(self) -> int | None:
         """Return the capture time before which a camera has stalled, or None where any age will do."""
@@ -159,6 +136,7 @@ class NvilaNode(Node):
             cancel=lambda name: self.scheduler.cancel_standing(name, _now_ns()),
             publish=self._answers.publish,
             new_id=self._query_ids.__next__,
+            is_active=lambda: self.model.lifecycle.is_active,
         )
 
     def _on_question(self, message: String) -> None:
@@ -170,7 +148,7 @@ class NvilaNode(Node):
         return response
 
     def _on_goal_request(self, goal: AskVideo.Goal) -> GoalResponse:
-        error = self._status.refusal or self.scheduler.refusal()
+        error = self.model.refusal or self.scheduler.refusal()
         if not error:
             return GoalResponse.ACCEPT
         query = messages.query_from_request(goal, self.config, next(self._query_ids), _now_ns())
@@ -241,22 +219,11 @@ class NvilaNode(Node):
 
     def _on_second(self) -> None:
         warnings = [warning for camera in self._cameras if (warning := camera.check_loss())]
-        has_died = self._worker is not None and self._worker.has_died
-        if has_died:
-            warnings.append("the worker thread has died; see the log, and restart the node")
-        numerics_fault = self._worker.numerics_fault if self._worker else ""
-        if numerics_fault:
-            warnings.append(numerics_fault)
-        if self._status.state is ModelState.FAILED:
-            warnings.append(self._status.text)
-        elif self._status.refusal:
-            warnings.append(self._status.refusal)
-        is_error = (
-            has_died or bool(numerics_fault) or (self._status.state is ModelState.FAILED and bool(self._status.refusal))
-        )
+        faults, is_error = self.model.faults()
+        warnings += faults
         state, queue = self.buffer.state(), self.scheduler.state()
         values: dict[str, Any] = {
-            "model_state": self._status.state.name,
+            **self.model.values(),
             "frames_received": sum(camera.num_received for camera in self._cameras),
             "frames_malformed": sum(camera.num_malformed for camera in self._cameras),
             "frames_lost": sum(camera.num_lost for camera in self._cameras),
@@ -266,7 +233,6 @@ class NvilaNode(Node):
             "queue_depth": queue.num_waiting,
             "queries_running": queue.num_running,
             "queries_given_way": queue.num_preempted,
-            **(self._worker.counters() if self._worker else {}),
             **{f"queries_{reason}": count for reason, count in queue.num_ended.items()},
             **self.standing.counts(),
         }
@@ -308,11 +274,10 @@ def run(load: Callable[..., VisionLanguageModel], signals: process.Signals) -> i
         NvilaError: what the node was given is not acceptable.
         KeyboardInterrupt: interrupted before it was up.
     """
-    node = NvilaNode()
+    node = NvilaNode(load)
     try:
         logging.getLogger("nvila_ros").addHandler(messages.RosLogHandler(node))
-        loader = ModelLoader(node.config, load, node.publish_status)
-        return process.spin(node, signals, node.scheduler, loader, node.make_worker)
+        return process.spin(node, signals, node.scheduler, node.model)
     finally:
         node.standing.close()
         node.destroy_node()

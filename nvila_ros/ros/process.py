@@ -10,9 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -20,9 +18,8 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.serving.model_loader import ModelLoader
+from nvila_ros.ros.managed_model import ManagedModel
 from nvila_ros.serving.scheduler import Scheduler
-from nvila_ros.serving.worker import Worker
 from nvila_ros.types import FinishReason
 
 FLUSH_S = 2.0
@@ -73,47 +70,50 @@ def init(args: list[str] | None) -> Signals:
     return signals
 
 
-def spin(
-    node: Node, signals: Signals, scheduler: Scheduler, loader: ModelLoader, make_worker: Callable[[Any], Worker]
-) -> int:
+def spin(node: Node, signals: Signals, scheduler: Scheduler, model: ManagedModel) -> int:
     """Run executor, loader and worker until a signal comes; then answer what is open, and end all in order.
 
     Args:
         node: spun by the executor.
         signals: of the process.
         scheduler: of the node's requests.
-        loader: where models come from.
-        make_worker: takes the first model; later ones replace it.
+        model: of the node.
 
     Returns:
-        0 after a signal, 1 if the executor or the worker ended by itself, so that a launch file may respawn the node.
+        0 after a signal or a transition that shuts down, 1 if the executor or the worker ended by itself, so that a
+        launch file may respawn the node.
 
     Raises:
-        Exception: what the loader ended with before there was a model.
+        Exception: what the loader ended with before there was a model, where the node starts by itself.
     """
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     signals.raises = False  # an exception between any two lines would leave a thread behind
     thread = threading.Thread(target=executor.spin, name="nvila_executor")
-    worker: Worker | None = None
-    loader.start()
+    executor.create_task(model.start)
     thread.start()
-    while thread.is_alive() and not signals.received and loader.error is None and not (worker and worker.has_died):
+    while thread.is_alive() and not signals.received and not _must_end(model):
         thread.join(POLL_S)
-        worker = _hand_over(worker, scheduler, loader, make_worker)
+        _refuse_waiting(scheduler, model.hand_over())
+    error = model.error
     node.get_logger().info("shutting down")
     scheduler.close(time.monotonic_ns())
-    loader.close()
-    if worker is not None:
-        worker.join()
+    model.close()
+    if model.worker is not None:
+        model.worker.join()
     if thread.is_alive():
         _flush(executor)
     time.sleep(SENT_S)  # a response has no acknowledgment that could be waited for
     executor.shutdown(timeout_sec=FLUSH_S)
     thread.join()
-    if loader.error is not None:
-        raise loader.error
-    return 0 if signals.received else 1
+    if error is not None:
+        raise error
+    return 0 if signals.received or model.is_shut_down else 1
+
+
+def _must_end(model: ManagedModel) -> bool:
+    has_died = model.worker is not None and model.worker.has_died
+    return has_died or model.is_shut_down or model.error is not None
 
 
 def leave(code: int) -> int:
@@ -131,25 +131,13 @@ def leave(code: int) -> int:
     return code
 
 
-def _hand_over(
-    worker: Worker | None, scheduler: Scheduler, loader: ModelLoader, make_worker: Callable[[Any], Worker]
-) -> Worker | None:
-    """Hand a new model to the worker; without a worker, refuse the requests that would wait in vain."""
-    model = loader.take_model()
-    if model is not None and worker is None:
-        worker = make_worker(model)
-        worker.start()
-    elif model is not None and worker is not None:
-        worker.use(model)
-    elif worker is None:
-        _refuse_waiting(scheduler, loader.status.refusal)
-    return worker
-
-
 def _refuse_waiting(scheduler: Scheduler, refusal: str) -> None:
+    """Refuse the requests that would wait in vain, if there is a reason to."""
+    if not refusal:
+        return
     now_ns = time.monotonic_ns()
     scheduler.expire(now_ns)
-    while refusal and (requests := scheduler.pop(now_ns)):
+    while requests := scheduler.pop(now_ns):
         for request in requests:
             request.refuse(FinishReason.REJECTED, refusal, now_ns)
             scheduler.finish(request, now_ns)

@@ -53,6 +53,7 @@ class NodeServices:
         cancel: ends what a standing query asks, given its name.
         publish: publishes an answer.
         new_id: returns a query id that was never used.
+        is_active: returns whether the node answers; while it does not, nothing is asked.
     """
 
     config: Callable[[], NodeConfig]
@@ -60,6 +61,7 @@ class NodeServices:
     cancel: Callable[[str], object]
     publish: Callable[[AnswerMessage], None]
     new_id: Callable[[], str]
+    is_active: Callable[[], bool]
 
 
 class StandingQueryServer:
@@ -186,7 +188,7 @@ class StandingQueryServer:
         with self._lock:
             now_ns = self._now_ns()
             self._publish(self._registry.expire(now_ns))
-            groups = self._registry.due(now_ns)
+            groups = self._registry.due(now_ns) if self._services.is_active() else []
         # All at once: a worker that waits would take the first by itself.
         self._services.admission.admit([self._request(evaluation) for group in groups for evaluation in group])
 

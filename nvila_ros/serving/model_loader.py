@@ -130,7 +130,7 @@ class ModelLoader:
         self._is_closed = self._has_built = False
         self._lock = threading.Lock()
         # Daemon: a runtime that loads cannot be interrupted, and the node must end when it is asked to.
-        self._thread = threading.Thread(target=self._run, name="nvila_supply", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="nvila_loader", daemon=True)
 
     @property
     def status(self) -> Status:
@@ -162,10 +162,9 @@ class ModelLoader:
         except Exception as error:  # a runtime may raise anything, and none of it may pass unseen
             if self._is_closed:
                 return
-            if self._has_built:
-                self._report(ModelState.FAILED, text=str(error) or type(error).__name__)
-            else:
+            if not self._has_built:
                 self.error = error
+            self._report(ModelState.FAILED, text=str(error) or type(error).__name__)
 
     def _provide(self) -> None:
         config = self._config

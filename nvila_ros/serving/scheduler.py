@@ -202,6 +202,14 @@ class Scheduler:
         """End whatever a standing query asks, as `cancel`."""
         return self._cancel(lambda query: query.standing == name, now_ns)
 
+    def cancel_all(self, now_ns: int, error: str) -> None:
+        """End all that waits and runs, as `cancel`; what comes later is taken."""
+        with self._changed:
+            for request in self._running:
+                request.stop_reason = request.stop_reason or FinishReason.CANCELED
+            waiting = self._take(lambda request: True)
+        self._end_all(waiting, FinishReason.CANCELED, error, now_ns)
+
     def expire(self, now_ns: int) -> None:
         """Answer those whose deadline passed while they waited."""
         with self._changed:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from nvila_ros.errors import NumericsError, NvilaError
+from nvila_ros.errors import BackendError, NumericsError, NvilaError
 from nvila_ros.request import Request, StopWork, finish_reason_for
 from nvila_ros.serving.scheduler import Scheduler
 from nvila_ros.serving.throttle import Throttle
@@ -29,7 +29,7 @@ LOG = logging.getLogger(__name__)
 WARN_EVERY_S = 5.0
 
 
-class AnsweringModel(Protocol):
+class WorkerModel(Protocol):
     """What the worker needs of the model; `pipeline.VisionLanguageModel` is the one there is."""
 
     def answer_all(self, requests: Sequence[Request], frames: Sequence[DeferredFrame]) -> None:
@@ -79,7 +79,7 @@ class Worker:
 
     def __init__(
         self,
-        model: AnsweringModel,
+        model: WorkerModel,
         scheduler: Scheduler,
         buffer: FrameBuffer[RawFrame],
         decode: Callable[[RawFrame], Frame],
@@ -89,7 +89,7 @@ class Worker:
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.numerics_fault = ""
-        self._model = model
+        self._model: WorkerModel | None = model
         self._scheduler = scheduler
         self._buffer = buffer
         self._decode = decode
@@ -114,13 +114,14 @@ class Worker:
         """Whether the thread was started and has ended."""
         return self._thread.ident is not None and not self._thread.is_alive()
 
-    def use(self, model: AnsweringModel) -> None:
-        """Take another model from the next request on; the old one is released."""
+    def use(self, model: WorkerModel | None) -> None:
+        """Take another model, or none, from the next request on; the old one is released."""
         self._model = model
 
     def counters(self) -> dict[str, int]:
         """Return the model's counters; from any thread."""
-        return self._model.counters()
+        model = self._model
+        return model.counters() if model is not None else {}
 
     def _run(self) -> None:
         error = "the worker thread ended"
@@ -176,12 +177,17 @@ class Worker:
 
     def _answer(self, requests: Sequence[Request]) -> None:
         model, query = self._model, requests[0].query
+        if model is None:
+            raise BackendError("the model was released; configure and activate the node")
         raw = [] if model.has_conversation(query) else select_frames(self._buffer, query, self._oldest_ns())
         model.answer_all(requests, [DeferredFrame(frame, self._decode) for frame in raw])
 
     def _encode_ahead(self, ahead: LookAhead) -> None:
         """Encode the newest frame of each camera, until somebody asks."""
         self._ahead_ns = self._now_ns() + round(NS_PER_S / ahead.rate_hz)
+        model = self._model
+        if model is None:
+            return
         for camera in ahead.cameras:
             newest_ns = self._buffer.newest_ns([camera])
             if newest_ns is None or self._scheduler.has_other_work():
@@ -189,7 +195,7 @@ class Worker:
             try:
                 for raw in self._buffer.window([camera], newest_ns, newest_ns)[0]:
                     frame = DeferredFrame(raw, self._decode)
-                    self._model.prefetch(frame, is_alone=ahead.is_alone, should_stop=self._scheduler.has_other_work)
+                    model.prefetch(frame, is_alone=ahead.is_alone, should_stop=self._scheduler.has_other_work)
             except StopWork:
                 return
             except Exception as failure:  # nobody asked: a question about this frame will report it

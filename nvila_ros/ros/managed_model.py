@@ -1,0 +1,179 @@
+"""The node's model through its lifecycle: configuring loads or builds it, cleaning up releases it.
+
+The loader works on a thread of its own and reports its status here; a transition awaits it. The main thread hands each
+loaded model to the worker (`process.spin`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.task import Future
+
+from nvila_ros.config import NodeConfig
+from nvila_ros.msg import Status as StatusMessage
+from nvila_ros.ros import messages
+from nvila_ros.ros.lifecycle import LABELS, Lifecycle, TransitionActions
+from nvila_ros.serving.model_loader import ModelLoader, ModelState, Status
+from nvila_ros.serving.scheduler import Scheduler
+from nvila_ros.serving.worker import Worker
+
+PROGRESS_EVERY_S = 10.0  # in the log; the topic has every step
+
+
+class ManagedModel:
+    """Owns the loader, the worker and the lifecycle.
+
+    Args:
+        node: speaks for it.
+        config: returns the parameters as they are now.
+        scheduler: of the node's requests.
+        load: as of `ModelLoader`.
+        make_worker: returns a worker with its first model; later ones replace it.
+
+    Attributes:
+        status: what the model is doing.
+        worker: None until the first model is loaded.
+        is_shut_down: a transition asked the process to end.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        config: Callable[[], NodeConfig],
+        scheduler: Scheduler,
+        load: Callable[..., Any],
+        make_worker: Callable[[Any], Worker],
+    ) -> None:
+        self._node, self._config, self._scheduler = node, config, scheduler
+        self._load, self._make_worker = load, make_worker
+        self._loader: ModelLoader | None = None
+        self._configured: Future | None = None
+        self._is_starting = config().autostart
+        self._statuses = node.create_publisher(StatusMessage, "~/status", messages.TRANSIENT_LOCAL)
+        self.worker: Worker | None = None
+        self.is_shut_down = False
+        self.lifecycle = Lifecycle(
+            node,
+            TransitionActions(
+                configure=self._configure,
+                activate=self._activate,
+                deactivate=self._deactivate,
+                cleanup=self._cleanup,
+                shutdown=self._shut_down,
+            ),
+        )
+        self.status = Status(state=ModelState.LOADING if self._is_starting else ModelState.UNKNOWN)
+        if not self._is_starting:
+            self._publish(Status(state=ModelState.UNKNOWN, text=self.lifecycle.refusal))
+
+    @property
+    def refusal(self) -> str:
+        """Why no question is taken now, or an empty text; those that come while the node starts by itself wait."""
+        return self.status.refusal or ("" if self._is_starting else self.lifecycle.refusal)
+
+    @property
+    def error(self) -> Exception | None:
+        """Why there is no model, where the node was to start by itself and must end."""
+        return self._loader.error if self._loader is not None and self._config().autostart else None
+
+    async def start(self) -> None:
+        """Configure and activate, unless a lifecycle manager is to do so."""
+        if self._is_starting:
+            fault = await self.lifecycle.change("configure")
+            if not fault or self.status.model:  # after a failed build the unquantized checkpoint may answer
+                await self.lifecycle.change("activate")
+            self._is_starting = False
+
+    def hand_over(self) -> str:
+        """Hand a newly loaded model to the worker; return why requests would wait in vain, or an empty text."""
+        model = self._loader.take_model() if self._loader is not None else None
+        if model is not None and self.worker is None:
+            self.worker = self._make_worker(model)
+            self.worker.start()
+        elif model is not None and self.worker is not None:
+            self.worker.use(model)
+        return self.status.refusal if self.worker is None else ""
+
+    def close(self) -> None:
+        """End a build that runs."""
+        if self._loader is not None:
+            self._loader.close()
+
+    async def _configure(self) -> str:
+        configured = self._configured = Future(executor=self._node.executor)
+        self._loader = ModelLoader(self._config(), self._load, self._on_status)
+        self._loader.start()  # which may be done before the next line
+        return str(await configured)
+
+    async def _activate(self) -> str:
+        return ""
+
+    async def _deactivate(self) -> str:
+        self._scheduler.cancel_all(time.monotonic_ns(), "the node was deactivated")
+        return ""
+
+    async def _cleanup(self) -> str:
+        self.close()
+        self._loader = None
+        if self.worker is not None:
+            self.worker.use(None)
+        self._publish(Status(state=ModelState.UNKNOWN, text="the node was cleaned up"))
+        return ""
+
+    async def _shut_down(self) -> str:
+        await self._deactivate()
+        self.is_shut_down = True
+        return ""
+
+    def _on_status(self, status: Status) -> None:
+        """Take the loader's status, on its thread; READY and FAILED end the transition that awaits them."""
+        self._publish(status)
+        configured = self._configured
+        if configured is not None and status.state in (ModelState.READY, ModelState.FAILED):
+            self._configured = None
+            configured.set_result("" if status.state is ModelState.READY else status.text)
+            self._node.executor.wake()
+
+    def _publish(self, status: Status) -> None:
+        before, self.status = self.status, status
+        self._statuses.publish(messages.status_message(status, self._node.get_clock().now().nanoseconds))
+        log, info = (
+            self._node.get_logger(),
+            f"model={status.model} backend={status.backend} precision={status.precision}",
+        )
+        line = f"{status.state.name.lower()} {status.progress:.0%} {status.text}"
+        if status.state is ModelState.READY:
+            log.info(f"ready {info} cameras={','.join(self._config().cameras)}")
+        elif status.state is ModelState.FAILED:
+            log.error(line)
+        elif status.model != before.model:
+            log.info(f"{line}; answering meanwhile {info}")
+        elif (status.state, status.part) != (before.state, before.part):
+            log.info(line)
+        else:
+            log.info(line, throttle_duration_sec=PROGRESS_EVERY_S)
+
+    def values(self) -> dict[str, object]:
+        """Return what the diagnostics show of it."""
+        counters = self.worker.counters() if self.worker is not None else {}
+        return {"lifecycle_state": LABELS[self.lifecycle.state], "model_state": self.status.state.name, **counters}
+
+    def faults(self) -> tuple[list[str], bool]:
+        """Return what is wrong, and whether nothing is answered until somebody acts."""
+        warnings = []
+        has_died = self.worker is not None and self.worker.has_died
+        numerics_fault = self.worker.numerics_fault if self.worker is not None else ""
+        if has_died:
+            warnings.append("the worker thread has died; see the log, and restart the node")
+        if numerics_fault:
+            warnings.append(numerics_fault)
+        if self.status.state is ModelState.FAILED:
+            warnings.append(self.status.text)
+        elif self.refusal:
+            warnings.append(self.refusal)
+        has_no_model = self.status.state is ModelState.FAILED and bool(self.status.refusal)
+        return warnings, has_died or bool(numerics_fault) or has_no_model
