@@ -23,6 +23,7 @@ class FrameMemo:
 
     digest: bytes | None = None
     thumbnail: np.ndarray | None = None
+    is_whole: bool = False  # it was decoded, and is not damaged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

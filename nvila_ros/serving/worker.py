@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from nvila_ros.errors import BackendError, NumericsError, NvilaError
+from nvila_ros.errors import BackendError, FrameError, NumericsError, NvilaError
 from nvila_ros.request import Request, StopWork, finish_reason_for
 from nvila_ros.serving.scheduler import Scheduler
 from nvila_ros.serving.throttle import Throttle
 from nvila_ros.types import NS_PER_S, FinishReason, Frame, Query, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
-from nvila_ros.video.deferred import DeferredFrame
-from nvila_ros.video.selection import select_frames
+from nvila_ros.video.deferred import DeferredFrame, select_whole
 
 LOG = logging.getLogger(__name__)
 WARN_EVERY_S = 5.0
@@ -179,8 +178,16 @@ class Worker:
         model, query = self._model, requests[0].query
         if model is None:
             raise BackendError("the model was released; configure and activate the node")
-        raw = [] if model.has_conversation(query) else select_frames(self._buffer, query, self._oldest_ns())
-        model.answer_all(requests, [DeferredFrame(frame, self._decode) for frame in raw])
+        frames: list[DeferredFrame] = []
+        if not model.has_conversation(query):
+            frames = select_whole(
+                self._buffer, query, self._decode, oldest_ns=self._oldest_ns(), on_damage=self._report_damage
+            )
+        model.answer_all(requests, frames)
+
+    def _report_damage(self, frame: RawFrame, error: FrameError) -> None:
+        if self._warnings.is_due((frame.camera, "damaged"), self._now_ns()):
+            LOG.warning("camera=%s stamp_ns=%d a damaged frame was dropped: %s", frame.camera, frame.stamp_ns, error)
 
     def _encode_ahead(self, ahead: LookAhead) -> None:
         """Encode the newest frame of each camera, until somebody asks."""
@@ -195,6 +202,10 @@ class Worker:
             try:
                 for raw in self._buffer.window([camera], newest_ns, newest_ns)[0]:
                     frame = DeferredFrame(raw, self._decode)
+                    if damage := frame.damage():
+                        self._buffer.discard(raw)
+                        self._report_damage(raw, damage)
+                        continue
                     model.prefetch(frame, is_alone=ahead.is_alone, should_stop=self._scheduler.has_other_work)
             except StopWork:
                 return

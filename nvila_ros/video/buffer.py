@@ -3,7 +3,8 @@
 In: frames of named cameras, nearly in order. Out: the frames of a window of time. One lock, held for microseconds: the
 callbacks that push and the worker that looks never wait for each other's work. Every frame that leaves is counted with
 the reason, so that "why was that not seen" has an answer. A camera whose stamps jump back (a bag that starts again, a
-simulator that was reset) starts anew: frames of two pasts must not meet in one clip. So do the other cameras whose
+simulator that was reset) starts anew: frames of two pasts must not meet in one clip. One frame far behind the others is
+no jump but an error, and is dropped; two in a row are one. So do the other cameras whose
 frames lie ahead of it, unless they go on: theirs may be the better clock.
 
 A camera's frames are of two ages. Those of the last `horizon_s` are all kept. Of older ones the first in each period of
@@ -56,6 +57,8 @@ class DropReason(str, enum.Enum):
     THINNED = "thinned"  # past the horizon, and another frame stands for its time
     BYTES = "bytes"  # made room for newer ones
     TOO_LARGE = "too_large"  # alone above the bound of bytes
+    LATE = "late"  # its stamp lies far behind the newest, unlike that of the frame before
+    DAMAGED = "damaged"  # it could not be decoded when a question was about it
     REPEATED = "repeated"  # another frame of that camera came with the same stamp
     TIME_JUMP = "time_jump"  # stamps or the clock went back
 
@@ -101,12 +104,14 @@ class _Track(Generic[F]):
     """The frames of one camera: a thinned past, and all frames after it; without a newest frame there is no past.
 
     Attributes:
+        late: the frame that came last, where it is far behind the newest; it is kept beside the bytes that are bounded.
         doubted_ns: where another camera's stamps jumped back to and this one's were not heard of since, or None.
     """
 
     def __init__(self) -> None:
         self.past: _Run[F] = _Run()
         self.recent: _Run[F] = _Run()
+        self.late: F | None = None
         self.doubted_ns: int | None = None
 
     def is_of_another_past(self, stamp_ns: int) -> bool:
@@ -155,10 +160,12 @@ class FrameBuffer(Generic[F]):
                 return 0
             track = self._tracks.setdefault(frame.camera, _Track())
             jump_ns = track.newest_ns - frame.stamp_ns if track.recent else 0
+            late, track.late = track.late, None
             if jump_ns > MAX_DISORDER_NS:
-                self._empty(track)
-                for other in self._held(self._tracks):
-                    other.doubted_ns = frame.stamp_ns
+                if late is None:
+                    return self._hold(track, frame)
+                jump_ns = track.newest_ns - late.stamp_ns
+                self._begin_anew(track, late, frame)
             track.doubted_ns = None
             for other in self._held(self._tracks):
                 if other.is_of_another_past(frame.stamp_ns):
@@ -178,6 +185,17 @@ class FrameBuffer(Generic[F]):
         with self._lock:
             return max((track.newest_ns for track in self._held(cameras)), default=None)
 
+    def discard(self, frame: F) -> None:
+        """Drop a frame that turned out to be damaged, where it is still there."""
+        with self._lock:
+            track = self._tracks.get(frame.camera, _Track[F]())
+            for run in (track.past, track.recent):
+                at = run.find(frame.stamp_ns)
+                if at < len(run) and run.frames[at] is frame:
+                    self._drop(run, at, DropReason.DAMAGED)
+            if track.past and not track.recent:
+                track.recent.insert(0, track.past.pop(len(track.past) - 1))
+
     def clear(self) -> int:
         """Drop every frame, since the clock went back; returns how many there were."""
         with self._lock:
@@ -194,6 +212,21 @@ class FrameBuffer(Generic[F]):
                 oldest_ns=min((track.oldest_ns for track in held), default=None),
                 newest_ns=max((track.newest_ns for track in held), default=None),
             )
+
+    def _hold(self, track: _Track[F], frame: F) -> int:
+        """Keep a frame aside that lies far behind the newest: the next one shows whether the stamps jumped back."""
+        self._num_dropped[DropReason.LATE.value] += 1
+        track.late = frame
+        return 0
+
+    def _begin_anew(self, track: _Track[F], late: F, frame: F) -> None:
+        """Make frames before a jump back void; the first frame after it was kept aside."""
+        self._empty(track)
+        for other in self._held(self._tracks):
+            other.doubted_ns = frame.stamp_ns
+        if late.stamp_ns - frame.stamp_ns <= MAX_DISORDER_NS:
+            self._num_dropped[DropReason.LATE.value] -= 1
+            self._insert(track, late)
 
     def _held(self, cameras: Iterable[str]) -> list[_Track[F]]:
         return [self._tracks[name] for name in cameras if name in self._tracks and self._tracks[name].recent]
@@ -246,7 +279,7 @@ class FrameBuffer(Generic[F]):
     def _empty(self, track: _Track[F]) -> int:
         num_frames = len(track.past) + len(track.recent)
         self._num_dropped[DropReason.TIME_JUMP.value] += num_frames
-        track.past, track.recent, track.doubted_ns = _Run(), _Run(), None
+        track.past, track.recent, track.doubted_ns, track.late = _Run(), _Run(), None, None
         return num_frames
 
     def _drop(self, run: _Run[F], at: int, reason: DropReason) -> None:

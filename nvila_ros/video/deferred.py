@@ -1,4 +1,4 @@
-"""A frame whose pixels are converted only if somebody looks at them: most that are asked about are known already."""
+"""The frames that a question is shown: decoded when they are looked at first, and without those that are damaged."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nvila_ros.types import Frame, RawFrame
+from nvila_ros.errors import FrameError, NoFramesError
+from nvila_ros.types import Frame, Query, RawFrame
+from nvila_ros.video.buffer import FrameBuffer
+from nvila_ros.video.selection import select_frames
+
+MAX_CHOICES = 3
+"""How often frames are chosen anew where some are damaged; then the question is about those that are whole."""
+OnDamage = Callable[[RawFrame, FrameError], None]
+"""Takes each frame that is dropped since it is damaged, and why."""
 
 
 class DeferredFrame:
-    """A frame as it came, with what `Frame` has.
+    """A frame as it came, with what `Frame` has; most that are asked about are known already and are not decoded.
 
     Args:
         raw: the frame.
@@ -36,4 +44,54 @@ class DeferredFrame:
         """
         if self._frame is None:
             self._frame = self._decode(self.raw)
+            self.raw.memo.is_whole = True
         return self._frame.image
+
+    def damage(self) -> FrameError | None:
+        """Return why it cannot be decoded; None where it can. A frame that once could is not decoded for this."""
+        try:
+            if not self.raw.memo.is_whole:
+                _ = self.image
+        except FrameError as error:
+            return error
+        return None
+
+
+def select_whole(
+    buffer: FrameBuffer[RawFrame],
+    query: Query,
+    decode: Callable[[RawFrame], Frame],
+    *,
+    oldest_ns: int | None = None,
+    on_damage: OnDamage = lambda frame, error: None,
+) -> list[DeferredFrame]:
+    """Choose the frames that a query is about, as `select_frames`, without those that are damaged.
+
+    Damaged frames are dropped from the buffer and counted there, and others of the window take their places.
+
+    Raises:
+        NoFramesError: as `select_frames`.
+        QueryError: likewise.
+        FrameError: no frame of a camera can be decoded; the message says why the last cannot.
+    """
+    last: FrameError | None = None
+    whole: list[DeferredFrame] = []
+    seen: dict[int, DeferredFrame] = {}  # frames that are chosen again are not decoded again
+    for _ in range(MAX_CHOICES):
+        try:
+            raw = select_frames(buffer, query, oldest_ns)
+        except NoFramesError as error:
+            raise last or error from error
+        chosen = [seen.setdefault(id(each), DeferredFrame(each, decode)) for each in raw]
+        damages = [frame.damage() for frame in chosen]
+        whole = [frame for frame, damage in zip(chosen, damages, strict=True) if damage is None]
+        for frame, damage in zip(chosen, damages, strict=True):
+            if damage is not None:
+                last = damage
+                buffer.discard(frame.raw)
+                on_damage(frame.raw, damage)
+        if len(whole) == len(chosen):
+            break
+    if last is not None and {frame.camera for frame in whole} != set(query.cameras):
+        raise last
+    return whole

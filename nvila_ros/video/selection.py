@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nvila_ros.errors import NoFramesError, QueryError
-from nvila_ros.types import NS_PER_S, Query, RawFrame
+from nvila_ros.errors import FrameError, NoFramesError, QueryError
+from nvila_ros.types import NS_PER_S, EncodedImage, Query, RawFrame
 from nvila_ros.video.buffer import DropReason, FrameBuffer
 from nvila_ros.video.sampling import sample_changes, sample_indices, sample_recent, split_frames
 from nvila_ros.video.thumbnails import thumbnail
@@ -28,6 +28,8 @@ MAX_COMPARED = 256
 """Most frames of a camera whose thumbnails are compared, or twice the frames asked for where that is more."""
 NOISE_FACTOR = 4.0
 """A change counts from this many times the usual one: 2.7 sigma where the usual one is Gaussian noise."""
+FLOAT32_ERROR = 2.0**-24
+"""Largest relative error of rounding to float32, as which messages carry ages."""
 LEAST_LEVELS = 2.0
 """Grey levels below which a change is never counted: thumbnails are rounded."""
 
@@ -50,7 +52,7 @@ def select_frames(buffer: FrameBuffer[RawFrame], query: Query, oldest_ns: int | 
         NoFramesError: a camera has no frame in the window, or has stalled; the message names it, the window and what
             the buffer holds.
         QueryError: there is no such sampling.
-        FrameError: a frame whose change is asked for cannot be decoded.
+        FrameError: no frame whose change is asked for can be decoded.
     """
     newest_ns = buffer.newest_ns(query.cameras)
     if newest_ns is None:
@@ -64,17 +66,25 @@ def select_frames(buffer: FrameBuffer[RawFrame], query: Query, oldest_ns: int | 
         raise NoFramesError(_describe_miss(buffer, query, missing, start_ns, end_ns))
     chosen: list[RawFrame] = []
     for frames, share in zip(held, split_frames(query.num_frames, list(map(len, held))), strict=True):
-        chosen += [frames[i] for i in _sample(frames, share, query.sampling)]
+        chosen += _sample(buffer, frames, share, query.sampling)
     return sorted(chosen, key=lambda frame: frame.stamp_ns)
 
 
 def window_ns(query: Query, newest_ns: int) -> tuple[int, int]:
-    """Return the first and last stamp of a query's window, both included, where the newest frame is of `newest_ns`."""
+    """Return the first and last stamp of a query's window, both included, where the newest frame is of `newest_ns`.
+
+    Messages carry ages as float32, so a frame that is exactly as old as an end of the window lies inside.
+    """
     if query.start_ns is not None and query.end_ns is not None:
         return query.start_ns, query.end_ns
     if query.ago_start_s > 0:
-        return newest_ns - round(query.ago_start_s * NS_PER_S), newest_ns - round(query.ago_end_s * NS_PER_S)
-    return newest_ns - round(query.window_s * NS_PER_S), newest_ns
+        return newest_ns - _age_ns(query.ago_start_s, 1), newest_ns - _age_ns(query.ago_end_s, -1)
+    return newest_ns - _age_ns(query.window_s, 1), newest_ns
+
+
+def _age_ns(age_s: float, side: int) -> int:
+    """Return an age, moved by the rounding error of float32 to the side of older (1) or newer (-1) frames."""
+    return round(age_s * (1 + side * FLOAT32_ERROR) * NS_PER_S)
 
 
 def measure_changes(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
@@ -92,18 +102,36 @@ def measure_changes(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(np.maximum(levels - max(LEAST_LEVELS, NOISE_FACTOR * usual), 0.0).mean(axis=1, dtype=np.float64))
 
 
-def _sample(frames: Sequence[RawFrame], share: int, sampling: str) -> list[int]:
+def _sample(buffer: FrameBuffer[RawFrame], frames: Sequence[RawFrame], share: int, sampling: str) -> list[RawFrame]:
     if sampling not in SAMPLINGS:
         raise QueryError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {sampling!r}")
     stamps_ns = [frame.stamp_ns for frame in frames]
     if sampling == "uniform" or share in (1, len(frames)):
-        return sample_indices(stamps_ns, share)
+        return [frames[i] for i in sample_indices(stamps_ns, share)]
     if sampling == "recent":
-        return sample_recent(stamps_ns, share)
-    compared = _ticks(stamps_ns, max(MAX_COMPARED, 2 * share))
-    changes = measure_changes([thumbnail(frames[i]) for i in compared])
-    chosen = sample_changes([stamps_ns[i] for i in compared], changes.tolist(), share)
-    return [compared[k] for k in chosen]
+        return [frames[i] for i in sample_recent(stamps_ns, share)]
+    compared, thumbnails = _look(buffer, [frames[i] for i in _ticks(stamps_ns, max(MAX_COMPARED, 2 * share))])
+    changes = measure_changes(thumbnails)
+    return [compared[k] for k in sample_changes([frame.stamp_ns for frame in compared], changes.tolist(), share)]
+
+
+def _look(buffer: FrameBuffer[RawFrame], frames: Sequence[RawFrame]) -> tuple[list[RawFrame], list[np.ndarray]]:
+    """Return frames and their thumbnails, without those that are damaged, which are dropped from the buffer."""
+    seen: list[RawFrame] = []
+    thumbnails: list[np.ndarray] = []
+    last: FrameError | None = None
+    for frame in frames:
+        try:
+            thumbnails.append(thumbnail(frame))
+            seen.append(frame)
+        except FrameError as error:
+            if not isinstance(frame.image, EncodedImage):  # an encoding that only the robot's cv_bridge knows
+                raise
+            buffer.discard(frame)
+            last = error
+    if last is not None and not seen:
+        raise last
+    return seen, thumbnails
 
 
 def _ticks(stamps_ns: Sequence[int], most: int) -> list[int]:

@@ -240,17 +240,39 @@ def test_encoding_ahead_stops_for_a_question() -> None:
     assert bench.worker.join(WAIT_S)
 
 
-def test_frame_that_cannot_be_encoded_is_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+def damaged(frame: RawFrame) -> RawFrame:
+    """A frame that cannot be decoded."""
+    return replace(frame, image=replace(frame.image, encoding="nonsense"))
+
+
+def test_damaged_frame_is_dropped_when_it_is_encoded_ahead_and_logged_now_and_then(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     bench = Bench(ahead=LookAhead(rate_hz=500.0, cameras=("camera",)))
-    frame = raw_frame(1)
-    bench.buffer.push(replace(frame, image=replace(frame.image, encoding="nonsense")))
+    for second in range(20):
+        bench.buffer.push(damaged(raw_frame(second)))
     bench.worker.start()
-    wait_until(lambda: "cannot be encoded ahead" in caplog.text)
-    wait_until(lambda: bench.num_decoded > 20)
+    wait_until(lambda: bench.buffer.state().num_frames == 0)
     bench.scheduler.close(0)
     assert bench.worker.join(WAIT_S)
 
-    assert caplog.text.count("cannot be encoded ahead") == 1
+    assert caplog.text.count("a damaged frame was dropped") == 1
+    assert bench.buffer.state().num_dropped["damaged"] + bench.buffer.state().num_dropped["aged"] == 20
+
+
+@pytest.mark.parametrize("bad", [(2,), (1, 3), (4,)])
+def test_question_is_answered_from_the_frames_that_are_whole(bench: Bench, bad: tuple[int, ...]) -> None:
+    for second in range(5):
+        bench.buffer.push(damaged(raw_frame(second)) if second in bad else raw_frame(second))
+
+    bench.ask(num_frames=8, window_s=10.0)
+    bench.ask(num_frames=8, window_s=10.0, query_id="b")
+
+    for answer in bench.work():
+        assert answer.finish_reason is FinishReason.STOP
+        assert [frame.stamp_ns // NS_PER_S for frame in answer.frames] == [k for k in range(5) if k not in bad]
+    assert bench.buffer.state().num_dropped["damaged"] == len(bad)
+    assert bench.num_decoded == 5 + 5 - len(bad)  # once a question, and damaged ones once only
 
 
 def test_another_model_answers_from_the_next_query_on(bench: Bench) -> None:

@@ -50,12 +50,54 @@ def test_stamps_that_jump_back_clear_only_their_camera() -> None:
     for camera in CAMERAS:
         buffer.push(raw_frame(100, camera))
 
-    jump_ns = buffer.push(raw_frame(90, "front"))
+    assert buffer.push(raw_frame(90, "front")) == 0  # as yet it may be the only one
+    assert stamps_s(buffer, "front") == [100]
+    jump_ns = buffer.push(raw_frame(90.1, "front"))
 
     assert jump_ns == 10 * NS_PER_S
-    assert stamps_s(buffer, "front") == [90]
+    assert stamps_s(buffer, "front") == [90, 90.1]
+    assert buffer.state().num_dropped["late"] == 0
     assert stamps_s(buffer, "rear") == [100]
     assert buffer.state().num_dropped["time_jump"] == 1
+
+
+def test_one_frame_far_behind_the_others_costs_no_other() -> None:
+    buffer = new_buffer()
+    for stamp in (100, 100.1, 2, 100.2, 50, 100.3):
+        assert buffer.push(raw_frame(stamp)) == 0
+
+    assert stamps_s(buffer) == [100, 100.1, 100.2, 100.3]
+    assert buffer.state().num_dropped["late"] == 2
+    assert buffer.state().num_dropped["time_jump"] == 0
+
+
+@pytest.mark.parametrize("past_s", [0.0, 100.0])
+def test_damaged_frame_is_dropped_wherever_it_lies(past_s: float) -> None:
+    frames = [raw_frame(k) for k in range(8)]
+    for damaged in frames:
+        buffer: FrameBuffer[RawFrame] = FrameBuffer(2.0, 1 << 20, past_s=past_s, past_hz=1.0)
+        for frame in frames:
+            buffer.push(frame)
+        held = stamps_s(buffer)
+
+        buffer.discard(damaged)
+        buffer.discard(damaged)
+        buffer.discard(raw_frame(7))  # another frame with a stamp that is there
+
+        assert stamps_s(buffer) == [stamp for stamp in held if stamp != damaged.stamp_ns / NS_PER_S]
+        assert buffer.state().num_dropped["damaged"] == (damaged.stamp_ns / NS_PER_S in held)
+
+
+def test_buffer_of_damaged_frames_only_becomes_empty() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(1.0, 1 << 20, past_s=100.0, past_hz=1.0)
+    frames = [raw_frame(k) for k in range(5)]
+    for frame in frames:
+        buffer.push(frame)
+    for frame in reversed(frames):
+        buffer.discard(frame)
+
+    assert buffer.newest_ns(["front", "camera"]) is None
+    assert buffer.state().num_bytes == 0
 
 
 def test_camera_that_keeps_still_behind_a_jump_of_another_is_of_the_same_past() -> None:
@@ -243,6 +285,12 @@ class BufferMachine(RuleBasedStateMachine):
         newest_ns = self.buffer.newest_ns([camera]) or 0
         for i in range(1, count + 1):
             self.push(newest_ns // 10**6 + i * period_ms, camera, 4)
+
+    @rule(camera=st.sampled_from(CAMERAS), place=st.integers(0, 11))
+    def discard(self, camera: str, place: int) -> None:
+        frames = self.buffer.window([camera], 0, 1 << 62)[0]
+        if frames:
+            self.buffer.discard(frames[place % len(frames)])
 
     @rule()
     def clear(self) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nvila_ros.errors import FrameError, NoFramesError, QueryError
-from nvila_ros.types import NS_PER_S, Query, RawFrame, RawImage
+from nvila_ros.types import NS_PER_S, EncodedImage, Query, RawFrame, RawImage
 from nvila_ros.video import selection
 from nvila_ros.video.buffer import FrameBuffer
-from nvila_ros.video.selection import MAX_COMPARED, SAMPLINGS, measure_changes, select_frames
+from nvila_ros.video.selection import MAX_COMPARED, SAMPLINGS, measure_changes, select_frames, window_ns
 from nvila_ros.world.events import sample_event_scene
 from nvila_ros.world.rendering import render
 from nvila_ros.world.scene import Scene
@@ -269,3 +270,33 @@ def test_camera_that_has_stalled_is_not_asked_about_its_present(fields: dict[str
         assert select_frames(buffer, query)
     with pytest.raises(NoFramesError, match=stalled) if stalled else contextlib.nullcontext():
         assert select_frames(buffer, query, 8 * NS_PER_S)
+
+
+@pytest.mark.parametrize("age_s", [0.7, 0.1, 1.1, 3.3, 123.4, 599.9])
+def test_frame_exactly_as_old_as_an_end_of_the_window_lies_inside(age_s: float) -> None:
+    newest_ns, age_ns = 10**12, round(age_s * NS_PER_S)
+    carried = float(np.float32(age_s))  # as a message has it
+
+    assert window_ns(query(window_s=carried), newest_ns)[0] <= newest_ns - age_ns
+    start_ns, end_ns = window_ns(query(ago_start_s=carried, ago_end_s=carried), newest_ns)
+    assert start_ns <= newest_ns - age_ns <= end_ns
+    assert end_ns - start_ns <= age_ns / 1e6  # a microsecond in a second
+
+
+def jpeg_frame(stamp_s: float, level: int, *, is_cut: bool = False) -> RawFrame:
+    data = np.asarray(cv2.imencode(".png", np.full((8, 8, 3), level, np.uint8))[1]).reshape(-1)
+    data = np.concatenate([data[:40], np.zeros(8, np.uint8), data[48:]]) if is_cut else data
+    image = EncodedImage(data=data, format="png", width=8, height=8)
+    return RawFrame(image=image, stamp_ns=round(stamp_s * NS_PER_S))
+
+
+def test_damaged_frame_is_dropped_where_changes_are_compared() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(1000.0, 1 << 20)
+    for k in range(8):
+        buffer.push(jpeg_frame(k, 200 if k == 5 else 10, is_cut=k in (2, 7)))
+
+    chosen = select_frames(buffer, query(num_frames=4, window_s=100, sampling="change"))
+
+    assert not {2.0, 7.0} & set(seconds(chosen))
+    assert 5.0 in seconds(chosen)
+    assert buffer.state().num_dropped["damaged"] == 2
