@@ -10,7 +10,7 @@ from pathlib import Path
 from nvila_ros.training.conversations.bad_samples import DataError
 from nvila_ros.training.conversations.files import RecordFile, SampleSource
 from nvila_ros.training.conversations.recorded import RecordedAnswers
-from nvila_ros.video.bags import is_bag
+from nvila_ros.video.bag_layout import is_bag
 
 SUFFIXES = (".json", ".jsonl")
 

@@ -2,7 +2,8 @@
 
 In: a bag, which is an mcap or db3 file or the folder that `ros2 bag record` writes, and a topic of sensor_msgs/Image or
 CompressedImage. Out: frames ``(H, W, 3)`` uint8 RGB, decoded by the tables that the node uses. A frame's time is its
-capture, `header.stamp`; where a camera left that at zero it is when the bag received it, as in the node.
+capture, `header.stamp`; where a camera left that at zero it is when the bag received it, as in the node. Where stamps
+jump, by a clock that was set or a bag that was played twice, clips show the longest past.
 
 A topic is gone through once and only its times are kept, 16 bytes a message; then a frame is read from where it lies.
 So memory is bounded by the frames asked for, and a thousand questions about one bag cost one pass over it.
@@ -14,9 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nvila_ros.errors import FrameError, NoFramesError, NvilaError
+from nvila_ros.errors import FrameError, NoFramesError
 from nvila_ros.types import NS_PER_S, EncodedImage, Frame, RawImage
+from nvila_ros.video.buffer import MAX_DISORDER_NS
 from nvila_ros.video.compressed import decode_compressed, read_header
 from nvila_ros.video.image_decoding import decode
 from nvila_ros.video.sampling import sample_indices
@@ -35,31 +37,29 @@ if TYPE_CHECKING:
     from rosbags.rosbag2 import Reader
     from rosbags.typesys.store import Typestore
 
-BAG_SUFFIXES = frozenset({".db3", ".mcap"})
-"""Of the files that are read as bags."""
+    from nvila_ros.video.bag_storage import BagFiles
+
 IMAGE_TYPE, COMPRESSED_TYPE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 _NUM_INDEXES = 64  # of topics, kept in memory: 16 bytes a message
-# Which of these the reader works with depends on its version and Python's; none is imported here.
-_LIBRARIES = {
-    "apsw": "Error",
-    "backports.zstd": "ZstdError",
-    "compression.zstd": "ZstdError",
-    "zstandard": "ZstdError",
-}
-_MEND = "a recording that was cut off is mended with: mcap recover BROKEN.mcap -o WHOLE.mcap"
+FAR_AHEAD_NS = 60 * NS_PER_S
+"""How much more than the bag's own clock a camera's may advance from one frame to the next, unless it was set."""
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The messages of a topic in order of capture.
+    """The messages of a topic in order of capture, of one past: a clip never shows frames from both sides of a jump.
 
     Attributes:
         stamps_ns: captures, (F,) int64, ascending.
         logged_ns: when the bag received each, (F,) int64, by which it is found again.
+        others: the other pasts, where stamps jumped; their messages are numbered after these.
     """
 
     stamps_ns: np.ndarray
     logged_ns: np.ndarray
+    others: tuple[Index, ...] = ()
 
     def between(self, start_s: float, end_s: float | None, num_frames: int) -> list[int]:
         """Return which messages show a window, as the node samples one: evenly in time, the newest always.
@@ -93,17 +93,28 @@ class Index:
         return int(np.abs(self.stamps_ns - self.stamps_ns[0] - round(time_s * NS_PER_S)).argmin())
 
     def at(self, stamps_ns: Sequence[int]) -> list[int]:
-        """Return the messages of these captures, exactly.
+        """Return the messages of these captures, exactly; all of one past.
 
         Raises:
             NoFramesError: one of them is not there.
         """
-        found = np.searchsorted(self.stamps_ns, stamps_ns)
-        for index, stamp_ns in zip(found.tolist(), stamps_ns, strict=True):
-            if index == len(self.stamps_ns) or self.stamps_ns[index] != stamp_ns:
-                first, last = int(self.stamps_ns[0]), int(self.stamps_ns[-1])
-                raise NoFramesError(f"no frame captured at {stamp_ns} ns; the topic has some from {first} to {last}")
-        return [int(index) for index in found]
+        first = 0
+        for past in (self, *self.others):
+            found = np.searchsorted(past.stamps_ns, stamps_ns)
+            if (past.stamps_ns[np.minimum(found, len(past.stamps_ns) - 1)] == stamps_ns).all():
+                return [first + int(each) for each in found]
+            first += len(past.stamps_ns)
+        missing = next(stamp for stamp in stamps_ns if stamp not in self.stamps_ns)  # of two pasts, one of the other
+        begin, end = int(self.stamps_ns[0]), int(self.stamps_ns[-1])
+        raise NoFramesError(f"no frame captured at {missing} ns; the topic has some from {begin} to {end}")
+
+    def message(self, index: int) -> tuple[int, int]:
+        """Return when a message was captured, and when the bag received it."""
+        for past in (self, *self.others):
+            if index < len(past.stamps_ns):
+                return int(past.stamps_ns[index]), int(past.logged_ns[index])
+            index -= len(past.stamps_ns)
+        raise IndexError("there is no such message")
 
     @property
     def last_s(self) -> float:
@@ -111,42 +122,18 @@ class Index:
         return math.ceil(int(self.stamps_ns[-1] - self.stamps_ns[0]) / 1e6) / 1e3
 
 
-def is_bag(path: Path) -> bool:
-    """Whether a path has the look of a bag: by its suffix, or as a folder with rosbag2's metadata."""
-    return path.suffix in BAG_SUFFIXES or (path / "metadata.yaml").is_file()
-
-
 @contextlib.contextmanager
-def open_bag(path: Path) -> Iterator[Reader]:
-    """Open a bag; what its reader cannot read while it is open is told as one kind of error.
+def open_bag(path: Path) -> Iterator[BagFiles | Reader]:
+    """Open a bag; what its reader cannot read while it is open is raised as one kind of error.
 
     Raises:
         FileNotFoundError: it is not there.
         FrameError: it is no bag, is cut off or damaged, or of a format that is not read here.
     """
-    from rosbags.rosbag2 import Reader
+    from nvila_ros.video.bag_storage import open_files
 
-    if not path.exists():
-        raise FileNotFoundError(str(path))
-    try:
-        with Reader(path) as reader:
-            yield reader
-    except NvilaError:
-        raise
-    except _damage() as error:
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise FrameError(f"bag {path} cannot be read ({told:.200}); {_MEND}") from error
-
-
-def _damage() -> tuple[type[Exception], ...]:
-    """Return what the reader raises of damaged bytes: it trusts lengths and names, so that is much."""
-    from rosbags.rosbag2 import ReaderError
-    from rosbags.serde import SerdeError
-    from rosbags.typesys import TypesysError
-
-    untold = (ArithmeticError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
-    libraries = [getattr(sys.modules[name], error) for name, error in _LIBRARIES.items() if name in sys.modules]
-    return (ReaderError, SerdeError, TypesysError, struct.error, *untold, *libraries)
+    with open_files(path) as bag:
+        yield bag
 
 
 @functools.cache
@@ -168,7 +155,7 @@ def camera_topics(path: Path) -> list[str]:
         return _cameras(bag)
 
 
-def _cameras(bag: Reader) -> list[str]:
+def _cameras(bag: BagFiles | Reader) -> list[str]:
     return sorted({each.topic for each in bag.connections if each.msgtype in (IMAGE_TYPE, COMPRESSED_TYPE)})
 
 
@@ -196,13 +183,55 @@ def _index(path: Path, topic: str, stats: tuple[object, ...]) -> Index:
             (_stamp_ns(data, path) or logged_ns, logged_ns)
             for _, logged_ns, data in bag.messages(_connections(bag, topic))
         ]
+        times.sort(key=lambda time: time[1])  # files of one bag may overlap
     if not times:
         raise NoFramesError(f"bag {path} holds no message on {topic or 'its camera topic'}")
-    ordered = np.array(sorted(times), np.int64)
-    return Index(ordered[:, 0], ordered[:, 1])
+    pasts = sorted(split_pasts(times), key=len, reverse=True)
+    if len(pasts) > 1:
+        num_void = len(times) - len(pasts[0])
+        LOG.warning(
+            "bag %s %s: stamps jump, and %d of %d frames lie beyond a jump; clips show the longest past",
+            path, topic, num_void, len(times),
+        )  # fmt: skip
+    shown, *others = (np.array(sorted(past), np.int64) for past in pasts)
+    return Index(shown[:, 0], shown[:, 1], tuple(Index(other[:, 0], other[:, 1]) for other in others))
 
 
-def _connections(bag: Reader, topic: str) -> list[Connection]:
+def split_pasts(times: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Part messages where their stamps jump, as the node does: the latest past first.
+
+    Stamps jump back by more than a second (a clock that was set, a bag that was played again), or ahead of the bag's
+    own clock (a clock that was not set at first). One message alone is no jump but an error, and is parted by itself.
+
+    Args:
+        times: capture and receipt of each message, in order of receipt.
+    """
+    pasts: list[list[tuple[int, int]]] = [[times[0]]]
+    alone: list[list[tuple[int, int]]] = []
+    newest, held = times[0], None
+    for time in times[1:]:
+        if not _jumps(newest, time):
+            pasts[-1].append(time)
+            newest = max(newest, time)
+        elif held is None or _jumps(held, time):
+            alone += [[held]] if held else []
+            held = time
+            continue
+        else:
+            pasts.append([held, time])
+            newest, held = max(held, time), None
+        alone += [[held]] if held else []
+        held = None
+    return [*reversed(pasts), *alone, *([[held]] if held else [])]
+
+
+def _jumps(last: tuple[int, int], time: tuple[int, int]) -> bool:
+    """Whether a stamp cannot follow another."""
+    gap_ns, logged_gap_ns = time[0] - last[0], time[1] - last[1]
+    return gap_ns < -MAX_DISORDER_NS or gap_ns - max(logged_gap_ns, 0) > FAR_AHEAD_NS
+
+
+def _connections(bag: BagFiles | Reader, topic: str) -> list[Connection]:
     cameras = _cameras(bag)
     listed = ", ".join(cameras) or "none"
     if not topic and len(cameras) != 1:
@@ -223,7 +252,7 @@ def _connections(bag: Reader, topic: str) -> list[Connection]:
 def _stamp_ns(data: bytes, path: object) -> int:
     """Read `header.stamp`, with which both kinds of image begin, without touching the pixels."""
     if len(data) < 12:  # bytes: the encapsulation, then seconds and nanoseconds
-        raise FrameError(f"bag {path} holds an image message of {len(data)} bytes, too short for its header; {_MEND}")
+        raise FrameError(f"bag {path} holds an image message of {len(data)} bytes, too short for its header")
     order = "<" if data[1] & 1 else ">"
     seconds, nanoseconds = struct.unpack_from(f"{order}iI", data, 4)
     return int(seconds * NS_PER_S + nanoseconds)
@@ -245,12 +274,10 @@ def read_frames(path: Path, topic: str, indices: Sequence[int]) -> list[Frame]:
     index = index_topic(path, topic)
     with open_bag(path) as bag:
         connections = _connections(bag, topic)
-        return [
-            _read_frame(bag, connections, int(index.stamps_ns[each]), int(index.logged_ns[each])) for each in indices
-        ]
+        return [_read_frame(bag, connections, *index.message(each)) for each in indices]
 
 
-def _read_frame(bag: Reader, connections: list[Connection], stamp_ns: int, logged_ns: int) -> Frame:
+def _read_frame(bag: BagFiles | Reader, connections: list[Connection], stamp_ns: int, logged_ns: int) -> Frame:
     for connection, _, data in bag.messages(connections, start=logged_ns, stop=logged_ns + 1):  # few, mostly one
         if (_stamp_ns(data, bag.path) or logged_ns) == stamp_ns:
             try:

@@ -92,6 +92,24 @@ def test_what_is_no_picture_is_reported_and_the_node_goes_on() -> None:
         publisher(robot, "rear/image/compressed")
 
 
+def test_question_is_answered_without_a_picture_that_is_damaged_inside() -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    whole = cv2.imencode(".jpg", cv2.resize(coarse, (256, 192), interpolation=cv2.INTER_CUBIC))[1].tobytes()
+    half = whole[: len(whole) // 2] + b"\xff\xd9"  # its end is there, its lower pixels are not
+    with Robot(*COMPRESSED, "-p", "num_frames:=8", "-p", "window_s:=100.0") as robot:
+        images = publisher(robot, "image/compressed")
+        for k in range(4):
+            images.publish(jpeg(10 + k, "", half if k in (1, 3) else whole))
+            time.sleep(PACE_S)
+        wait_until(lambda: robot.fresh_diagnostics()["frames_received"] == "4", "all frames came")
+
+        for _ in range(2):
+            answer = robot.ask()
+            assert answer.finish_reason == Answer.STOP
+            assert [stamp.sec for stamp in answer.stamps] == [10, 12]
+        assert robot.fresh_diagnostics()["frames_dropped_damaged"] == "2"
+
+
 def test_frames_of_the_past_are_thinned_and_counted() -> None:
     arguments = ("-p", "buffer_s:=0.5", "-p", "past_s:=20.0", "-p", "past_hz:=0.5")
     with Robot(*COMPRESSED, *arguments) as robot:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,13 +14,27 @@ import pytest
 pytest.importorskip("rosbags", reason="reads bags; comes with nvila_ros[bags]")
 
 from mcap.writer import CompressionType
+from mcap.writer import Writer as McapWriter
 from mcap_ros2.writer import Writer
 from rosbags.rosbag2 import StoragePlugin
 
 from nvila_ros.errors import FrameError, NoFramesError, NvilaError
 from nvila_ros.video import bags
-from nvila_ros.video.bags import camera_topics, index_topic, is_bag, read_frames
-from tests.video.bag_files import T0_NS, TYPES, compressed, film, gray_image, image, text, write_bag, write_mcap
+from nvila_ros.video.bag_layout import BAG_SUFFIXES, is_bag
+from nvila_ros.video.bags import camera_topics, index_topic, read_frames
+from tests.video.bag_files import (
+    LAG_NS,
+    T0_NS,
+    TYPES,
+    Written,
+    compressed,
+    film,
+    gray_image,
+    image,
+    text,
+    write_bag,
+    write_mcap,
+)
 
 
 def brightness(path: Path, topic: str, indices: list[int]) -> list[int]:
@@ -153,7 +170,7 @@ def test_bag_that_is_not_there_is_told_apart_from_a_broken_one(tmp_path: Path) -
 
 @pytest.mark.parametrize("plugin", StoragePlugin)
 def test_damaged_bags_are_refused_or_read_but_never_crash(tmp_path: Path, plugin: StoragePlugin) -> None:
-    whole = next(p for p in write_bag(tmp_path / "a", film(), plugin).iterdir() if p.suffix in bags.BAG_SUFFIXES)
+    whole = next(p for p in write_bag(tmp_path / "a", film(), plugin).iterdir() if p.suffix in BAG_SUFFIXES)
     content, rng = whole.read_bytes(), np.random.default_rng(0)
     damaged = tmp_path / f"damaged{whole.suffix}"
     told: list[str] = []
@@ -177,3 +194,135 @@ def test_recording_that_was_cut_off_says_how_to_mend_it(tmp_path: Path) -> None:
 
     with pytest.raises(FrameError, match="mcap recover"):
         index_topic(path, "/camera")
+
+
+def shown(path: Path, num_frames: int = 8) -> list[int]:
+    """Return the numbers of the frames that a clip of a whole bag shows, by their brightness."""
+    return [value // 4 for value in brightness(path, "", index_topic(path).between(0.0, None, num_frames))]
+
+
+def logged(stamps_s: Sequence[float]) -> list[Written]:
+    """Frames that the bag got at 10 Hz, whatever the stamps that they carry; number k has brightness 4 k."""
+    frames = [image(gray_image(4 * k), T0_NS + round(stamp_s * 1e9)) for k, stamp_s in enumerate(stamps_s)]
+    return [replace(frame, logged_ns=T0_NS + k * 10**8) for k, frame in enumerate(frames)]
+
+
+SET_BACK = [k / 10 - (3 if k >= 15 else 0) for k in range(30)]
+PLAYED_TWICE = [k % 30 / 10 for k in range(60)]
+UNSET_AT_FIRST = [k / 10 - (1.6e9 if k < 2 else 0) for k in range(30)]
+PAUSED = [k / 10 + (3600 if k >= 15 else 0) for k in range(30)]
+ONE_EARLY = [k / 10 - (50 if k == 12 else 0) for k in range(30)]
+ONE_AHEAD = [k / 10 + (500 if k == 12 else 0) for k in range(30)]
+DISORDER = [k / 10 - (0.25 if k % 5 == 3 else 0) for k in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("stamps_s", "past"),
+    [
+        (SET_BACK, range(15, 30)),
+        (PLAYED_TWICE, range(30, 60)),
+        (UNSET_AT_FIRST, range(2, 30)),
+        (ONE_EARLY, [*range(12), *range(13, 30)]),
+        (ONE_AHEAD, [*range(12), *range(13, 30)]),
+    ],
+    ids=["set_back", "played_twice", "unset_at_first", "one_early", "one_ahead"],
+)
+def test_clip_is_of_one_past(
+    tmp_path: Path, stamps_s: list[float], past: Sequence[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_mcap(tmp_path / "a", logged(stamps_s))
+
+    assert shown(path, 99) == list(past)
+    assert f"{len(stamps_s) - len(past)} of {len(stamps_s)} frames lie beyond a jump" in caplog.text
+
+
+def test_sound_stamps_are_of_one_past(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    disordered = write_mcap(tmp_path / "a", logged(DISORDER))
+    paused = [replace(frame, logged_ns=frame.logged_ns + LAG_NS) for frame in logged(PAUSED)]
+    for k, frame in enumerate(paused):  # the recorder was paused as well
+        paused[k] = replace(frame, logged_ns=T0_NS + round(PAUSED[k] * 1e9))
+
+    assert len(index_topic(disordered).stamps_ns) == 30
+    assert len(index_topic(write_mcap(tmp_path / "b", paused)).stamps_ns) == 30
+    assert "jump" not in caplog.text
+
+
+def test_captures_before_a_jump_are_found(tmp_path: Path) -> None:
+    path = write_mcap(tmp_path / "a", logged(SET_BACK))
+    index = index_topic(path)
+    before = [T0_NS + k * 10**8 for k in (0, 5, 14)]
+
+    assert [value // 4 for value in brightness(path, "", index.at(before))] == [0, 5, 14]
+    with pytest.raises(NoFramesError, match="no frame captured at"):
+        index.at([before[0], int(index.stamps_ns[0])])  # of two pasts
+
+
+def test_folder_without_metadata_is_read(tmp_path: Path) -> None:
+    folder = write_bag(tmp_path / "a", film())
+    (folder / "metadata.yaml").unlink()
+
+    assert is_bag(folder)
+    assert len(index_topic(folder, "/camera").stamps_ns) == 10
+
+
+def test_metadata_without_storage_and_topics_is_no_matter(tmp_path: Path) -> None:
+    folder = write_bag(tmp_path / "a", film())
+    metadata = folder / "metadata.yaml"
+    topics = re.compile(r"topics_with_message_count:.*?(?=\n  \w)", re.S)
+    reindexed = topics.sub("topics_with_message_count: []", metadata.read_text())
+    reindexed = reindexed.replace("storage_identifier: mcap", 'storage_identifier: ""')
+    assert "/camera" not in reindexed
+    metadata.write_text(reindexed)
+
+    assert len(index_topic(folder, "/camera").stamps_ns) == 10
+
+
+def test_metadata_that_names_a_missing_file_says_so(tmp_path: Path) -> None:
+    folder = write_bag(tmp_path / "a", film())
+    next(folder.glob("*.mcap")).rename(folder / "other.mcap")
+
+    with pytest.raises(FrameError, match=r"names files that are missing: .*a\.mcap"):
+        index_topic(folder)
+
+
+@pytest.mark.parametrize("plugin", StoragePlugin)
+def test_suffix_in_capitals_is_read(tmp_path: Path, plugin: StoragePlugin) -> None:
+    whole = next(p for p in write_bag(tmp_path / "a", film(), plugin).iterdir() if p.suffix in BAG_SUFFIXES)
+    capitals = tmp_path / whole.with_suffix(whole.suffix.upper()).name
+    whole.rename(capitals)
+
+    assert is_bag(capitals)
+    assert len(index_topic(capitals).stamps_ns) == 10
+
+
+def test_channels_of_other_kinds_lie_beside_the_camera(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.mcap"
+    with path.open("wb") as file:
+        writer = McapWriter(file)
+        writer.start("ros2", "test")
+        definition = TYPES.generate_msgdef("sensor_msgs/msg/Image", ros_version=2)[0].encode()
+        schema = writer.register_schema("sensor_msgs/msg/Image", "ros2msg", definition)
+        camera = writer.register_channel("/cam", "cdr", schema)
+        events = writer.register_channel("/events", "json", writer.register_schema("Event", "jsonschema", b"{}"))
+        for frame in film():
+            data = bytes(TYPES.serialize_cdr(frame.message, "sensor_msgs/msg/Image"))
+            writer.add_message(camera, frame.logged_ns, data, frame.logged_ns)
+            writer.add_message(events, frame.logged_ns, b"{}", frame.logged_ns)
+        writer.finish()
+
+    assert camera_topics(path) == ["/cam"]
+    assert brightness(path, "/cam", [0, 5, 9]) == [0, 50, 90]
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [(b"", "is empty"), (b"no bag at all", "is no mcap file"), (b"\x89MCAP0\r\n" + bytes(99), "mcap recover")],
+)
+def test_mending_is_advised_only_where_it_helps(tmp_path: Path, content: bytes, advice: str) -> None:
+    path = tmp_path / "a.mcap"
+    path.write_bytes(content)
+
+    with pytest.raises(FrameError) as error:
+        index_topic(path)
+    assert advice in str(error.value)
+    assert ("mcap recover" in str(error.value)) == (advice == "mcap recover")
