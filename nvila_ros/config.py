@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,6 +133,9 @@ class NodeConfig:
         0.0, "rate at which the newest frames are encoded while nothing is asked; 0: never", "Hz", low=0.0, high=1000.0
     )
     warmup: bool = setting(True, "run the model once before the first question")
+    strict_parameters: bool = setting(
+        False, "end the node at a parameter that it does not know; false: warn, since nodes share parameter files"
+    )
 
     def __post_init__(self) -> None:
         """Check every field against its bound."""
@@ -201,9 +204,14 @@ def from_dict(config_type: type, values: Mapping[str, Any]) -> Any:
     known = bounds(config_type)
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-            raise ConfigError(f"unknown parameter {name!r}; did you mean one of {near}")
+            raise ConfigError(unknown_parameter(name, known))
     return config_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def unknown_parameter(name: str, known: Iterable[str]) -> str:
+    """Return what to say of a name that is no parameter."""
+    near = difflib.get_close_matches(name, list(known), n=3) or sorted(known)
+    return f"unknown parameter {name!r}; did you mean one of {near}"
 
 
 def replace(config: Any, changes: Mapping[str, Any]) -> Any:

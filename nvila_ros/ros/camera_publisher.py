@@ -27,7 +27,7 @@ from nvila_ros.config import check_fields, setting
 from nvila_ros.errors import ConfigError, NvilaError
 from nvila_ros.paths import images_profile
 from nvila_ros.ros import process
-from nvila_ros.ros.messages import declare_parameters
+from nvila_ros.ros.parameters import declare_parameters
 from nvila_ros.world.frame_source import FrameSource, VideoSource, WorldSource
 
 IMAGE_DEPTH = 5
@@ -49,6 +49,7 @@ class CameraConfig:
     reliability: str = setting("best_effort", "QoS reliability of the images", choices=("best_effort", "reliable"))
     epoch_ns: int = setting(0, "stamp at which world or video begin", "ns", low=0, high=(1 << 63) - 1)
     frame_id: str = setting("camera", "tf frame in the images' headers")
+    strict_parameters: bool = setting(False, "end the camera at a parameter that it does not know; false: warn")
 
     def __post_init__(self) -> None:
         """Check every field against its bound."""

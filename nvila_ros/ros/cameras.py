@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nvila_ros.config import NodeConfig
 from nvila_ros.errors import FrameError
 from nvila_ros.paths import share_path
 from nvila_ros.ros import messages
+from nvila_ros.ros.parameters import SUBSCRIPTION_QOS
 from nvila_ros.serving.throttle import Throttle
 from nvila_ros.types import RawFrame
 from nvila_ros.video.buffer import FrameBuffer
@@ -40,6 +42,7 @@ class Camera:
     """One image subscription: it stores frames and watches over what does not arrive.
 
     Attributes:
+        images: the subscription.
         num_received: images that came, malformed ones included.
         num_malformed: images that are no frames.
         num_lost: images that the middleware knows to be lost on the way.
@@ -63,14 +66,17 @@ class Camera:
         reliability = QoSReliabilityPolicy[config.image_reliability.upper()]
         qos = QoSProfile(depth=IMAGE_DEPTH, reliability=reliability)
         callbacks = SubscriptionEventCallbacks(message_lost=self._on_lost, incompatible_qos=self._on_mismatch)
+        subscribe = partial(
+            node.create_subscription, kind, topic, self._on_image, qos, qos_overriding_options=SUBSCRIPTION_QOS
+        )
         try:
-            self._images = node.create_subscription(kind, topic, self._on_image, qos, event_callbacks=callbacks)
+            self.images = subscribe(event_callbacks=callbacks)
         except UnsupportedEventTypeError:  # this middleware counts no lost messages: silence is still noticed
-            self._images = node.create_subscription(kind, topic, self._on_image, qos)
+            self.images = subscribe()
 
     def check_loss(self) -> str:
         """Return why frames are missing, or an empty text; it is logged now and then."""
-        now_ns, topic = time.monotonic_ns(), self._images.topic_name
+        now_ns, topic = time.monotonic_ns(), self.images.topic_name
         loss = self._watch.check(
             now_ns,
             num_publishers=self._node.count_publishers(topic),

@@ -17,21 +17,20 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from nvila_ros.action import AskVideo
-from nvila_ros.config import NodeConfig, bounds, from_dict
+from nvila_ros.config import NodeConfig
 from nvila_ros.errors import FrameError
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import AnswerToken
 from nvila_ros.msg import Status as StatusMessage
 from nvila_ros.serving.model_loader import Status
 from nvila_ros.srv import Ask
-from nvila_ros.types import NS_PER_S, Answer, Bound, EncodedImage, Frame, FrameRef, Piece, Query, RawFrame, RawImage
+from nvila_ros.types import NS_PER_S, Answer, EncodedImage, Frame, FrameRef, Piece, Query, RawFrame, RawImage
 from nvila_ros.video.compressed import decode_compressed, read_header
 from nvila_ros.video.image_decoding import LAYOUT_BY_ENCODING, check_layout, check_size, decode
 
@@ -283,45 +282,3 @@ class RosLogHandler(logging.Handler):
             self._logger.error(self.format(record))
         else:
             self._logger.warning(self.format(record))
-
-
-def declare_parameters(node: Node, config_type: type) -> Any:
-    """Read a node's parameters as a config, and declare them from its fields.
-
-    The node must have declared its overrides already, so that a name that is no parameter is noticed.
-
-    Raises:
-        ConfigError: a name is unknown, or a value has the wrong type or breaks its rule.
-    """
-    given = {name: p.value for name, p in node.get_parameters_by_prefix("").items() if not _is_of_ros(name)}
-    config = from_dict(config_type, given)
-    for name, bound in bounds(config_type).items():
-        if name in given:
-            node.undeclare_parameter(name)  # it was declared without its descriptor
-        value = getattr(config, name)
-        value = list(value) if isinstance(value, tuple) else value
-        node.declare_parameter(name, value, parameter_descriptor(value, bound), ignore_override=True)
-    return config
-
-
-def parameter_descriptor(value: Any, bound: Bound) -> ParameterDescriptor:
-    """Return how a setting is described to `ros2 param describe`: text, unit, range or choices."""
-    descriptor = ParameterDescriptor(description=bound.doc, read_only=bound.read_only)
-    if bound.unit:
-        descriptor.description += f" [{bound.unit}]"
-    if bound.choices:
-        descriptor.additional_constraints = f"one of {_listed(bound.choices)}"
-    if bound.low is not None and bound.high is not None:
-        if isinstance(value, int):
-            descriptor.integer_range = [IntegerRange(from_value=int(bound.low), to_value=int(bound.high))]
-        else:
-            descriptor.floating_point_range = [FloatingPointRange(from_value=bound.low, to_value=bound.high)]
-    return descriptor
-
-
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values))
-
-
-def _is_of_ros(name: str) -> bool:
-    return name in ("use_sim_time", "start_type_description_service") or name.startswith("qos_overrides.")

@@ -41,6 +41,7 @@ from nvila_ros.request import Request
 from nvila_ros.ros import messages, process
 from nvila_ros.ros.cameras import Camera
 from nvila_ros.ros.managed_model import ManagedModel
+from nvila_ros.ros.parameters import PUBLISHER_QOS, declare_parameters, warn_of_unused_qos
 from nvila_ros.ros.standing_server import NodeServices, StandingQueryServer
 from nvila_ros.serving.admission import Admission
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
@@ -70,7 +71,7 @@ class NvilaNode(Node):
             super().__init__("nvila", automatically_declare_parameters_from_overrides=True)
         except ValueError as error:
             raise ConfigError(f"a parameter was given no value, or an empty list: {error}") from error
-        self.config: NodeConfig = messages.declare_parameters(self, NodeConfig)
+        self.config: NodeConfig = declare_parameters(self, NodeConfig)
         self.buffer: FrameBuffer[RawFrame] = FrameBuffer(
             self.config.buffer_s, self.config.buffer_bytes, past_s=self.config.past_s, past_hz=self.config.past_hz
         )
@@ -78,14 +79,16 @@ class NvilaNode(Node):
         self._query_ids = map("q{:06d}".format, itertools.count(1))
         self._warnings = Throttle(WARN_EVERY_S)
         self._num_unlogged: Counter[FinishReason] = Counter()
-        self._answers = self.create_publisher(AnswerMessage, "~/answer", ANSWER_DEPTH)
-        self._pieces = self.create_publisher(AnswerToken, "~/answer_stream", STREAM_DEPTH)
+        qos = {"qos_overriding_options": PUBLISHER_QOS}
+        self._answers = self.create_publisher(AnswerMessage, "~/answer", ANSWER_DEPTH, **qos)
+        self._pieces = self.create_publisher(AnswerToken, "~/answer_stream", STREAM_DEPTH, **qos)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
         self._cameras = [Camera(self, name, self.config, self.buffer) for name in self.config.cameras]
         self.model = ManagedModel(self, lambda: self.config, self.scheduler, load, self._make_worker)
         self.admission = Admission(self.scheduler, lambda: self.config, lambda: self.model.refusal)
         self._create_endpoints()
         self.standing = StandingQueryServer(self, self._node_services())
+        warn_of_unused_qos(self, [self._answers, self._pieces], [camera.images for camera in self._cameras])
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._jump_handle = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-MAX_DISORDER_NS), on_clock_change=True),

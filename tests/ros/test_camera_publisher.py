@@ -114,7 +114,7 @@ def test_video_is_played_from_its_epoch(executor: SingleThreadedExecutor, tmp_pa
         (("nvila_ros.tools.cli", "camera", "--rate", "0"), "rate_hz"),
         (("nvila_ros.tools.cli", "camera", "--size", "640x100"), "must lie in [0.5, 3]"),
         (
-            ("nvila_ros.ros.camera_publisher", "--ros-args", "-p", "worlds:=3"),
+            ("nvila_ros.ros.camera_publisher", "--ros-args", "-p", "worlds:=3", "-p", "strict_parameters:=true"),
             "unknown parameter 'worlds'; did you mean",
         ),
         (("nvila_ros.ros.camera_publisher", "--ros-args", "-p", "reliability:=great"), "must be one of"),

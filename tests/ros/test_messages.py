@@ -17,6 +17,7 @@ from nvila_ros.action import AskVideo
 from nvila_ros.config import NodeConfig, bounds
 from nvila_ros.errors import FrameError, QueryError
 from nvila_ros.ros import messages
+from nvila_ros.ros.parameters import parameter_descriptor
 from nvila_ros.serving.admission import check_query
 from nvila_ros.serving.model_loader import ModelState, Status
 from nvila_ros.srv import Ask
@@ -261,7 +262,7 @@ def test_token_carries_its_piece() -> None:
 def test_parameter_is_described_by_its_bound(name: str) -> None:
     bound = bounds(NodeConfig)[name]
 
-    descriptor = messages.parameter_descriptor(getattr(NodeConfig(), name), bound)
+    descriptor = parameter_descriptor(getattr(NodeConfig(), name), bound)
 
     assert bound.doc in descriptor.description
     assert bound.unit in descriptor.description

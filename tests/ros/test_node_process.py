@@ -76,7 +76,10 @@ def test_death_of_the_worker_answers_everyone_and_ends_the_process_for_a_respawn
     ("arguments", "message"),
     [
         (("-p", "buffer_s:=0.0"), "buffer_s must lie in [0.1, 3600] s, got 0.0"),
-        (("-p", "bufer_s:=1.0"), "unknown parameter 'bufer_s'; did you mean one of ['buffer_s'"),
+        (
+            ("-p", "bufer_s:=1.0", "-p", "strict_parameters:=true"),
+            "unknown parameter 'bufer_s'; did you mean one of ['buffer_s'",
+        ),
         (("-p", "backend:=cuda"), "backend must be one of"),
         (("-p", "num_frames:=2.5"), "num_frames must be of type int, got 2.5"),
         (("-p", "cameras:=front"), "cameras must be a list of names, got 'front'"),

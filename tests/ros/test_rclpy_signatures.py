@@ -122,7 +122,8 @@ def called(node: ast.Call, names: dict[str, tuple[str, str]]) -> Iterator[Use]:
 
 OWN = {
     node.name
-    for path in (ROOT / "nvila_ros").rglob("*.py")
+    for folder in ("nvila_ros", "tests")
+    for path in (ROOT / folder).rglob("*.py")
     for node in ast.walk(ast.parse(path.read_text()))
     if isinstance(node, ast.FunctionDef)
 }
