@@ -81,7 +81,7 @@ def compressed_frame(message: CompressedImage, camera: str, now_ns: int) -> RawF
     """Take a compressed image in as it is, after a look at its header; as `raw_frame`.
 
     Raises:
-        FrameError: it is no JPEG or PNG file of a picture, is cut off, or is too large.
+        FrameError: it is no file of a picture, is cut off, or is too large.
     """
     data = np.frombuffer(message.data, np.uint8)
     header = read_header(data, message.format)

@@ -244,8 +244,8 @@ def _connections(bag: BagFiles | Reader, topic: str) -> list[Connection]:
             raise FrameError(f"topic {topic!r} of bag {bag.path} must carry images, got {each.msgtype}; use {listed}")
         encoding = cast("ConnectionExtRosbag2", each.ext).serialization_format
         if encoding != "cdr":
-            told = f"got {encoding!r}; record it with ROS 2's own middleware"
-            raise FrameError(f"messages on {each.topic} of bag {bag.path} must be encoded as cdr, {told}")
+            found = f"got {encoding!r}; record it with ROS 2's own middleware"
+            raise FrameError(f"messages on {each.topic} of bag {bag.path} must be encoded as cdr, {found}")
     return chosen
 
 

@@ -49,7 +49,7 @@ class LossWatch:
             num_publishers: publishers of the topic, matching or not.
             num_received: frames that came since the start.
             num_lost: frames known to be lost since the start.
-            has_qos_mismatch: whether the middleware told of a publisher with an incompatible quality of service.
+            has_qos_mismatch: whether the middleware reported a publisher with an incompatible quality of service.
         """
         if not num_publishers:
             self._history.clear()

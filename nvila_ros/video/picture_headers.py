@@ -33,7 +33,7 @@ class PictureHeader:
         kind: of the file, such as `jpeg`.
         width: px.
         height: px.
-        num_channels: 1 or 3, without alpha; 4 of a CMYK picture; 0 where only decoding tells.
+        num_channels: 1 or 3, without alpha; 4 of a CMYK picture; 0 where only decoding shows it.
         num_bytes: where the header ends; 0 where that is not known.
     """
 

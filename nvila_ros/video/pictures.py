@@ -6,8 +6,8 @@ file cannot ask for much memory: decoding takes at most 64 MiB beyond the pictur
 
 One decoder, Pillow, reads all formats; it allocates what a file holds and not what a file announces. A picture that is
 cut off or damaged is refused. Of a JPEG that needs a second look: libjpeg, which both Pillow and OpenCV use, replaces
-what it cannot read by grey. FFmpeg's decoder can be told to fail instead, so each JPEG is first read by that one, at an
-eighth of its size. It accepts no damage that breaks the code, which is 19 of 20 random damages; the others decode to
+what it cannot read by grey. FFmpeg's decoder has an option to fail instead, so each JPEG is first read by that one, at
+an eighth of its size. It finds damage that breaks the code, which is 19 of 20 random damages; the others decode to
 wrong colours that no decoder could know to be wrong.
 
 Alpha is dropped. Sixteen bits become eight by taking the high byte.

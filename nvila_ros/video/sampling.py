@@ -1,7 +1,7 @@
 """Which frames of a window the model is shown: stamps in, indices out.
 
 Uniform in time and not in count: a camera that stalls or drops frames leaves gaps, and a choice by count would crowd
-the clip where frames are dense and tell a wrong speed. The newest frame is always shown, since freshness is what a
+the clip where frames are dense and show a wrong speed. The newest frame is always shown, since freshness is what a
 robot asks for; for the same reason the choice is made from the newest frame backwards.
 
 Three laws. `uniform` spreads the frames evenly. `recent` lets each gap be longer than the next newer one by the same

@@ -172,7 +172,7 @@ def _describe_emptiness(buffer: FrameBuffer[RawFrame], query: Query) -> str:
     num_large = buffer.state().num_dropped[DropReason.TOO_LARGE.value]
     if num_large:
         return f"{asked}, and {num_large} were each larger than buffer_bytes; raise it"
-    return f"{asked}; is the camera publishing, and are its images taken? /diagnostics tells"
+    return f"{asked}; is the camera publishing, and are its images taken? see /diagnostics"
 
 
 def _describe_miss(

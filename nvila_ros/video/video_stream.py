@@ -1,7 +1,7 @@
 """The video in a file as FFmpeg gives it: packets, times and whole frames, from a place on.
 
-FFmpeg comes with PyAV. What is used of it is common to PyAV 8 to 18. Before PyAV 12 a rotation is seen only where
-FFmpeg 4 gives it.
+FFmpeg comes with PyAV. What is used of it is common to PyAV 8 to 18; the tests ran with 10.0, 12.3 and 18.1. Before
+PyAV 12 a rotation is seen only where FFmpeg 4 gives it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nvila_ros.video.picture_headers import MAX_PIXELS, check_pixels
 DEFAULT_FPS = Fraction(25)
 """Frames a second of a stream that says nothing of time; FFmpeg takes the same."""
 _STRICT = frozenset({"mjpeg"})
-"""Codecs whose decoder conceals damage unless it is told to fail. FFmpeg 5 aborts where others are told so."""
+"""Codecs whose decoder conceals damage unless it is asked to fail. FFmpeg 5 aborts where others are asked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class VideoStream:
         self.restart()
 
     def restart(self) -> None:
-        """Go to the beginning, by opening the file anew: not every container can be told to seek there."""
+        """Go to the beginning, by opening the file anew: not every container can seek there."""
         self.close()
         # A bare name may hold a colon, which stands behind a protocol; and a playlist must reach nothing else.
         self._container = av.open(f"file:{self._name}", options={"protocol_whitelist": "file"})
@@ -78,7 +78,7 @@ class VideoStream:
         context = self._stream.codec_context
         if context is None:
             raise FrameError(f"{self._name} holds a video of a codec that FFmpeg does not know")
-        if context.width or context.height:  # else the first frame tells
+        if context.width or context.height:  # else the first frame shows them
             check_pixels(context.width, context.height, self._name)
         context.thread_type = "AUTO" if _is_silent() else "SLICE"
         strict = {"err_detect": "explode"} if context.name in _STRICT else {}
@@ -130,7 +130,7 @@ class VideoStream:
         return FrameTimes(ordered, by_time[:, 0], by_time[:, 1]) if is_distinct else None
 
     def seek(self, shown: int, decoded: int) -> bool:
-        """Go to the key frame of these times; False where the container came out behind it, or cannot be told to."""
+        """Go to the key frame of these times; False where the container came out behind it, or cannot seek."""
         # Most containers seek by the time that a frame is shown, others by that at which it is decoded.
         return self._seek(shown, shown, decoded) or (decoded < shown and self._seek(decoded, shown, decoded))
 

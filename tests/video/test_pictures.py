@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image
 
 from nvila_ros.errors import FrameError
 from nvila_ros.video.animation import AnimatedPicture
@@ -25,7 +25,16 @@ from nvila_ros.video.video_file import VideoFile
 
 RNG = np.random.default_rng(0)
 SMOOTH = cv2.resize(RNG.integers(0, 256, (6, 8, 3), np.uint8), (64, 48), interpolation=cv2.INTER_CUBIC)
-KINDS = ["bmp", "gif", "jpeg", "png", "pnm", "tiff", "webp", *(["avif"] if features.check("avif") else [])]
+KINDS = [
+    "bmp",
+    "gif",
+    "jpeg",
+    "png",
+    "pnm",
+    "tiff",
+    "webp",
+    *(["avif"] if ".avif" in Image.registered_extensions() else []),
+]
 PILLOW = {"pnm": "PPM"}
 SUFFIXES = {"pnm": ".ppm", "tiff": ".tif", "jpeg": ".jpg"}
 

@@ -97,7 +97,7 @@ def test_window_is_given_by_stamps_by_ages_or_by_its_length(fields: dict[str, fl
     [
         (
             {"cameras": ("rear",)},
-            r"no frame of rear; the buffer holds none of them; is the camera publishing, .*/diagnostics tells$",
+            r"no frame of rear; the buffer holds none of them; is the camera publishing, .*see /diagnostics$",
         ),
         ({"cameras": ("rear",), "window_s": 2.0}, r"no frame of rear in the last 2 s; the buffer holds none"),
         ({"cameras": ("rear",), "ago_start_s": 9.0}, r"no frame of rear from 9 to 0 s before the newest; the buffer"),
