@@ -120,11 +120,11 @@ def _nearest(positions: Sequence[float], target: float, low: int, high: int, tie
 
 def _steps(stamps_ns: Sequence[int], changes: Sequence[float]) -> np.ndarray:
     """Mix change and time, each as shares of the whole: (len(stamps_ns) - 1,) float64, all positive."""
-    times = np.diff(np.asarray(stamps_ns, np.int64)).astype(np.float64)
+    times = np.diff(np.asarray(stamps_ns, np.int64))
     steps: np.ndarray = TIME_WEIGHT * times / times.sum()
     total = float(np.sum(changes))
     if total > 0:
-        steps += (1 - TIME_WEIGHT) * np.asarray(changes, np.float64) / total
+        steps += (1 - TIME_WEIGHT) * np.asarray(changes) / total
     return steps
 
 

@@ -133,6 +133,14 @@ def test_frame_that_is_nearer_is_taken_though_it_is_the_newer() -> None:
     assert sample_changes([0, 4, 6, 10], [0.999, 0.0, 1.0], 3) == [0, 2, 3]
 
 
+@given(STAMPS, CHANGES, st.integers(1, 20))
+def test_only_the_proportion_of_changes_counts(stamps: list[int], changes: list[float], num_frames: int) -> None:
+    changes = changes[: len(stamps) - 1]
+    slight = [change / 2**20 for change in changes]
+
+    assert sample_changes(stamps, slight, num_frames) == sample_changes(stamps, changes, num_frames)
+
+
 def test_both_sides_of_a_cut_are_shown_and_the_rest_is_spread_over_time() -> None:
     changes = [0.0] * 97
     changes[48] = 40.0
