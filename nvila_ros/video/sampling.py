@@ -21,8 +21,8 @@ RECENT_RATIO = 16.0
 """The oldest gap over the newest in a recent-weighted choice."""
 TIME_WEIGHT = 0.2
 """How much of a change-driven choice goes by time."""
-TIE_SHARE = 1e-12
-"""Of the sum of a change-driven choice: distances that differ by less are equal, as sums of rounded shares can."""
+ROUNDING = 1e-12
+"""Distances in a change-driven choice, of a whole of at most 1, that differ by less are equal."""
 
 
 def sample_indices(stamps_ns: Sequence[int], num_frames: int) -> list[int]:
@@ -72,7 +72,7 @@ def sample_changes(stamps_ns: Sequence[int], changes: Sequence[float], num_frame
         return [len(stamps_ns) - 1]
     positions = np.concatenate([[0.0], np.cumsum(_cap(_steps(stamps_ns, changes), count - 1))])
     targets = np.linspace(positions[-1], 0.0, count)
-    return _choose(positions.tolist(), targets.tolist(), tie=TIE_SHARE * float(positions[-1]))
+    return _choose(positions.tolist(), targets.tolist(), tie=ROUNDING)
 
 
 def split_frames(num_frames: int, num_held: Sequence[int]) -> list[int]:

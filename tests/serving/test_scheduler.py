@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nvila_ros.request import Request
+from nvila_ros.request import Request, RequestState
 from nvila_ros.serving.scheduler import MAX_PASSES, NUM_TIMED, SHUTTING_DOWN, Scheduler
 from nvila_ros.types import Answer, FinishReason, Query
 from tests.serving.scheduler_harness import S, SchedulerHarness
@@ -28,6 +28,28 @@ def test_higher_priority_goes_first_and_equals_in_order_of_arrival() -> None:
         harness.finish(query_id)
 
     assert order == ["b", "d", "a", "c"]
+
+
+def test_request_is_new_waits_runs_and_ends() -> None:
+    harness = SchedulerHarness()
+    request = harness.new("a")
+    states = [request.state]
+    harness.scheduler.submit([request], 0)
+    states.append(request.state)
+    harness.pop()
+    states.append(request.state)
+    harness.finish("a")
+
+    assert [*states, request.state] == [
+        RequestState.NEW,
+        RequestState.WAITING,
+        RequestState.RUNNING,
+        RequestState.ENDED,
+    ]
+
+
+def test_every_reason_is_counted_from_the_start() -> None:
+    assert SchedulerHarness().scheduler.state().num_ended == {reason.name.lower(): 0 for reason in FinishReason}
 
 
 def test_full_queue_rejects_and_names_the_limit() -> None:
@@ -212,6 +234,17 @@ def test_fastest_answer_is_forgotten_after_enough_slower_ones(num_slow: int, is_
     harness.submit("late", deadline_ns=2 * S)
 
     assert harness.pop() == ["late"] * is_begun
+
+
+def test_estimate_that_was_lowered_is_forgotten_like_any_other() -> None:
+    harness = SchedulerHarness()
+    answer_each(harness, [1.0])
+    harness.submit("hopeless", deadline_ns=S // 2)
+    assert harness.pop() == []
+    answer_each(harness, [4.0] * NUM_TIMED)
+    harness.submit("late", deadline_ns=2 * S)
+
+    assert harness.pop() == []
 
 
 def test_time_that_an_answer_waited_is_not_part_of_how_long_the_next_takes() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
+import pytest
+
 from nvila_ros.request import Request
 from nvila_ros.serving.scheduler import MAX_PASSES
 from nvila_ros.types import FinishReason, Query
@@ -139,6 +141,51 @@ def test_standing_query_is_not_passed_over_for_ever() -> None:
         harness.finish(order[-1])
 
     assert order.index("watch") == MAX_PASSES
+
+
+def asks_before_watch(harness: SchedulerHarness) -> int:
+    """Let one more query come each time that one is taken; return how many are taken before the standing one."""
+    for num_asks in range(9 * MAX_PASSES):
+        harness.submit(f"new {num_asks}")
+        (query_id,) = harness.pop()
+        harness.finish(query_id)
+        if query_id == "watch":
+            return num_asks
+    raise AssertionError("the standing query was never taken")
+
+
+@pytest.mark.parametrize("priority", [0, 1])
+def test_query_is_not_passed_over_by_those_that_came_before_it_or_are_of_higher_priority(priority: int) -> None:
+    harness = SchedulerHarness(capacity=64)
+    if priority:
+        harness.submit("watch", standing="watch")
+    for i in range(MAX_PASSES):
+        harness.submit(f"old {i}", priority=priority)
+    if not priority:
+        harness.submit("watch", standing="watch")
+    for i in range(MAX_PASSES):
+        assert harness.pop() == [f"old {i}"]
+        harness.finish(f"old {i}")
+
+    assert asks_before_watch(harness) == MAX_PASSES
+
+
+def test_query_that_was_preempted_is_passed_over_no_less_often() -> None:
+    harness = SchedulerHarness()
+    harness.submit("watch", standing="watch")
+    harness.pop()
+    harness.submit("ask")
+    harness.should_stop("watch")
+    harness.finish("watch", FinishReason.CANCELED)
+
+    assert asks_before_watch(harness) == MAX_PASSES
+
+
+def test_standing_query_waits_also_where_no_more_interactive_ones_may() -> None:
+    harness = SchedulerHarness(capacity=1)
+    harness.submit("ask")
+
+    assert harness.submit("watch", standing="watch")
 
 
 def test_standing_queries_take_no_place_of_interactive_ones() -> None:
