@@ -14,6 +14,7 @@ from nvila_ros.standing.observation import Observation
 from nvila_ros.standing.query import TICK_NS, StandingQuery
 from nvila_ros.standing.registry import Evaluation, EvaluationCounts, QueryRegistry
 from nvila_ros.types import FinishReason
+from nvila_ros.video.buffer import MAX_DISORDER_NS
 from tests.standing.obvious import S, answer_of, yes_no_answer
 
 
@@ -220,6 +221,38 @@ def test_clock_that_is_set_back_a_little_forgets_nothing() -> None:
 
     assert book.expire(round(99.5 * S)) == []
     assert book.due(round(99.5 * S)) == []
+
+
+@pytest.mark.parametrize("back_ns", [MAX_DISORDER_NS, MAX_DISORDER_NS + 1])
+def test_jump_back_is_more_than_the_disorder_of_transports(back_ns: int) -> None:
+    """Of the clock, and of the stamps while the clock goes on; the buffer of frames has the same bound."""
+    by_clock, by_stamps = new_book(standing()), new_book(standing())
+    for book in (by_clock, by_stamps):
+        ask_and_answer(book, 100)
+
+    events = by_clock.expire(100 * S - back_ns)
+    ((evaluation,),) = tick(by_stamps, 101)
+    events_of_stamps = by_stamps.observe(evaluation, yes_no_answer(evaluation.query, 1, 100 * S - back_ns), 101 * S)
+
+    is_jump = back_ns > MAX_DISORDER_NS
+    assert [event.end_reason for event in events] == [EndReason.TIME_JUMP] * is_jump
+    assert [event.end_reason for event in events_of_stamps] == [EndReason.TIME_JUMP, EndReason.NONE] * is_jump
+    assert counts(by_stamps).repeated == (not is_jump)
+
+
+def test_answer_that_shows_a_jump_hides_no_event_of_another_query() -> None:
+    book = new_book(standing("brief", stale_s=2), standing("long", stale_s=100))
+    for evaluation in (evaluation for group in tick(book, 1) for evaluation in group):
+        book.observe(evaluation, yes_no_answer(evaluation.query, 1, 500 * S), S)
+    ((_, long),) = tick(book, 2)
+
+    events = book.observe(long, yes_no_answer(long.query, 1, 7 * S), 10 * S)
+
+    assert [(event.query.name, event.phase, event.end_reason) for event in events] == [
+        ("brief", Phase.END, EndReason.STALE),
+        ("long", Phase.END, EndReason.TIME_JUMP),
+        ("long", Phase.BEGIN, EndReason.NONE),
+    ]
 
 
 def test_stamps_that_jump_back_begin_anew() -> None:
