@@ -240,6 +240,44 @@ def test_jump_back_is_more_than_the_disorder_of_transports(back_ns: int) -> None
     assert counts(by_stamps).repeated == (not is_jump)
 
 
+def test_steps_back_of_the_clock_add_up_to_a_jump() -> None:
+    book = new_book(standing())
+    ask_and_answer(book, 100)
+
+    assert book.expire(round(99.4 * S)) == []
+    assert [event.end_reason for event in book.expire(round(98.8 * S))] == [EndReason.TIME_JUMP]
+
+
+@pytest.mark.parametrize(("now_s", "reason"), [(90, EndReason.TIME_JUMP), (120, EndReason.STALE)])
+def test_events_of_all_queries_end_together_in_the_order_of_the_queries(now_s: int, reason: EndReason) -> None:
+    book = new_book(*(standing(name, stale_s=5) for name in "abc"))
+    begins = [
+        event
+        for (evaluation,) in zip(*tick(book, 100), strict=True)
+        for event in book.observe(evaluation, yes_no_answer(evaluation.query, 1, 100 * S), 100 * S)
+    ]
+
+    ends = book.expire(now_s * S)
+
+    assert [(event.query.name, event.end_reason) for event in ends] == [(name, reason) for name in "abc"]
+    assert [event.event_id for event in ends] == [event.event_id for event in begins]
+    assert len({event.event_id for event in begins}) == 3
+
+
+def test_query_that_was_never_asked_has_no_outcome() -> None:
+    book = new_book(standing())
+
+    (state,) = book.states()
+    assert (state.last_reason, state.last_error, state.answer, state.open_event) == (
+        FinishReason.UNKNOWN,
+        "",
+        None,
+        None,
+    )
+    ((first,),), ((second,),) = tick(book, 1), tick(book, 2)
+    assert (first.number, second.number) == (1, 2)
+
+
 def test_answer_that_shows_a_jump_hides_no_event_of_another_query() -> None:
     book = new_book(standing("brief", stale_s=2), standing("long", stale_s=100))
     for evaluation in (evaluation for group in tick(book, 1) for evaluation in group):
