@@ -112,6 +112,18 @@ def test_on_change_tells_the_first_answer_and_each_change_with_what_was_before()
     ]
 
 
+def test_empty_text_is_an_answer_like_any_other() -> None:
+    query = standing(answer_type="text", trigger="on_change")
+    trigger = new_trigger(query)
+    events = []
+    for second, text in enumerate(["", "", "A ball."], start=1):
+        observation = read_answer(query, answer_of(query, text, second * S))
+        assert observation is not None
+        events += trigger.push(observation)
+
+    assert [(e.begin_stamp_ns // S, e.answer.text) for e in events] == [(1, ""), (3, "A ball.")]
+
+
 def test_debounced_event_ends_with_the_first_answer_that_agreed() -> None:
     query = standing(debounce_n=2, debounce_m=3)
     trigger = new_trigger(query)
