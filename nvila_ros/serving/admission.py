@@ -123,16 +123,19 @@ def _check_sizes(query: Query, config: NodeConfig) -> None:
     check_lengths(query.answer_type, query.json_schema)
     rule = f"at most max_question_bytes = {config.max_question_bytes} bytes"
     for name, text in (("question", query.question), *(("a choice", choice) for choice in query.choices)):
-        if (num_bytes := _num_bytes(text)) > config.max_question_bytes:
+        if (num_bytes := _num_bytes(name, text)) > config.max_question_bytes:
             raise QueryError(f"{name} must have {rule}, got {num_bytes}")
     names = (("conversation", query.conversation), ("sampling", query.sampling))
     for name, text in (*names, *(("a camera's name", camera) for camera in query.cameras)):
-        if (num_bytes := _num_bytes(text)) > MAX_NAME_BYTES:
+        if (num_bytes := _num_bytes(name, text)) > MAX_NAME_BYTES:
             raise QueryError(f"{name} must have at most {MAX_NAME_BYTES} bytes, got {num_bytes}")
 
 
-def _num_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+def _num_bytes(name: str, text: str) -> int:
+    try:
+        return len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as error:  # a command line holds such text where the terminal does not write UTF-8
+        raise QueryError(f"{name} must be UTF-8, got bytes that are none at character {error.start}") from error
 
 
 def _check_window(query: Query) -> None:

@@ -8,6 +8,7 @@ run failed, 2 usage or bad input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -64,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with_arguments = _import_verb(name) if name in VERBS else None
         args = build_parser(name, with_arguments).parse_args(argv)
         assert with_arguments is not None, "argparse lets only known verbs pass"
-        return int(with_arguments.run(args))
+        code = int(with_arguments.run(args))
+        sys.stdout.flush()  # where a full disk would show only at exit
+        return code
     except NvilaError as error:
         return _complain(name, " ".join(str(error).split()))
     except ModuleNotFoundError as error:
@@ -75,9 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _drop_output()
+        return _complain(name, f"the output cannot be written: {error.strerror}; make room, or write elsewhere")
 
 
 def build_parser(name: str = "", module: ModuleType | None = None) -> Parser:
@@ -96,6 +103,11 @@ def build_parser(name: str = "", module: ModuleType | None = None) -> Parser:
 
 def _import_verb(name: str) -> ModuleType:
     return importlib.import_module(f"nvila_ros.tools.{VERBS[name][0]}")
+
+
+def _drop_output() -> None:
+    """Let go of standard output: nobody takes it, and Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(name: str, text: str) -> int:

@@ -61,6 +61,8 @@ def test_good_query_is_admitted(fields: dict[str, object]) -> None:
         ({"deadline_ns": 5}, "deadline_s must be positive"),
         ({"deadline_ns": 2}, "deadline_s must be positive"),
         ({"priority": 256}, "priority must lie in"),
+        ({"question": "a\udce9?"}, "question must be UTF-8, got bytes that are none at character 1"),
+        ({"choices": ("yes", "\udce9")}, "a choice must be UTF-8"),
     ],
 )
 def test_bad_query_is_refused_with_the_rule(fields: dict[str, object], message: str) -> None:

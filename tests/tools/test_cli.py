@@ -141,3 +141,14 @@ def test_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ModuleNotFoundError):
         run("fail")
+
+
+def test_full_disk_behind_the_output_is_one_line_and_code_2() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "nvila_ros.tools.cli", "plan", "nvila-lite-2b.orin-nano"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "nvila plan: error: the output cannot be written: No space left on device; make room, or write elsewhere"
+    )
