@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nvila_ros.types import NS_PER_S, RawFrame
-from nvila_ros.video.buffer import MAX_DISORDER_NS, PAST_SHARE, FrameBuffer
+from nvila_ros.video.buffer import MAX_DISORDER_NS, PAST_SHARE, DropReason, FrameBuffer
 from tests.strategies import lists_of_all_sizes
 from tests.tiny import raw_frame
 
@@ -124,6 +124,76 @@ def test_camera_with_a_clock_of_its_own_voids_no_others(goes_on: bool) -> None:
             buffer.push(raw_frame(100 + tenth / 10, "rear"))
 
     assert len(stamps_s(buffer, "rear")) == (30 if goes_on else 5)
+
+
+@pytest.mark.parametrize("back_ns", [MAX_DISORDER_NS, MAX_DISORDER_NS + 1])
+def test_jump_back_is_more_than_the_disorder_of_transports(back_ns: int) -> None:
+    buffer = new_buffer()
+    buffer.push(raw_frame(100))
+
+    assert buffer.push(raw_frame(100 - back_ns / NS_PER_S)) == 0
+    jump_ns = buffer.push(raw_frame(98.5))
+
+    is_jump = back_ns > MAX_DISORDER_NS
+    dropped = buffer.state().num_dropped
+    assert (jump_ns, dropped["time_jump"], dropped["late"]) == ((back_ns, 1, 0) if is_jump else (0, 0, 1))
+    assert buffer.state().num_frames == 2
+
+
+@pytest.mark.parametrize(("second_s", "kept"), [(94.0, [94.0, 95.0]), (93.999, [93.999]), (96.0, [95.0, 96.0])])
+def test_first_frame_after_a_jump_is_of_its_past_unless_it_is_far_ahead_of_the_second(
+    second_s: float, kept: list[float]
+) -> None:
+    buffer = new_buffer()
+    for stamp in (100, 95, second_s):
+        jump_ns = buffer.push(raw_frame(stamp))
+
+    assert jump_ns == 5 * NS_PER_S
+    assert stamps_s(buffer) == kept
+    assert buffer.state().num_dropped["late"] == 2 - len(kept)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "is_kept"),
+    [
+        ([90, 90.5, 91.499], True),  # front is back for less than a second
+        ([90, 90.5, 91.5], False),
+        ([97.4, 97.5, 98.999], False),
+        ([97.4, 97.5, 99], True),  # rear is no more than a second ahead by now, and may be late
+        ([90, 90.5, 80, 80.5, 81.499], True),  # less than a second after the last jump
+        ([90, 90.5, 80, 80.5, 81.5], False),
+    ],
+)
+def test_camera_is_of_another_past_a_second_after_the_jump_if_it_is_more_than_a_second_ahead(
+    stamps: list[float], is_kept: bool
+) -> None:
+    buffer = new_buffer()
+    for camera in CAMERAS:
+        buffer.push(raw_frame(100, camera))
+    for stamp in stamps:
+        buffer.push(raw_frame(stamp, "front"))
+
+    assert bool(stamps_s(buffer, "rear")) == is_kept
+
+
+def test_state_is_of_the_cameras_asked_for_and_bytes_of_all() -> None:
+    buffer = new_buffer()
+    for camera, stamp in (("front", 1), ("front", 2), ("rear", 3)):
+        buffer.push(raw_frame(stamp, camera))
+
+    front, both, none = (buffer.state(cameras) for cameras in (["front"], None, ["side"]))
+
+    assert (front.num_frames, front.oldest_ns, front.newest_ns) == (2, NS_PER_S, 2 * NS_PER_S)
+    assert (both.num_frames, both.oldest_ns, both.newest_ns) == (3, NS_PER_S, 3 * NS_PER_S)
+    assert (none.num_frames, none.oldest_ns, none.newest_ns) == (0, None, None)
+    assert front.num_bytes == both.num_bytes == none.num_bytes == 3 * FRAME_BYTES
+    assert both.num_dropped == {reason.value: 0 for reason in DropReason}
+    assert [buffer.newest_ns(cameras) for cameras in (["front"], CAMERAS, ["side"])] == [
+        2 * NS_PER_S,
+        3 * NS_PER_S,
+        None,
+    ]
+    assert buffer.window(["side", "rear"], 0, 9 * NS_PER_S) == [[], buffer.window(["rear"], 0, 9 * NS_PER_S)[0]]
 
 
 def test_frames_beyond_the_horizon_are_dropped() -> None:
@@ -252,6 +322,20 @@ def test_frame_that_comes_late_into_a_taken_period_of_the_past_is_thinned_out() 
 
     assert stamps_s(buffer) == [1.0, 1.6, 2.1]
     assert buffer.state().num_dropped["thinned"] == 2
+
+
+def test_frame_that_comes_late_into_the_past_stays_in_an_empty_period_only() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(0.25, 1 << 20, past_s=60.0, past_hz=1.0)
+    for stamp in (1.5, 3.25, 3.5, 3.75):
+        buffer.push(raw_frame(stamp))
+    assert stamps_s(buffer) == [1.5, 3.25, 3.5, 3.75]
+    for stamp in (2.875, 3.0, 3.25):  # between two, before one of its period, again
+        assert buffer.push(raw_frame(stamp)) == 0
+
+    assert stamps_s(buffer) == [1.5, 2.875, 3.25, 3.5, 3.75]
+    dropped = buffer.state().num_dropped
+    assert (dropped["thinned"], dropped["repeated"], dropped["aged"]) == (1, 1, 0)
+    assert buffer.state().num_bytes == 5 * FRAME_BYTES
 
 
 def test_window_reaches_from_the_past_into_the_present() -> None:
