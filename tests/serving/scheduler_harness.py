@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from nvila_ros.request import Request, RequestState
@@ -46,6 +47,13 @@ class SchedulerHarness:
         timings = Timings(queue_s=queue_s, total_s=queue_s + work_s)
         request.answer = Answer(query=request.query, finish_reason=reason, timings=timings)
         self.scheduler.finish(request, 0)
+
+    def answer_each(self, works_s: Sequence[float], queue_s: float = 0.0, **fields: Any) -> None:
+        """Let queries be answered one after the other, each after so many seconds of work."""
+        for k, work_s in enumerate(works_s):
+            self.submit(f"earlier {k}", **fields)
+            self.pop()
+            self.finish(f"earlier {k}", work_s=work_s, queue_s=queue_s)
 
     def ended(self) -> list[tuple[str, str]]:
         return [(answer.query.query_id, answer.finish_reason.name) for answer in self.answers]

@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import random
 import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nvila_ros.request import Request, RequestState
-from nvila_ros.serving.scheduler import MAX_PASSES, NUM_TIMED, SHUTTING_DOWN, Scheduler
+from nvila_ros.serving.scheduler import SHUTTING_DOWN, Scheduler
 from nvila_ros.types import Answer, FinishReason, Query
 from tests.serving.scheduler_harness import S, SchedulerHarness
 
@@ -159,6 +154,26 @@ def test_close_answers_all_and_says_why() -> None:
     assert {answer.error for answer in harness.answers} == {SHUTTING_DOWN}
 
 
+def test_all_are_canceled_with_a_reason_and_what_comes_later_is_taken() -> None:
+    harness = SchedulerHarness(capacity=2)
+    harness.submit("running")
+    harness.pop()
+    harness.submit("waiting")
+    harness.submit("watch", standing="watch")
+
+    harness.scheduler.cancel_all(S, "the node was deactivated")
+
+    assert [(a.query.query_id, a.finish_reason.name, a.error, a.timings.total_s) for a in harness.answers] == [
+        ("waiting", "CANCELED", "the node was deactivated", 1),
+        ("watch", "CANCELED", "the node was deactivated", 1),
+    ]
+    assert harness.should_stop("running") is FinishReason.CANCELED
+    harness.finish("running", FinishReason.CANCELED)
+    assert harness.submit("later")
+    assert harness.pop() == ["later"]
+    assert harness.should_stop("later") is None
+
+
 def test_wait_ends_when_a_query_comes_and_when_closed() -> None:
     harness = SchedulerHarness()
     waits: list[bool] = []
@@ -190,111 +205,6 @@ def test_work_that_nobody_asked_for_goes_on_until_there_is_other_work_or_will_be
 
     harness.scheduler.close(0)
     assert harness.scheduler.has_other_work()
-
-
-def test_query_that_cannot_be_answered_in_time_is_not_begun_until_hope_returns() -> None:
-    harness = SchedulerHarness()
-    harness.submit("slow")
-    harness.pop()
-    harness.finish("slow", work_s=2.0)
-    outcomes = []
-    for i in range(5):
-        harness.submit(f"late {i}", deadline_ns=S)
-        outcomes.append(harness.pop())
-        for query_id in outcomes[-1]:
-            harness.finish(query_id)
-
-    assert outcomes == [[], [], [], [], ["late 4"]]  # 2 s, 1.6, 1.28, 1.02, 0.82
-    assert "too short to answer in" in harness.answers[1].error
-
-
-def answer_each(harness: SchedulerHarness, works_s: Sequence[float], queue_s: float = 0.0, **fields: Any) -> None:
-    """Let queries be answered one after the other, each after so many seconds of work."""
-    for k, work_s in enumerate(works_s):
-        harness.submit(f"earlier {k}", **fields)
-        harness.pop()
-        harness.finish(f"earlier {k}", work_s=work_s, queue_s=queue_s)
-
-
-@pytest.mark.parametrize(("left_s", "is_begun"), [(0.5, False), (0.999, False), (1.0, True), (2.0, True), (3.5, True)])
-def test_deadline_is_compared_with_the_fastest_answer_not_the_slowest_last_or_mean(
-    left_s: float, is_begun: bool
-) -> None:
-    harness = SchedulerHarness()
-    answer_each(harness, [4.0, 1.0, 3.0])
-    harness.submit("late", 7 * S, deadline_ns=7 * S + round(left_s * S))
-
-    assert harness.pop(7 * S) == ["late"] * is_begun
-
-
-@pytest.mark.parametrize(("num_slow", "is_begun"), [(NUM_TIMED - 1, True), (NUM_TIMED, False)])
-def test_fastest_answer_is_forgotten_after_enough_slower_ones(num_slow: int, is_begun: bool) -> None:
-    harness = SchedulerHarness()
-    answer_each(harness, [1.0, *[4.0] * num_slow])
-    harness.submit("late", deadline_ns=2 * S)
-
-    assert harness.pop() == ["late"] * is_begun
-
-
-def test_estimate_that_was_lowered_is_forgotten_like_any_other() -> None:
-    harness = SchedulerHarness()
-    answer_each(harness, [1.0])
-    harness.submit("hopeless", deadline_ns=S // 2)
-    assert harness.pop() == []
-    answer_each(harness, [4.0] * NUM_TIMED)
-    harness.submit("late", deadline_ns=2 * S)
-
-    assert harness.pop() == []
-
-
-def test_time_that_an_answer_waited_is_not_part_of_how_long_the_next_takes() -> None:
-    harness = SchedulerHarness()
-    answer_each(harness, [1.0], queue_s=3.0)
-    harness.submit("in time", deadline_ns=S)
-
-    assert harness.pop() == ["in time"]
-
-
-def test_answer_that_was_cut_off_says_nothing_about_how_long_the_next_takes() -> None:
-    harness = SchedulerHarness()
-    harness.submit("cut off")
-    harness.pop()
-    harness.finish("cut off", FinishReason.FAILED, work_s=3.0)
-    harness.submit("next", deadline_ns=S)
-
-    assert harness.pop() == ["next"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "is_begun"),
-    [
-        ({}, False),
-        ({"max_tokens": 127}, False),  # as many bits as 64
-        ({"max_tokens": 128}, True),
-        ({"num_frames": 4}, True),
-        ({"answer_type": "integer"}, True),
-        ({"choices": ("left", "right")}, True),
-    ],
-)
-def test_deadline_is_compared_with_answers_of_its_kind_only(fields: dict[str, Any], is_begun: bool) -> None:
-    harness = SchedulerHarness()
-    kind = {"max_tokens": 64, "num_frames": 8}
-    answer_each(harness, [3.0], **kind)
-    harness.submit("late", deadline_ns=S, **kind | fields)
-
-    assert harness.pop() == ["late"] * is_begun
-
-
-def test_many_that_are_not_begun_ease_the_expectation_once() -> None:
-    harness = SchedulerHarness(capacity=9)
-    harness.submit("slow")
-    harness.pop()
-    harness.finish("slow", work_s=2.0)
-    for i in range(9):
-        harness.submit(f"late {i}", deadline_ns=S)
-
-    assert harness.pop() == []
-    assert [reason for _, reason in harness.ended()] == ["STOP", *["DEADLINE"] * 9]
 
 
 def test_asker_that_cannot_be_told_harms_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
@@ -378,7 +288,7 @@ def test_request_that_ends_while_it_waits_says_why(
     end: Callable[[SchedulerHarness], object], reason: str, error: str
 ) -> None:
     harness = SchedulerHarness()
-    answer_each(harness, [3.0], standing="watch")
+    harness.answer_each([3.0], standing="watch")
     harness.submit("a", S, standing="watch", deadline_ns=9 * S)
 
     end(harness)
@@ -418,141 +328,3 @@ def test_requests_that_a_dead_worker_leaves_fail_with_the_reason_and_nothing_is_
     assert (state.num_waiting, state.num_running) == (0, 0)
     assert state.num_ended["failed"] == 2
     assert not harness.scheduler.wait()
-
-
-def test_threads_that_submit_cancel_and_work_at_once_lose_no_answer_and_give_none_twice() -> None:
-    scheduler = Scheduler(capacity=4)
-    answers: Counter[str] = Counter()
-    lock = threading.Lock()
-
-    def on_answer(answer: Answer) -> None:
-        with lock:
-            answers[answer.query.query_id] += 1
-
-    def ask(name: str) -> None:
-        rng = random.Random(name)
-        for k in range(300):
-            query = Query(query_id=f"{name}-{k}", question="?", standing=rng.choice(["", "", "a", "b"]))
-            scheduler.submit([Request(query, on_answer)], k)
-            if rng.random() < 0.3:
-                scheduler.cancel(f"{name}-{rng.randrange(k + 1)}", k)
-
-    def work() -> None:
-        while scheduler.wait():
-            for request in scheduler.pop(0):
-                reason = scheduler.should_stop(request, 0) or FinishReason.STOP
-                request.answer = Answer(query=request.query, finish_reason=reason)
-                scheduler.finish(request, 0)
-
-    worker = threading.Thread(target=work)
-    askers = [threading.Thread(target=ask, args=(name,)) for name in "xyz"]
-    for thread in (worker, *askers):
-        thread.start()
-    for thread in askers:
-        thread.join(30)
-    scheduler.close(0)
-    worker.join(30)
-
-    assert answers == {f"{name}-{k}": 1 for name in "xyz" for k in range(300)}
-    state = scheduler.state()
-    assert (state.num_waiting, state.num_running, sum(state.num_ended.values())) == (0, 0, 900)
-
-
-class SchedulerMachine(RuleBasedStateMachine):
-    """Whatever happens in whatever order, each query gets exactly one answer, and the line's rules hold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.harness = SchedulerHarness(capacity=3)
-        self.now_ns = 0
-        self.submitted: dict[str, Query] = {}
-        self.running: list[str] = []
-        self.place: dict[str, int] = {}  # in the line, of each query; a newer asking takes that of the older
-        self.overtaken: Counter[int] = Counter()
-        self.is_closed = False
-
-    @rule(
-        priority=st.integers(0, 2),
-        deadline_s=st.none() | st.integers(1, 3),
-        standing=st.sampled_from(["", "", "x", "y", "z"]),
-        num_frames=st.integers(1, 2),
-    )
-    def submit(self, priority: int, deadline_s: int | None, standing: str, num_frames: int) -> None:
-        query_id = str(len(self.submitted))
-        deadline_ns = None if deadline_s is None else self.now_ns + deadline_s * S
-        fields: dict[str, Any] = {"priority": priority, "deadline_ns": deadline_ns, "num_frames": num_frames}
-        self.place[query_id] = self.place.get(self.asked(standing), int(query_id))
-        self.submitted[query_id] = Query(query_id=query_id, question="?", standing=standing, **fields)
-        self.harness.submit(query_id, self.now_ns, standing=standing, **fields)
-
-    @rule(seconds=st.integers(0, 2))
-    def pass_time(self, seconds: int) -> None:
-        self.now_ns += seconds * S
-
-    @precondition(lambda self: not self.running)
-    @rule()
-    def pop(self) -> None:
-        self.running = self.harness.pop(self.now_ns)
-        if not self.running:
-            return
-        group = [self.submitted[query_id] for query_id in self.running]
-        assert len(group) == 1 or all(query.standing for query in group)
-        assert len({(query.priority, query.clip) for query in group}) == 1
-        assert self.waiting_best() <= group[0].priority
-        for query_id in self.waiting():
-            place = self.place[query_id]
-            is_equal = self.submitted[query_id].priority == group[0].priority
-            if is_equal and place < min(self.place[running] for running in self.running):
-                self.overtaken[place] += 1
-                assert self.overtaken[place] <= MAX_PASSES
-
-    @precondition(lambda self: self.running)
-    @rule(pick=st.integers(0, 9), work_s=st.floats(0, 4))
-    def work(self, pick: int, work_s: float) -> None:
-        query_id = self.running.pop(pick % len(self.running))
-        stop = self.harness.should_stop(query_id, self.now_ns)
-        self.harness.finish(query_id, stop or FinishReason.STOP, work_s)
-        if (query_id, "REPLACED") in self.harness.ended():
-            self.place[self.asked(self.submitted[query_id].standing)] = self.place[query_id]
-
-    @precondition(lambda self: self.submitted)
-    @rule(pick=st.integers(0, 100))
-    def cancel(self, pick: int) -> None:
-        self.harness.scheduler.cancel(str(pick % len(self.submitted)), self.now_ns)
-
-    @rule(name=st.sampled_from("xyz"))
-    def cancel_standing(self, name: str) -> None:
-        self.harness.scheduler.cancel_standing(name, self.now_ns)
-
-    @rule()
-    def close(self) -> None:
-        self.harness.scheduler.close(self.now_ns)
-        self.is_closed = True
-
-    @invariant()
-    def every_query_is_answered_once_or_still_open(self) -> None:
-        answered = [answer.query.query_id for answer in self.harness.answers]
-        state = self.harness.scheduler.state()
-        assert len(answered) == len(set(answered))
-        assert len(answered) + state.num_waiting + state.num_running == len(self.submitted)
-        assert state.num_running == len(self.running)
-        assert sum(state.num_ended.values()) == len(answered)
-        waiting = [self.submitted[query_id] for query_id in self.waiting()]
-        assert len([query for query in waiting if not query.standing]) <= (0 if self.is_closed else 3)
-        names = [query.standing for query in waiting if query.standing]
-        assert len(names) == len(set(names))
-
-    def waiting(self) -> list[str]:
-        over = {answer.query.query_id for answer in self.harness.answers} | set(self.running)
-        return [query_id for query_id in self.submitted if query_id not in over]
-
-    def asked(self, standing: str) -> str:
-        """Return the asking of a standing query that waits, if one does."""
-        asked = [query_id for query_id in self.waiting() if standing and self.submitted[query_id].standing == standing]
-        return asked[0] if asked else ""
-
-    def waiting_best(self) -> int:
-        return max((self.submitted[query_id].priority for query_id in self.waiting()), default=-1)
-
-
-TestSchedulerMachine = SchedulerMachine.TestCase
