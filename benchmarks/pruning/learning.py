@@ -123,9 +123,9 @@ def learn(
     started_s = time.monotonic()
     model.train().requires_grad_()
     model.vision_tower.requires_grad_(False)
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    is_cuda = learned[0].is_cuda
-    optimizer = torch.optim.AdamW(learned, lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=is_cuda)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    is_cuda = parameters[0].is_cuda
+    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01, fused=is_cuda)
     rng = np.random.default_rng(0)
     order = np.concatenate([rng.permutation(indices) for _ in range(epochs)])
     num_steps = -(-len(order) // batch)
@@ -136,7 +136,7 @@ def learn(
         loss = functional.cross_entropy(learned.logits, learned.ids)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(learned, 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         losses.append(loss.detach())
         if (step + 1) % REPORT_EVERY == 0 or step + 1 == num_steps:

@@ -1,11 +1,12 @@
 """The node's model through its lifecycle: configuring loads or builds it, cleaning up releases it.
 
-The loader works on a thread of its own and reports its status here; a transition awaits it. The main thread hands each
-loaded model to the worker (`process.spin`).
+The loader works on a thread of its own and reports its status here; a transition awaits it. The main thread hands the
+worker a model that answers while another is built (`process.spin`), the end of a transition the one that it loaded.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,7 @@ class ManagedModel:
     ) -> None:
         self._node, self._config, self._scheduler = node, config, scheduler
         self._load, self._make_worker = load, make_worker
+        self._lock = threading.Lock()  # of handing over, by the main thread or the executor's
         self._loader: ModelLoader | None = None
         self._configured: Future | None = None
         self._is_starting = config().autostart
@@ -83,19 +85,19 @@ class ManagedModel:
     async def start(self) -> None:
         """Configure and activate, unless a lifecycle manager is to do so."""
         if self._is_starting:
-            fault = await self.lifecycle.change("configure")
-            if not fault or self.status.model:  # after a failed build the unquantized checkpoint may answer
+            if not await self.lifecycle.change("configure"):
                 await self.lifecycle.change("activate")
             self._is_starting = False
 
     def hand_over(self) -> str:
         """Hand a newly loaded model to the worker; return why requests would wait in vain, or an empty text."""
-        model = self._loader.take_model() if self._loader is not None else None
-        if model is not None and self.worker is None:
-            self.worker = self._make_worker(model)
-            self.worker.start()
-        elif model is not None and self.worker is not None:
-            self.worker.use(model)
+        with self._lock:
+            model = self._loader.take_model() if self._loader is not None else None
+            if model is not None and self.worker is None:
+                self.worker = self._make_worker(model)
+                self.worker.start()
+            elif model is not None and self.worker is not None:
+                self.worker.use(model)
         return self.status.refusal if self.worker is None else ""
 
     def close(self) -> None:
@@ -107,7 +109,9 @@ class ManagedModel:
         configured = self._configured = Future(executor=self._node.executor)
         self._loader = ModelLoader(self._config(), self._load, self._on_status)
         self._loader.start()  # which may be done before the next line
-        return str(await configured)
+        fault = str(await configured)
+        self.hand_over()  # before the node is active: a worker without a model fails what it is asked
+        return "" if self.status.model else fault  # after a failed build the unquantized checkpoint may answer
 
     async def _activate(self) -> str:
         return ""
