@@ -13,6 +13,7 @@ from tests.standing.obvious import S, answer_of
 
 YES_NO = StandingQuery(name="q", question="?", trigger="rising")
 CHOICE = StandingQuery(name="q", question="?", answer_type="choices", choices=("red", "Green"))
+ALIKE = StandingQuery(name="q", question="?", answer_type="choices", choices=("Go", "GO", "etc."))
 COUNT = StandingQuery(name="q", question="?", answer_type="integer", minimum=-2, maximum=12)
 CROWD = StandingQuery(name="q", question="?", answer_type="integer", minimum=0, maximum=3, trigger="rising", target="2")
 JSON = StandingQuery(name="q", question="?", answer_type="json", json_schema='{"type": "object"}')
@@ -43,7 +44,13 @@ def test_answers_without_frames_do_not_count() -> None:
         (CHOICE, "blue", None),
         (COUNT, " 007 ", "7"),
         (COUNT, "-2", "-2"),
+        (COUNT, "12", "12"),
         (COUNT, "13", None),
+        (COUNT, "-3", None),
+        (ALIKE, "GO", "GO"),
+        (ALIKE, "Go", "Go"),
+        (ALIKE, "go", "Go"),
+        (ALIKE, "etc.", "etc."),
         (COUNT, "3.0", None),
         (COUNT, "\u0663", None),
         (JSON, '{"b": 1, "a": [2]}', '{"a": [2], "b": 1}'),
@@ -58,7 +65,13 @@ def test_what_an_answer_says(query: StandingQuery, text: str, said: str | None) 
 
 @pytest.mark.parametrize(
     ("query", "text", "said"),
-    [(COUNT, "1", None), (JSON, "1", None), (JSON, '{"a": 1}', '{"a": 1}'), (TEXT, "Room 1", "room 1")],
+    [
+        (COUNT, "1", None),
+        (COUNT, "-1", None),
+        (JSON, "1", None),
+        (JSON, '{"a": 1}', '{"a": 1}'),
+        (TEXT, "Room 1", "room 1"),
+    ],
 )
 def test_number_that_may_have_been_cut_off_says_nothing(query: StandingQuery, text: str, said: str | None) -> None:
     observation = read_answer(query, answer_of(query, text, S, reason=FinishReason.LENGTH))

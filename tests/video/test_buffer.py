@@ -155,6 +155,32 @@ def test_short_of_bytes_the_past_has_its_share_and_the_newest_stay_dense() -> No
     assert np.diff(stamps[:num_past]) == pytest.approx([1.0] * (num_past - 1), abs=0.04)
 
 
+def test_short_of_bytes_frames_are_thinned_while_the_past_has_no_more_than_its_share() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(10.0, 4 * FRAME_BYTES, past_s=60.0, past_hz=1.0)
+    for quarter in range(5):
+        buffer.push(raw_frame(quarter / 4))
+
+    assert stamps_s(buffer) == [0, 0.5, 0.75, 1]
+    assert (buffer.state().num_dropped["thinned"], buffer.state().num_dropped["bytes"]) == (1, 0)
+
+
+def test_short_of_bytes_all_but_the_newest_frame_may_be_thinned() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(0.3, 4 * FRAME_BYTES, past_s=60.0, past_hz=1.0)
+    for stamp, width in ((0.0, 4), (0.25, 4), (0.5, 12)):  # the last has the bytes of three
+        buffer.push(raw_frame(stamp, width=width))
+
+    assert stamps_s(buffer) == [0, 0.5]
+    assert (buffer.state().num_dropped["thinned"], buffer.state().num_dropped["bytes"]) == (1, 0)
+
+
+def test_short_of_bytes_the_camera_with_the_oldest_frame_is_thinned() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(10.0, 5 * FRAME_BYTES, past_s=60.0, past_hz=1.0)
+    for stamp, camera in ((0, "front"), (0.2, "front"), (0.9, "front"), (0.5, "rear"), (0.6, "rear"), (1, "front")):
+        buffer.push(raw_frame(stamp, camera))
+
+    assert (stamps_s(buffer, "front"), stamps_s(buffer, "rear")) == ([0, 0.9, 1], [0.5, 0.6])
+
+
 def test_past_and_newest_frames_of_two_cameras_share_the_bytes() -> None:
     buffer: FrameBuffer[RawFrame] = FrameBuffer(10.0, 80 * FRAME_BYTES, past_s=60.0, past_hz=1.0)
     for i in range(2000):
