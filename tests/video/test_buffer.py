@@ -69,7 +69,7 @@ def test_frame_above_the_whole_bound_is_not_taken() -> None:
     buffer = new_buffer(max_bytes=FRAME_BYTES)
     buffer.push(raw_frame(1))
 
-    buffer.push(raw_frame(2, width=100))
+    assert buffer.push(raw_frame(2, width=100)) == 0
 
     assert stamps_s(buffer) == [1]
     assert buffer.state().num_dropped["too_large"] == 1
@@ -134,11 +134,19 @@ def test_past_keeps_the_first_frame_of_each_period(ticks: list[int], past_hz: fl
 
 def test_past_not_above_the_horizon_is_none() -> None:
     buffer: FrameBuffer[RawFrame] = FrameBuffer(2.0, 1 << 20, past_s=2.0)
-    for second in range(6):
-        buffer.push(raw_frame(second))
+    for quarter in range(21):
+        buffer.push(raw_frame(quarter / 4))
 
-    assert stamps_s(buffer) == [3, 4, 5]
-    assert buffer.state().num_dropped["thinned"] == 0
+    assert stamps_s(buffer) == [quarter / 4 for quarter in range(12, 21)]
+    assert (buffer.state().num_dropped["thinned"], buffer.state().num_dropped["aged"]) == (0, 12)
+
+
+def test_past_is_of_one_frame_a_second_if_nothing_else_is_said() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(0.5, 1 << 20, past_s=60.0)
+    for quarter in range(13):
+        buffer.push(raw_frame(quarter / 4))
+
+    assert stamps_s(buffer) == [0, 1, 2, 2.5, 2.75, 3]
 
 
 def test_short_of_bytes_the_past_has_its_share_and_the_newest_stay_dense() -> None:
