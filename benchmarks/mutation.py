@@ -41,10 +41,14 @@ def count(statuses: dict[str, str]) -> dict[str, int]:
 
 def print_scores(scores: dict[str, dict[str, int]], console: Console) -> None:
     """Print a row for each module and one for all."""
-    table = Table("module", "mutants", "killed", "survived", "not tried", "killed of those tried")
+    table = Table("module", "mutants", "killed", "survived", "not tried", "killed of tried")
     for module, score in scores.items():
         tried = score["killed"] + score["survived"]
-        table.add_row(module, *map(str, score.values()), f"{score['killed'] / tried:.1%}" if tried else "")
+        table.add_row(
+            module.removeprefix("nvila_ros/"),
+            *map(str, score.values()),
+            f"{score['killed'] / tried:.1%}" if tried else "",
+        )
     console.print(table)
 
 

@@ -141,6 +141,26 @@ def test_past_not_above_the_horizon_is_none() -> None:
     assert (buffer.state().num_dropped["thinned"], buffer.state().num_dropped["aged"]) == (0, 12)
 
 
+def test_without_a_past_the_oldest_frame_leaves_where_bytes_run_short() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(2.0, 4 * FRAME_BYTES, past_s=2.0)
+    for quarter in range(6):
+        buffer.push(raw_frame(quarter / 4))
+
+    assert stamps_s(buffer) == [0.5, 0.75, 1, 1.25]
+    assert (buffer.state().num_dropped["thinned"], buffer.state().num_dropped["bytes"]) == (0, 2)
+
+
+def test_past_keeps_frames_up_to_its_age_and_that_age_too() -> None:
+    buffer: FrameBuffer[RawFrame] = FrameBuffer(1.0, 1 << 20, past_s=4.0)
+    for second in range(5):
+        buffer.push(raw_frame(second))
+    assert stamps_s(buffer) == [0, 1, 2, 3, 4]
+
+    buffer.push(raw_frame(4.001))
+    assert stamps_s(buffer) == [1, 2, 3, 4, 4.001]
+    assert buffer.state().num_dropped["aged"] == 1
+
+
 def test_past_is_of_one_frame_a_second_if_nothing_else_is_said() -> None:
     buffer: FrameBuffer[RawFrame] = FrameBuffer(0.5, 1 << 20, past_s=60.0)
     for quarter in range(13):
