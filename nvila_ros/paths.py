@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 from nvila_ros.errors import ConfigError
 
@@ -33,6 +34,15 @@ def share_path(*parts: str) -> Path:
             return path
     places = ", ".join(map(str, folders))
     raise ConfigError(f"{'/'.join(parts)} is in none of {places}; reinstall {PACKAGE} or source its workspace")
+
+
+def version() -> str:
+    """Return the version of this package.
+
+    Raises:
+        ConfigError: the package is not installed whole.
+    """
+    return ElementTree.parse(share_path("package.xml")).findtext("version", "")
 
 
 def build_folder(name: str = "") -> Path:

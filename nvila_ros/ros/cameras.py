@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
@@ -17,9 +18,10 @@ from nvila_ros.config import NodeConfig
 from nvila_ros.errors import FrameError
 from nvila_ros.paths import share_path
 from nvila_ros.ros import messages
+from nvila_ros.ros.diagnostics import camera_status
 from nvila_ros.ros.parameters import SUBSCRIPTION_QOS
 from nvila_ros.serving.throttle import Throttle
-from nvila_ros.types import RawFrame
+from nvila_ros.types import NS_PER_S, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.loss_watch import LossWatch, explain
 
@@ -55,6 +57,7 @@ class Camera:
         self._mismatched_at: int | None = None  # images that had come when a publisher did not match
         self._refused, self._num_checked = "", (0, 0)
         self._has_warned_of_stamp = self._is_ahead = False
+        self._newest_ns, self._frame_id, self._counted, self._counted_ns = 0, "", 0, time.monotonic_ns()
         self._errors, self._losses = Throttle(WARN_EVERY_S), Throttle(REPEAT_S)
         topic = config.camera_topic(name)
         kind: type[Image] | type[CompressedImage] = Image
@@ -74,7 +77,27 @@ class Camera:
         except UnsupportedEventTypeError:  # this middleware counts no lost messages: silence is still noticed
             self.images = subscribe()
 
-    def check_loss(self) -> str:
+    def check(self) -> tuple[str, DiagnosticStatus]:
+        """Return what is wrong, or an empty text, and the status for diagnostics; called about once a second."""
+        now_ns, ros_now_ns = time.monotonic_ns(), self._node.get_clock().now().nanoseconds
+        ahead_s = (self._newest_ns - ros_now_ns) / NS_PER_S
+        warning = self._check_loss()
+        if not warning and ahead_s > messages.CLOCK_TOLERANCE_S:
+            warning = f"camera={self._name}: {messages.CLOCKS_DISAGREE.format(ahead_s)}"
+        rate_hz = (self.num_received - self._counted) / max(now_ns - self._counted_ns, 1) * NS_PER_S
+        self._counted, self._counted_ns = self.num_received, now_ns
+        values = {
+            "topic": self.images.topic_name,
+            "rate_hz": f"{rate_hz:.1f}",
+            "age_s": f"{-ahead_s:.3f}" if self._newest_ns else "",
+            "received": self.num_received,
+            "malformed": self.num_malformed,
+            "lost": self.num_lost,
+        }
+        name = self._node.get_fully_qualified_name()
+        return warning, camera_status(name, self._name, warning, self._frame_id, values)
+
+    def _check_loss(self) -> str:
         """Return why frames are missing, or an empty text; it is logged now and then."""
         now_ns, topic = time.monotonic_ns(), self.images.topic_name
         loss = self._watch.check(
@@ -114,6 +137,7 @@ class Camera:
         if not messages.stamp_to_ns(message.header.stamp) and not self._has_warned_of_stamp:
             self._has_warned_of_stamp = True
             self._node.get_logger().warning(f"camera={self._name} sends no stamps: the time of arrival is taken")
+        self._newest_ns, self._frame_id = frame.stamp_ns, frame.frame_id
         jump_ns = self._buffer.push(frame)
         if jump_ns:
             self._node.get_logger().warning(

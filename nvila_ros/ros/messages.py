@@ -10,13 +10,10 @@ import functools
 import importlib.util
 import logging
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 from rclpy.qos import QoSDurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
@@ -38,6 +35,14 @@ REQUESTS = QoSProfile(depth=1024)
 """Of what others ask, reliable: with the usual 10 a burst would lose questions that nobody answers or counts."""
 TRANSIENT_LOCAL = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 """Of topics whose last message is told to whoever subscribes later, if they subscribe likewise."""
+
+
+CLOCK_TOLERANCE_S = 1.0
+"""How far a frame's stamp may lie ahead of the node's clock; beyond it the clocks disagree, and the age is unknown."""
+CLOCKS_DISAGREE = (
+    "the newest frame is stamped {:.3f} s ahead of the node's clock, so its age is unknown; synchronize the clocks, or "
+    "set use_sim_time on both sides or on none"
+)
 
 
 def stamp_to_ns(stamp: Time) -> int:
@@ -173,7 +178,7 @@ def query_from_request(
 
 
 def _deadline_ns(deadline_s: float, accepted_ns: int) -> int | None:
-    if deadline_s == 0:
+    if deadline_s in (0, math.inf):
         return None
     # A time that is no time ends at once, which the rules refuse.
     return accepted_ns + (round(deadline_s * NS_PER_S) if math.isfinite(deadline_s) else 0)
@@ -182,6 +187,8 @@ def _deadline_ns(deadline_s: float, accepted_ns: int) -> int | None:
 def answer_message(answer: Answer, now_ns: int) -> AnswerMessage:
     """Return an answer for publication at `now_ns` of the ROS clock."""
     newest = answer.frames[-1] if answer.frames else None
+    age_s = (now_ns - newest.stamp_ns) / NS_PER_S if newest else 0.0
+    is_ahead = age_s < -CLOCK_TOLERANCE_S
     timings, counts = answer.timings, answer.counts
     return AnswerMessage(
         query_id=answer.query.query_id,
@@ -189,13 +196,14 @@ def answer_message(answer: Answer, now_ns: int) -> AnswerMessage:
         standing=answer.query.standing,
         text=answer.text,
         finish_reason=int(answer.finish_reason),
-        error=answer.error,
+        finish_reason_name=answer.finish_reason.name,
+        error=answer.error or (CLOCKS_DISAGREE.format(-age_s) if is_ahead else ""),
         choices=list(answer.choices),
         probabilities=list(answer.probabilities),
         header=_header(newest),
         stamps=[stamp_from_ns(frame.stamp_ns) for frame in answer.frames],
         cameras=[frame.camera for frame in answer.frames],
-        age_s=(now_ns - newest.stamp_ns) / NS_PER_S if newest else 0.0,
+        age_s=math.inf if is_ahead else age_s,
         queue_s=timings.queue_s,
         preprocess_s=timings.preprocess_s,
         vision_s=timings.vision_s,
@@ -245,28 +253,6 @@ def _header(frame: FrameRef | None) -> Header:
     if frame is None:
         return Header()
     return Header(stamp=stamp_from_ns(frame.stamp_ns), frame_id=frame.frame_id)
-
-
-def diagnostics_message(
-    name: str, warnings: Sequence[str], values: Mapping[str, Any], now_ns: int, *, is_error: bool
-) -> DiagnosticArray:
-    """Return the state of the node.
-
-    Args:
-        name: of the node.
-        warnings: what is wrong.
-        values: what is counted.
-        now_ns: ROS clock.
-        is_error: nothing is answered until somebody sees to it.
-    """
-    level = DiagnosticStatus.WARN if warnings else DiagnosticStatus.OK
-    status = DiagnosticStatus(
-        level=DiagnosticStatus.ERROR if is_error else level,
-        name=name,
-        message="; ".join(warnings) or "ok",
-        values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
-    )
-    return DiagnosticArray(header=Header(stamp=stamp_from_ns(now_ns)), status=[status])
 
 
 class RosLogHandler(logging.Handler):

@@ -35,13 +35,15 @@ from std_msgs.msg import String
 from nvila_ros.action import AskVideo
 from nvila_ros.config import NodeConfig, bounds, replace
 from nvila_ros.errors import ConfigError, NvilaError
-from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import AnswerToken
 from nvila_ros.request import Request
 from nvila_ros.ros import messages, process
+from nvila_ros.ros.answer_topics import AnswerTopics
 from nvila_ros.ros.cameras import Camera
+from nvila_ros.ros.diagnostics import diagnostics_message, namesake_warning
+from nvila_ros.ros.feedback import Feedback
 from nvila_ros.ros.managed_model import ManagedModel
-from nvila_ros.ros.parameters import PUBLISHER_QOS, declare_parameters, warn_of_unused_qos
+from nvila_ros.ros.parameters import PUBLISHER_QOS, declare_parameters, help_text, warn_of_unused_qos
 from nvila_ros.ros.standing_server import NodeServices, StandingQueryServer
 from nvila_ros.serving.admission import Admission
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
@@ -49,13 +51,13 @@ from nvila_ros.serving.scheduler import Scheduler
 from nvila_ros.serving.throttle import Throttle
 from nvila_ros.serving.worker import LookAhead, Worker
 from nvila_ros.srv import Ask
-from nvila_ros.types import Answer, FinishReason, Piece, Query, RawFrame
+from nvila_ros.types import NS_PER_S, Answer, FinishReason, Piece, Query, RawFrame
 from nvila_ros.video.buffer import MAX_DISORDER_NS, FrameBuffer
+from nvila_ros.video.selection import Freshness
 
-ANSWER_DEPTH = 16
 STREAM_DEPTH = 256
 DEADLINE_EVERY_S = 0.1
-WARN_EVERY_S = 1.0
+WARN_EVERY_S, REPEAT_S = 1.0, 30.0
 MAX_LOGGED = 1000  # characters of an error
 
 
@@ -79,16 +81,17 @@ class NvilaNode(Node):
         self._query_ids = map("q{:06d}".format, itertools.count(1))
         self._warnings = Throttle(WARN_EVERY_S)
         self._num_unlogged: Counter[FinishReason] = Counter()
-        qos = {"qos_overriding_options": PUBLISHER_QOS}
-        self._answers = self.create_publisher(AnswerMessage, "~/answer", ANSWER_DEPTH, **qos)
-        self._pieces = self.create_publisher(AnswerToken, "~/answer_stream", STREAM_DEPTH, **qos)
+        self._answers = AnswerTopics(self)
+        self._pieces = self.create_publisher(
+            AnswerToken, "~/answer_stream", STREAM_DEPTH, qos_overriding_options=PUBLISHER_QOS
+        )
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
         self._cameras = [Camera(self, name, self.config, self.buffer) for name in self.config.cameras]
         self.model = ManagedModel(self, lambda: self.config, self.scheduler, load, self._make_worker)
         self.admission = Admission(self.scheduler, lambda: self.config, lambda: self.model.refusal)
         self._create_endpoints()
         self.standing = StandingQueryServer(self, self._node_services())
-        warn_of_unused_qos(self, [self._answers, self._pieces], [camera.images for camera in self._cameras])
+        warn_of_unused_qos(self, [*self._answers.publishers, self._pieces], [camera.images for camera in self._cameras])
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._jump_handle = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-MAX_DISORDER_NS), on_clock_change=True),
@@ -100,14 +103,14 @@ class NvilaNode(Node):
         self.create_timer(DEADLINE_EVERY_S, lambda: self.scheduler.expire(_now_ns()), clock=steady)
 
     def _make_worker(self, model: VisionLanguageModel) -> Worker:
-        return Worker(
-            model, self.scheduler, self.buffer, messages.decode_frame, ahead=self._ahead, oldest_ns=self._oldest_ns
-        )
+        return Worker(model, self.scheduler, self.buffer, messages.decode_frame, ahead=self._ahead, fresh=self._fresh)
 
-    def _oldest_ns(self) -> int | None:
-        """Return the capture time before which a camera has stalled, or None where any age will do."""
-        max_age_s = self.config.max_age_s
-        return self.get_clock().now().nanoseconds - round(max_age_s * 1e9) if max_age_s else None
+    def _fresh(self) -> Freshness | None:
+        """Return when a camera's newest frame must have been captured, or None where any age will do."""
+        max_age_s, now_ns = self.config.max_age_s, self.get_clock().now().nanoseconds
+        if not max_age_s:
+            return None
+        return Freshness(now_ns - round(max_age_s * NS_PER_S), now_ns + round(messages.CLOCK_TOLERANCE_S * NS_PER_S))
 
     def _ahead(self) -> LookAhead:
         """Return which frames to encode ahead: those of a question that names none, by the parameters as they are."""
@@ -161,7 +164,8 @@ class NvilaNode(Node):
 
     async def _on_goal(self, goal: ServerGoalHandle) -> AskVideo.Result:
         query = messages.query_from_request(goal.request, self.config, _goal_id(goal), _now_ns())
-        answer = await self._submit(query, lambda token: goal.publish_feedback(AskVideo.Feedback(token=token)))
+        feedback = Feedback(lambda token: goal.publish_feedback(AskVideo.Feedback(token=token)))
+        answer = await self._submit(query, feedback.add)
         if goal.is_cancel_requested and answer.finish_reason == FinishReason.CANCELED:
             goal.canceled()
         elif FinishReason(answer.finish_reason).is_answered:
@@ -221,9 +225,12 @@ class NvilaNode(Node):
             self.get_logger().warning(f"the clock went back or was changed: dropped {num_frames} frames")
 
     def _on_second(self) -> None:
-        warnings = [warning for camera in self._cameras if (warning := camera.check_loss())]
+        checked = [camera.check() for camera in self._cameras]
         faults, is_error = self.model.faults()
-        warnings += faults
+        namesake = namesake_warning(self)
+        if namesake:
+            self.get_logger().warning(namesake, throttle_duration_sec=REPEAT_S)
+        warnings = [*filter(None, (warning for warning, _ in checked)), *faults, *filter(None, [namesake])]
         state, queue = self.buffer.state(), self.scheduler.state()
         values: dict[str, Any] = {
             **self.model.values(),
@@ -241,7 +248,10 @@ class NvilaNode(Node):
         }
         now_ns = self.get_clock().now().nanoseconds
         name = self.get_fully_qualified_name()
-        self._diagnostics.publish(messages.diagnostics_message(name, warnings, values, now_ns, is_error=is_error))
+        cameras = [status for _, status in checked]
+        self._diagnostics.publish(
+            diagnostics_message(name, warnings, values, now_ns, is_error=is_error, cameras=cameras)
+        )
 
 
 def main(args: list[str] | None = None, load: Callable[..., VisionLanguageModel] = load_model) -> int:
@@ -254,6 +264,9 @@ def main(args: list[str] | None = None, load: Callable[..., VisionLanguageModel]
     Returns:
         0 after a signal, 1 after a fault of its own, 2 if a parameter, the checkpoint or the backend is refused.
     """
+    if process.wants_help(args):
+        print(help_text("nvila_node", "Answers questions about what its cameras see.", NodeConfig))
+        return 0
     try:
         signals = process.init(args)
         code = run(load, signals)

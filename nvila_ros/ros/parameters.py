@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +55,27 @@ def _check_qos(node: Node) -> None:
             raise ConfigError(f"qos_overrides.{name} must be one of {policy.short_keys()}, got {value!r}")
         if name.endswith(".depth") and (type(value) is not int or value < 0):
             raise ConfigError(f"qos_overrides.{name} must be a whole number from 0 on, got {value!r}")
+
+
+def help_text(program: str, summary: str, config_type: type) -> str:
+    """Return what `--help` of a node prints: how to set parameters, and each with its default, range and text."""
+    lines = [
+        f"usage: {program} [--ros-args [-p NAME:=VALUE] [--params-file FILE] [-r TOPIC:=OTHER] [-r __ns:=/NAMESPACE]]",
+        "",
+        summary,
+        "",
+        "parameters:",
+    ]
+    default = config_type()
+    for name, bound in bounds(config_type).items():
+        value = getattr(default, name)
+        value = list(value) if isinstance(value, tuple) else value
+        limits = f", one of {_listed(bound.choices)}" if bound.choices else ""
+        if bound.low is not None and bound.high is not None:
+            limits = f", {bound.low:.13g} to {bound.high:.13g} {bound.unit}".rstrip()
+        default_text = json.dumps(value)
+        lines += textwrap.wrap(f"{name}: {bound.doc} (default {default_text}{limits})", 110, subsequent_indent=" " * 6)
+    return "\n".join([*lines[:5], *(f"  {line}" for line in lines[5:])])
 
 
 def _drop_unknown(node: Node, given: dict[str, Any], known: Mapping[str, Bound]) -> None:

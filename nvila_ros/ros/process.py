@@ -16,6 +16,7 @@ import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.ros.managed_model import ManagedModel
@@ -55,19 +56,37 @@ class Signals:
             os.kill(os.getpid(), number)
 
 
+def wants_help(args: list[str] | None) -> bool:
+    """Return whether the command line asks for help."""
+    return any(word in ("-h", "--help") for word in _own_words(args))
+
+
 def init(args: list[str] | None) -> Signals:
     """Start ROS; from here on the first signal raises KeyboardInterrupt.
 
     Raises:
-        ConfigError: the ROS arguments are not acceptable.
+        ConfigError: the ROS arguments are not acceptable, or there are others.
     """
     signals = Signals()
+    words = _own_words(args)
+    if words:
+        raise ConfigError(
+            f"{' '.join(words)!r} is not understood; parameters are given as --ros-args -p NAME:=VALUE, see --help"
+        )
     try:
         # rclpy's own handlers would end its context before the last answers are out.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # the base of all that rclpy raises here
         raise ConfigError(f"ROS arguments are not acceptable: {error}") from error
     return signals
+
+
+def _own_words(args: list[str] | None) -> list[str]:
+    """Return what a command line has beside the program's name and the arguments of ROS."""
+    try:
+        return list(remove_ros_args(sys.argv if args is None else args))[1:]
+    except RuntimeError:  # those of ROS are wrong, which it reports once it is started
+        return []
 
 
 def spin(node: Node, signals: Signals, scheduler: Scheduler, model: ManagedModel) -> int:

@@ -23,6 +23,7 @@ from nvila_ros.serving.throttle import Throttle
 from nvila_ros.types import NS_PER_S, FinishReason, Frame, Query, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.deferred import DeferredFrame, select_whole
+from nvila_ros.video.selection import Freshness
 
 LOG = logging.getLogger(__name__)
 WARN_EVERY_S = 5.0
@@ -69,7 +70,7 @@ class Worker:
         buffer: where the frames are.
         decode: converts a frame that is to be encoded; raises FrameError.
         ahead: returns what to encode while nothing is asked; called each time.
-        oldest_ns: returns before which capture a camera has stalled, see `select_frames`; called each time.
+        fresh: returns what a camera's newest frame must be, see `select_frames`; called each time.
         now_ns: the steady clock.
 
     Attributes:
@@ -84,7 +85,7 @@ class Worker:
         decode: Callable[[RawFrame], Frame],
         *,
         ahead: Callable[[], LookAhead] = LookAhead,
-        oldest_ns: Callable[[], int | None] = lambda: None,
+        fresh: Callable[[], Freshness | None] = lambda: None,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.numerics_fault = ""
@@ -93,7 +94,7 @@ class Worker:
         self._buffer = buffer
         self._decode = decode
         self._ahead = ahead
-        self._oldest_ns = oldest_ns
+        self._fresh = fresh
         self._ahead_ns = 0  # when frames are encoded ahead next
         self._warnings = Throttle(WARN_EVERY_S)
         self._now_ns = now_ns
@@ -180,9 +181,7 @@ class Worker:
             raise BackendError("the model was released; configure and activate the node")
         frames: list[DeferredFrame] = []
         if not model.has_conversation(query):
-            frames = select_whole(
-                self._buffer, query, self._decode, oldest_ns=self._oldest_ns(), on_damage=self._report_damage
-            )
+            frames = select_whole(self._buffer, query, self._decode, fresh=self._fresh(), on_damage=self._report_damage)
         model.answer_all(requests, frames)
 
     def _report_damage(self, frame: RawFrame, error: FrameError) -> None:

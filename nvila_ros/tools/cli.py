@@ -18,10 +18,12 @@ from types import ModuleType
 from typing import NoReturn
 
 from nvila_ros.errors import NvilaError
+from nvila_ros.paths import version
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo.demo", "start the node and cameras, ask them questions, show the answers"),
     "ask": ("ask", "ask about a video file, images or a camera, without ROS"),
+    "call": ("call", "ask the running node: questions, standing queries, events, status"),
     "camera": ("camera", "publish the synthetic world or a video file as a ROS camera"),
     "eval": ("evaluate", "measure how often a checkpoint answers right"),
     "inspect": ("inspect_checkpoint", "show what a checkpoint is, what it costs and what is wrong with it"),
@@ -55,6 +57,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(f"nvila_ros {version()}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,6 +101,7 @@ def build_parser(name: str = "", module: ModuleType | None = None) -> Parser:
     parser = Parser(
         prog="nvila", description="Ask a robot's cameras questions in plain language.", formatter_class=layout
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
     for verb, (_, text) in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=f"{text[0].upper()}{text[1:]}.", formatter_class=layout)

@@ -9,7 +9,7 @@ import numpy as np
 from nvila_ros.errors import FrameError, NoFramesError
 from nvila_ros.types import Frame, Query, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
-from nvila_ros.video.selection import select_frames
+from nvila_ros.video.selection import Freshness, select_frames
 
 MAX_CHOICES = 3
 """How often frames are chosen anew where some are damaged; then the question is about those that are whole."""
@@ -62,7 +62,7 @@ def select_whole(
     query: Query,
     decode: Callable[[RawFrame], Frame],
     *,
-    oldest_ns: int | None = None,
+    fresh: Freshness | None = None,
     on_damage: OnDamage = lambda frame, error: None,
 ) -> list[DeferredFrame]:
     """Choose the frames that a query is about, as `select_frames`, without those that are damaged.
@@ -79,7 +79,7 @@ def select_whole(
     seen: dict[int, DeferredFrame] = {}  # frames that are chosen again are not decoded again
     for _ in range(MAX_CHOICES):
         try:
-            raw = select_frames(buffer, query, oldest_ns)
+            raw = select_frames(buffer, query, fresh)
         except NoFramesError as error:
             raise last or error from error
         chosen = [seen.setdefault(id(each), DeferredFrame(each, decode)) for each in raw]

@@ -98,7 +98,7 @@ def explain(loss: Loss, profile: Path | None) -> str:
             "set image_reliability to best_effort, or let the camera publish reliably"
         )
     if loss is Loss.ABSENT:
-        return "nobody publishes there; start the camera, or remap the topic to its"
+        return "nobody publishes there; start the camera, or set camera_topics to the topic that it publishes on"
     if loss is Loss.STOPPED:
         return "a publisher is there, but no image comes any more; check whether the camera is paused or hangs"
     sign = "a publisher is there, but no image came" if loss is Loss.SILENT else "most images are lost"

@@ -13,6 +13,7 @@ the same frames again, whose thumbnails are kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,7 +35,20 @@ LEAST_LEVELS = 2.0
 """Grey levels below which a change is never counted: thumbnails are rounded."""
 
 
-def select_frames(buffer: FrameBuffer[RawFrame], query: Query, oldest_ns: int | None = None) -> list[RawFrame]:
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """When a camera's newest frame must have been captured for a question about the present, ROS clock.
+
+    Attributes:
+        oldest_ns: before this, the camera has stalled.
+        latest_ns: behind this, the camera's clock and ours disagree, and nobody knows how old the frame is.
+    """
+
+    oldest_ns: int
+    latest_ns: int
+
+
+def select_frames(buffer: FrameBuffer[RawFrame], query: Query, fresh: Freshness | None = None) -> list[RawFrame]:
     """Choose the frames that a query is about.
 
     Each camera gets its share of `query.num_frames` (see `split_frames`), chosen from its part of the window as
@@ -43,7 +57,7 @@ def select_frames(buffer: FrameBuffer[RawFrame], query: Query, oldest_ns: int | 
     Args:
         buffer: what is kept.
         query: with its cameras named.
-        oldest_ns: a camera whose newest frame was captured before this has stalled; None accepts any age.
+        fresh: what a camera's newest frame must be, where the query is about the present; None accepts any age.
 
     Returns:
         At least one frame of each camera, in capture order; the newest frame of the window is among them.
@@ -57,8 +71,8 @@ def select_frames(buffer: FrameBuffer[RawFrame], query: Query, oldest_ns: int | 
     newest_ns = buffer.newest_ns(query.cameras)
     if newest_ns is None:
         raise NoFramesError(_describe_emptiness(buffer, query))
-    if oldest_ns is not None and query.start_ns is None:
-        _check_stalled(buffer, query, oldest_ns)
+    if fresh is not None and query.start_ns is None:
+        _check_fresh(buffer, query, fresh)
     start_ns, end_ns = window_ns(query, newest_ns)
     held = buffer.window(query.cameras, start_ns, end_ns)
     missing = [camera for camera, frames in zip(query.cameras, held, strict=True) if not frames]
@@ -147,13 +161,19 @@ def _ticks(stamps_ns: Sequence[int], most: int) -> list[int]:
     return [int(i) for i in last]
 
 
-def _check_stalled(buffer: FrameBuffer[RawFrame], query: Query, oldest_ns: int) -> None:
+def _check_fresh(buffer: FrameBuffer[RawFrame], query: Query, fresh: Freshness) -> None:
     for camera in query.cameras:
         newest_ns = buffer.newest_ns([camera])
         if newest_ns is None:
             raise NoFramesError(f"no frame of {camera} has come; {_elsewhere(query, [camera])}see its driver and topic")
-        if newest_ns < oldest_ns:
-            late_s = (oldest_ns - newest_ns) / NS_PER_S
+        if newest_ns > fresh.latest_ns:
+            raise NoFramesError(
+                f"the clocks of {camera} and of this node disagree: its newest frame, of {_seconds(newest_ns)} s, is "
+                f"{(newest_ns - fresh.latest_ns) / NS_PER_S:.3f} s further ahead than clocks may differ; synchronize "
+                "them, set use_sim_time on both sides or on none, or max_age_s to 0"
+            )
+        if newest_ns < fresh.oldest_ns:
+            late_s = (fresh.oldest_ns - newest_ns) / NS_PER_S
             raise NoFramesError(
                 f"{camera} has stalled: its newest frame, of {_seconds(newest_ns)} s, is {late_s:.3f} s older than "
                 f"max_age_s allows; {_elsewhere(query, [camera])}see its driver and clock, set use_sim_time where a "

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
@@ -112,6 +112,7 @@ class Robot:
         self.tokens: list[AnswerToken] = []
         self.diagnostics: list[dict[str, str]] = []
         self.statuses: list[Status] = []
+        self.camera_statuses: dict[str, DiagnosticStatus] = {}
         self._state = state
         self.node.create_subscription(Answer, "nvila/answer", self.answers.append, 100)
         self.node.create_subscription(AnswerToken, "nvila/answer_stream", self.tokens.append, 1000)
@@ -197,8 +198,9 @@ class Robot:
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         told = {"stamp_s": str(message.header.stamp.sec)}
-        for status in message.status:
-            self.diagnostics.append({v.key: v.value for v in status.values} | {"message": status.message} | told)
+        node, *cameras = message.status
+        self.camera_statuses = {status.name: status for status in cameras}
+        self.diagnostics.append({v.key: v.value for v in node.values} | {"message": node.message} | told)
 
 
 class Camera:

@@ -173,12 +173,19 @@ def test_conversation_goes_on_about_its_frames_unless_others_are_named(
     assert query.is_follow_up == follows
 
 
-@pytest.mark.parametrize("deadline_s", [math.nan, math.inf, -math.inf, -1.0])
+@pytest.mark.parametrize("deadline_s", [math.nan, -math.inf, -1.0])
 def test_deadline_that_is_no_time_is_refused(deadline_s: float) -> None:
     query = messages.query_from_request(Ask.Request(question="?", deadline_s=deadline_s), NodeConfig(), "q1", 5)
 
     with pytest.raises(QueryError, match="deadline_s"):
         check_query(query, NodeConfig())
+
+
+@pytest.mark.parametrize("deadline_s", [0.0, math.inf])
+def test_no_deadline_is_none(deadline_s: float) -> None:
+    request = Ask.Request(question="?", deadline_s=deadline_s)
+
+    assert messages.query_from_request(request, NodeConfig(), "q1", 5).deadline_ns is None
 
 
 def test_answer_carries_everything() -> None:

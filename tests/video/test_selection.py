@@ -14,7 +14,7 @@ from nvila_ros.errors import FrameError, NoFramesError, QueryError
 from nvila_ros.types import NS_PER_S, EncodedImage, Query, RawFrame, RawImage
 from nvila_ros.video import selection
 from nvila_ros.video.buffer import FrameBuffer
-from nvila_ros.video.selection import MAX_COMPARED, SAMPLINGS, measure_changes, select_frames, window_ns
+from nvila_ros.video.selection import MAX_COMPARED, SAMPLINGS, Freshness, measure_changes, select_frames, window_ns
 from nvila_ros.world.events import sample_event_scene
 from nvila_ros.world.rendering import render
 from nvila_ros.world.scene import Scene
@@ -269,7 +269,17 @@ def test_camera_that_has_stalled_is_not_asked_about_its_present(fields: dict[str
     if "side" not in query.cameras:
         assert select_frames(buffer, query)
     with pytest.raises(NoFramesError, match=stalled) if stalled else contextlib.nullcontext():
-        assert select_frames(buffer, query, 8 * NS_PER_S)
+        assert select_frames(buffer, query, Freshness(8 * NS_PER_S, 12 * NS_PER_S))
+
+
+def test_frame_ahead_of_the_clock_is_an_error_of_the_clocks() -> None:
+    buffer = held(("front", [10]), ("rear", [15]))
+    fresh = Freshness(8 * NS_PER_S, 12 * NS_PER_S)
+
+    assert select_frames(buffer, query(cameras=("front",)), fresh)
+    with pytest.raises(NoFramesError, match=r"clocks of rear and of this node disagree: .* 3.000 s further ahead"):
+        select_frames(buffer, query(cameras=("front", "rear"), num_frames=2), fresh)
+    assert select_frames(buffer, query(cameras=("rear",), start_ns=0, end_ns=20 * NS_PER_S), fresh)
 
 
 @pytest.mark.parametrize("age_s", [0.7, 0.1, 1.1, 3.3, 123.4, 599.9])
