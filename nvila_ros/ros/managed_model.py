@@ -135,6 +135,8 @@ class ManagedModel:
 
     def _on_status(self, status: Status) -> None:
         """Take the loader's status, on its thread; READY and FAILED end the transition that awaits them."""
+        if self.error is not None:
+            return  # the process ends and says why
         self._publish(status)
         configured = self._configured
         if configured is not None and status.state in (ModelState.READY, ModelState.FAILED):
