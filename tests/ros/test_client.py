@@ -153,12 +153,12 @@ def test_executor_that_nobody_spins_is_named(caller: Node) -> None:
     executor.shutdown()
 
 
-def test_pieces_come_one_by_one_and_join_to_the_answer(client: NvilaClient) -> None:
+def test_pieces_come_while_the_model_answers_and_join_to_the_answer(client: NvilaClient) -> None:
     stream = client.ask_video(WORDS)
 
     pieces = list(stream)
 
-    assert len(pieces) == 8
+    assert 2 <= len(pieces) <= 8  # feedback that comes too fast is merged
     assert "".join(pieces) == stream.answer.result().text == WORDS
 
 
