@@ -52,7 +52,10 @@ class Guard:
     def show(self, is_bright: bool, *, seconds_later: float = 1.0) -> int:
         """Show a frame and wait until the standing queries have seen it; returns its stamp in seconds."""
         self._stamp_s += seconds_later
-        self._camera.show(self._stamp_s, data=array.array("B", bytes([255 * is_bright]) * 144))
+        data = array.array("B", bytes([255 * is_bright]) * 144)
+        if seconds_later < 0:  # one frame far behind is held aside; the next one shows that the stamps jumped back
+            self._camera.show(self._stamp_s - 0.1, data=data)
+        self._camera.show(self._stamp_s, data=data)
         enabled = [name for name, state in self.states().items() if state.query.enabled]
         for name in enabled:
             wait_until(lambda name=name: self._has_seen(name), f"{name} has seen the frame of {self._stamp_s} s")
