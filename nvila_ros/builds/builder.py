@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.files import PART, atomic_file, write_atomic, write_errors
 from nvila_ros.models.build import MANIFEST, fingerprint, to_tensors, write_manifest
 from nvila_ros.models.checkpoint import PARTS, Checkpoint
-from nvila_ros.models.quantized import Weight
+from nvila_ros.models.quantized import NamedWeights, Weight
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.variants import MediaCost, clip_cost, image_cost, tile_range, weight_bytes
 from nvila_ros.quantization.calibration import Calibration
@@ -206,7 +206,7 @@ def _is_ours(path: Path) -> bool:
 
 def _quantize(
     part: str, recipe: Recipe, checkpoint: Checkpoint, calibrate: Callable[[], Calibration], on_part: OnLayer
-) -> Iterator[tuple[str, Weight]]:
+) -> NamedWeights:
     if part == "vision_tower":
         tower = tower_options(recipe)
         px = checkpoint.spec.vision.image_px
@@ -250,7 +250,7 @@ def pick_tiles(checkpoint: Checkpoint, tile_NCHW: np.ndarray) -> np.ndarray:
     return tile_NCHW[np.linspace(0, len(tile_NCHW) - 1, num_kept).astype(int)]
 
 
-def write_shards(folder: Path, part: str, weights: Iterable[tuple[str, Weight]]) -> None:
+def write_shards(folder: Path, part: str, weights: NamedWeights) -> None:
     """Write weights in order, a file for every `SHARD_BYTES`."""
     tensors: dict[str, np.ndarray] = {}
     num_shards = 0

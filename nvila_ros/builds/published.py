@@ -27,7 +27,7 @@ class PublishedFigure:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class DecoderShape:
     """A measured language model that is none of `VARIANTS`."""
 
     num_layers: int
@@ -48,9 +48,9 @@ class Shape:
 
 NVILA = VARIANTS["NVILA-Lite-8B"].spec
 WORKS = {
-    "Qwen3-VL-2B": Shape(28, 2048, 16, 8, 6144).work(),
-    "Qwen3-VL-4B": Shape(36, 2560, 32, 8, 9728).work(),
-    "Qwen3-VL-8B": Shape(36, 4096, 32, 8, 12288).work(),
+    "Qwen3-VL-2B": DecoderShape(28, 2048, 16, 8, 6144).work(),
+    "Qwen3-VL-4B": DecoderShape(36, 2560, 32, 8, 9728).work(),
+    "Qwen3-VL-8B": DecoderShape(36, 4096, 32, 8, 12288).work(),
     "NVILA-8B": work_of(NVILA, QUANTIZED, QUANTIZED),
     "SigLIP fp16": work_of(NVILA, "fp16", "fp16"),
     "SigLIP W8A8": work_of(NVILA, QUANTIZED, "fp16"),

@@ -16,8 +16,9 @@ D decoder width, A query heads, K kv heads, Q = A / K, S head size, V vocabulary
 from __future__ import annotations
 
 from nvila_ros.export.forms import ORT, GraphForm
-from nvila_ros.export.graph import GraphBuilder, Weights
+from nvila_ros.export.graph import GraphBuilder
 from nvila_ros.export.overlap import build_overlap
+from nvila_ros.models.quantized import Weights
 from nvila_ros.models.shapes import EMBEDDING, HEAD
 from nvila_ros.models.spec import DecoderSpec
 

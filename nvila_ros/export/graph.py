@@ -9,7 +9,7 @@ Shapes: L rows, K inputs and N outputs of a linear map, G groups of inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.export.forms import ORT, GraphForm
-from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles
+from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, Weights, pack_nibbles
 
 BLOCK_ROWS = 8192  # packed at a time: a whole vocabulary in bytes would be the largest array in memory
 WEIGHTS_FILE = "weights.bin"
@@ -38,8 +38,6 @@ ONNX_TYPE = {
 }
 
 Dim = int | str
-Weights = Mapping[str, Weight]
-"""Tensors by `part.key`; they may be read only when asked for, so each is asked for once."""
 
 
 class GraphBuilder:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nvila_ros.export.graph import ORT_DOMAIN, GraphBuilder, Weights
-from nvila_ros.models.quantized import Weight, as_array, join_outputs
+from nvila_ros.export.graph import ORT_DOMAIN, GraphBuilder
+from nvila_ros.models.quantized import Weight, Weights, as_array, join_outputs
 from nvila_ros.models.spec import DecoderSpec
 
 

@@ -16,9 +16,10 @@ import onnx
 
 from nvila_ros.export.decoder import build_decoder
 from nvila_ros.export.forms import ORT, GraphForm
-from nvila_ros.export.graph import WEIGHTS_FILE, GraphBuilder, Weights, pack
+from nvila_ros.export.graph import WEIGHTS_FILE, GraphBuilder, pack
 from nvila_ros.files import atomic_file, check_utf8, write_atomic, write_json
 from nvila_ros.models.checkpoint import Checkpoint
+from nvila_ros.models.quantized import Weights
 from nvila_ros.models.spec import ModelSpec, ProjectorSpec, VisionSpec
 
 ALIGNMENT = 64  # bytes; every weight starts on a cache line

@@ -82,7 +82,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     tokenizer_folder: Path
 
-    def weights(self, *parts: str, dtype: Any = np.float32) -> Weights:
+    def weights(self, *parts: str, dtype: Any = np.float32) -> CheckpointWeights:
         """Return the tensors that reach an answer, of the named parts or of all; each is read when it is accessed.
 
         Raises:
@@ -95,14 +95,14 @@ class Checkpoint:
         if faults:
             raise CheckpointError(f"{self.path}: {faults[0]}")
         keys = [key for key in expected_shapes(self.spec) if key.split(".", 1)[0] in (parts or PARTS)]
-        return Weights({key: self.tensors[key] for key in keys}, dtype)
+        return CheckpointWeights({key: self.tensors[key] for key in keys}, dtype)
 
     def load(self, *parts: str, dtype: Any = np.float32) -> dict[str, np.ndarray]:
         """Return `weights`, all read."""
         return dict(self.weights(*parts, dtype=dtype))
 
 
-class Weights(Mapping[str, np.ndarray]):
+class CheckpointWeights(Mapping[str, np.ndarray]):
     """Tensors by `part.key`, read from disk at each access."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo], dtype: Any) -> None:

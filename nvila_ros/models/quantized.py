@@ -8,7 +8,7 @@ Shapes: K inputs, N outputs, G groups of inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,10 @@ class Int8Weight:
 
 Weight = np.ndarray | Int4Weight | Int8Weight
 """A weight: an array as in the checkpoint, (N, K) for a linear map, or its quantized form."""
+Weights = Mapping[str, Weight]
+"""Tensors by `part.key`; they may be read only when asked for, so each is asked for once."""
+NamedWeights = Iterable[tuple[str, Weight]]
+"""The same one by one."""
 
 
 def join_outputs(weights: Sequence[Weight]) -> Weight | None:

@@ -34,12 +34,12 @@ class MediaTokens:
         return sum(run for run in self.layout if isinstance(run, int))
 
 
-Part = str | MediaTokens
+PromptPart = str | MediaTokens
 """An element of a user's turn: text or media, in any order."""
 
 
 def build_prompt(
-    tokenizer: ChatTokenizer, parts: Sequence[Part], turns: Sequence[tuple[Sequence[Part], str]] = ()
+    tokenizer: ChatTokenizer, parts: Sequence[PromptPart], turns: Sequence[tuple[Sequence[PromptPart], str]] = ()
 ) -> np.ndarray:
     """Return the ids of a whole prompt, (L,) int64, ready for the answer's first token.
 
@@ -55,13 +55,13 @@ def build_prompt(
     return np.array(ids + answer_frame(tokenizer), dtype=np.int64)
 
 
-def open_chat(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
+def open_chat(tokenizer: ChatTokenizer, parts: Sequence[PromptPart]) -> list[int]:
     """Return system turn and first user turn, without the user's `<|im_end|>`."""
     system = [tokenizer.im_start, *tokenizer.encode(f"system\n{SYSTEM}"), tokenizer.im_end]
     return [*system, *tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, parts)]
 
 
-def next_turn(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
+def next_turn(tokenizer: ChatTokenizer, parts: Sequence[PromptPart]) -> list[int]:
     """Return the ids of a next user turn behind an answer's `<|im_end|>`, without the closing frame."""
     return [*tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, parts)]
 
@@ -71,7 +71,7 @@ def answer_frame(tokenizer: ChatTokenizer) -> list[int]:
     return [tokenizer.im_end, *tokenizer.encode("\n"), tokenizer.im_start, *tokenizer.encode("assistant\n")]
 
 
-def _user(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
+def _user(tokenizer: ChatTokenizer, parts: Sequence[PromptPart]) -> list[int]:
     texts, media = _split(parts)
     texts[0] = "user\n" + texts[0]
     ids = tokenizer.encode(texts[0])
@@ -80,7 +80,7 @@ def _user(tokenizer: ChatTokenizer, parts: Sequence[Part]) -> list[int]:
     return ids
 
 
-def _split(parts: Sequence[Part]) -> tuple[list[str], list[MediaTokens]]:
+def _split(parts: Sequence[PromptPart]) -> tuple[list[str], list[MediaTokens]]:
     """Return the texts before, between and behind the media; the turn as a whole is stripped of outer blanks.
 
     Adjacent texts are one string: a newline and a text that begins with one share a token.

@@ -26,8 +26,8 @@ NUM_SAMPLED = 1024
 TILES_AT_ONCE = 2  # at 1024 patches of 16 heads, a tile's attention alone is 64 MiB
 TOWER, DECODER = "vision_tower.vision_model", "llm.model"
 
-Weights = Mapping[str, np.ndarray]
-Part = TypeVar("Part", bound=nn.Module)
+FloatWeights = Mapping[str, np.ndarray]
+PartModule = TypeVar("PartModule", bound=nn.Module)
 
 
 class Tap:
@@ -78,7 +78,7 @@ def listen(layer: nn.Module, names: Sequence[str], num_tokens: int) -> Iterator[
             hook.remove()
 
 
-def build_part(kind: type[Part], weights: Weights, name: str, *args: object) -> Part:
+def build_part(kind: type[PartModule], weights: FloatWeights, name: str, *args: object) -> PartModule:
     """Return a module with its weights read from `name.*`, without gradients."""
     with torch.device("meta"):
         part = kind(*args)
@@ -88,7 +88,7 @@ def build_part(kind: type[Part], weights: Weights, name: str, *args: object) -> 
 
 
 @torch.inference_mode()
-def embed_tiles(spec: VisionSpec, weights: Weights, tile_NCHW: np.ndarray) -> Tensor:
+def embed_tiles(spec: VisionSpec, weights: FloatWeights, tile_NCHW: np.ndarray) -> Tensor:
     """Return the inputs of the tower's first layer, (N, P, E)."""
     embeddings = build_part(siglip.PatchEmbeddings, weights, f"{TOWER}.embeddings", spec)
     slices = torch.from_numpy(tile_NCHW).split(TILES_AT_ONCE)

@@ -10,7 +10,7 @@ N outputs of a linear map.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models import qwen2, siglip
 from nvila_ros.models.checkpoint import Checkpoint
-from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
+from nvila_ros.models.quantized import Int4Weight, Int8Weight, NamedWeights
 from nvila_ros.models.shapes import HEAD
 from nvila_ros.quantization import awq, int8
 from nvila_ros.quantization.int4 import check_groups, quantize_int4
@@ -35,7 +35,6 @@ from nvila_ros.quantization.layers import (
 )
 from nvila_ros.quantization.options import DecoderOptions, OnLayer, TowerOptions, ignore_progress
 
-Named = Iterator[tuple[str, Weight]]
 _ATTENTION = tuple(f"self_attn.{key}_proj" for key in "qkv")
 _POINTS = (_ATTENTION, ("self_attn.out_proj",), ("mlp.fc1",), ("mlp.fc2",))  # maps of a tower layer by their input
 _SMOOTHED = (("layer_norm1", _ATTENTION), ("layer_norm2", ("mlp.fc1",)))
@@ -43,7 +42,7 @@ _SMOOTHED = (("layer_norm1", _ATTENTION), ("layer_norm2", ("mlp.fc1",)))
 
 def quantize_tower(
     checkpoint: Checkpoint, options: TowerOptions, tile_NCHW: np.ndarray, on_layer: OnLayer = ignore_progress
-) -> Named:
+) -> NamedWeights:
     """Yield the vision tower's tensors.
 
     Args:
@@ -76,7 +75,7 @@ def quantize_decoder(
     options: DecoderOptions,
     prompts_LD: Sequence[np.ndarray],
     on_layer: OnLayer = ignore_progress,
-) -> Named:
+) -> NamedWeights:
     """Yield the decoder's tensors.
 
     Args:
@@ -108,7 +107,7 @@ def quantize_decoder(
         yield HEAD, _head(checkpoint, options, hidden)
 
 
-def keep_part(checkpoint: Checkpoint, part: str, precision: str) -> Named:
+def keep_part(checkpoint: Checkpoint, part: str, precision: str) -> NamedWeights:
     """Yield a part's tensors as they are (`fp32`) or rounded to half (`fp16`).
 
     Raises:
@@ -138,7 +137,7 @@ def _check_calibration(options: TowerOptions | DecoderOptions, count: int, what:
         raise ConfigError(f"{options} must be calibrated, got no {what}; give some, or turn its searches off")
 
 
-def _tower_layer(checkpoint: Checkpoint, options: TowerOptions, name: str, feat_NPE: Tensor) -> Named:
+def _tower_layer(checkpoint: Checkpoint, options: TowerOptions, name: str, feat_NPE: Tensor) -> NamedWeights:
     layer = build_part(siglip.VisionLayer, checkpoint.weights("vision_tower"), name, checkpoint.spec.vision)
     with listen(layer, [point[0] for point in _POINTS], feat_NPE.shape[0] * feat_NPE.shape[1]) as taps:
         run_tower_layer(layer, feat_NPE)
@@ -179,7 +178,7 @@ def _input_scale(maps: Sequence[nn.Linear], tap: Tap, divisor_K: Tensor) -> floa
     return int8.choose_input_scale(tap.rows() / divisor_K, [each.weight for each in maps], amax)
 
 
-def _decoder_layer(checkpoint: Checkpoint, options: DecoderOptions, i: int, hidden: list[Tensor]) -> Named:
+def _decoder_layer(checkpoint: Checkpoint, options: DecoderOptions, i: int, hidden: list[Tensor]) -> NamedWeights:
     spec, name = checkpoint.spec.decoder, f"{DECODER}.layers.{i}"
     layer = build_part(qwen2.DecoderLayer, checkpoint.weights("llm"), name, spec, i)
     prompts_LD = awq.pick_prompts(hidden) if hidden else []
@@ -217,7 +216,7 @@ def to_inputs_first(linear: nn.Linear) -> np.ndarray:
     return np.ascontiguousarray(linear.weight.numpy().T)
 
 
-def _emit(layer: nn.Module, name: str, linears: dict[str, Int4Weight] | dict[str, Int8Weight]) -> Named:
+def _emit(layer: nn.Module, name: str, linears: dict[str, Int4Weight] | dict[str, Int8Weight]) -> NamedWeights:
     """Yield a layer's tensors in the checkpoint's order, the named linear maps in their quantized form."""
     for key, tensor in layer.state_dict().items():
         yield f"{name}.{key}", linears.get(key.removesuffix(".weight")) or tensor.numpy()

@@ -16,14 +16,14 @@ Shapes: K inputs, N outputs, G groups of inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import TensorInfo, find_pickles, read_header
-from nvila_ros.models.quantized import Int4Weight, Weight
+from nvila_ros.models.quantized import Int4Weight, NamedWeights
 from nvila_ros.models.shapes import Shapes, expected_shapes
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.quantization.int4 import check_groups, quantize_int4
@@ -137,7 +137,7 @@ def open_packed(folder: Path, spec: ModelSpec) -> dict[str, TensorInfo]:
     return {key: tensors[key] for key in wanted}
 
 
-def requantize_layers(packed: Mapping[str, TensorInfo], spec: ModelSpec, on_map: OnMap) -> Iterator[tuple[str, Weight]]:
+def requantize_layers(packed: Mapping[str, TensorInfo], spec: ModelSpec, on_map: OnMap) -> NamedWeights:
     """Yield the tensors of a decoder's layers by `part.key`, linear maps in symmetric form, the others float32.
 
     Raises:

@@ -21,7 +21,7 @@ from nvila_ros.files import read_json
 from nvila_ros.generation.decode import decode_greedy
 from nvila_ros.generation.generator import embed_prompt
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, Part, build_prompt
+from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, PromptPart, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.video.media import IMAGE_SUFFIXES
@@ -105,7 +105,7 @@ def compute(case: Case, engine: Engine, tokenizer: ChatTokenizer) -> dict[str, n
         NvilaError: media are missing or unreadable, or the prompt holds no text.
     """
     by_kind: dict[str, dict[str, list[np.ndarray]]] = {}
-    parts: list[Part] = []
+    parts: list[PromptPart] = []
     media_ids: list[int] = []
     visual: list[np.ndarray] = []
     for entry in _views(case, engine.spec):

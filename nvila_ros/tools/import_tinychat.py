@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +29,11 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.files import write_errors
 from nvila_ros.models.build import fingerprint, write_manifest
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo, open_checkpoint
-from nvila_ros.models.quantized import Weight
+from nvila_ros.models.quantized import NamedWeights
 from nvila_ros.quantization.quantize import keep_part
 from nvila_ros.quantization.tinychat import GROUP_SIZE, OnMap, open_packed, requantize_layers
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import print_json, wide_console
-
-Named = Iterable[tuple[str, Weight]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +91,7 @@ def import_build(
     Raises:
         CheckpointError: a tensor cannot be read, or does not fit half precision.
     """
-    parts: dict[str, Named] = {
+    parts: dict[str, NamedWeights] = {
         "llm": _decoder(packed, checkpoint, on_map),
         "vision_tower": keep_part(checkpoint, "vision_tower", "fp16"),
         "mm_projector": map(in_half, keep_part(checkpoint, "mm_projector", "fp32")),
@@ -128,7 +125,7 @@ def as_table(by_kind: dict[str, list[float]]) -> Table:
     return table
 
 
-def _decoder(packed: dict[str, TensorInfo], checkpoint: Checkpoint, on_map: OnMap) -> Iterator[tuple[str, Weight]]:
+def _decoder(packed: dict[str, TensorInfo], checkpoint: Checkpoint, on_map: OnMap) -> NamedWeights:
     weights = checkpoint.weights("llm")
     yield from map(in_half, ((key, weights[key]) for key in weights if ".layers." not in key))
     yield from requantize_layers(packed, checkpoint.spec, on_map)

@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from nvila_ros.errors import CheckpointError
 from nvila_ros.models.checkpoint import (
@@ -29,13 +28,12 @@ from nvila_ros.models.checkpoint import (
     read_object,
     weight_names,
 )
-from nvila_ros.models.configs import complete_flat, read_spec
+from nvila_ros.models.configs import Config, complete_flat, read_spec
 from nvila_ros.models.shapes import expected_shapes, find_faults
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import dead_shapes
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 
-Config = dict[str, Any]
 OnRead = Callable[[int, int], None]
 
 

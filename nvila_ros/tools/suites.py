@@ -8,19 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from nvila_ros.world import photography
 from nvila_ros.world.questions import EVAL_KINDS, EvalCase, Question, eval_case
-from nvila_ros.world.rendering import render
+from nvila_ros.world.rendering import Render, render
 from nvila_ros.world.scale_questions import SCALE_KINDS, eval_scale_case
-from nvila_ros.world.scene import Scene
 from nvila_ros.world.wide_suite import TIERS, choices_of, eval_wide_case, render_either
 
 CaseOf = Callable[[str, int], EvalCase]
 """Returns case number index of a kind."""
-Render = Callable[[Scene, float, int, int], np.ndarray]
-"""Returns a scene at a time (s) in width and height (px), (H, W, 3) uint8 RGB."""
 
 
 @dataclass(frozen=True, slots=True)

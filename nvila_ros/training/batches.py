@@ -9,7 +9,6 @@ Shapes: B samples, F frames or tiles of each, N tiles in all, P patches, G visua
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic
 
@@ -42,7 +41,7 @@ from nvila_ros.world.events import sample_small_scene
 from nvila_ros.world.named_places import Place, name_places
 from nvila_ros.world.questions import Question
 from nvila_ros.world.relight import relight
-from nvila_ros.world.rendering import LEAST_COVER, patch_labels, render
+from nvila_ros.world.rendering import LEAST_COVER, Render, patch_labels, render
 from nvila_ros.world.scale_questions import event_turns
 from nvila_ros.world.scene import EVAL_SEED_BASE, Scene, scene_rng
 from nvila_ros.world.wide_questions import draw_wide_turns
@@ -62,9 +61,6 @@ WIDE_LEAST_COVER = 0.12
 """A small thing covers less of a patch than others do."""
 CHAT_SHARE = 0.15
 """Share of the batches whose questions are asked one after the other."""
-
-Render = Callable[[Scene, float, int, int], np.ndarray]
-"""Returns a scene at a time (s) in width and height (px), (H, W, 3) uint8 RGB."""
 
 
 @dataclass(frozen=True, slots=True)

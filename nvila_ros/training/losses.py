@@ -25,7 +25,7 @@ from nvila_ros.visual.tiling import Grid
 from nvila_ros.world.named_places import NUM_BINS
 from nvila_ros.world.scene import COLORS, DIRECTIONS, SHAPES
 
-Tower = Callable[[Tensor], Tensor]
+EncodeTiles = Callable[[Tensor], Tensor]
 """`tile_NCHW` in [-1, 1] to `feat_NPE`, float32."""
 
 
@@ -47,7 +47,7 @@ class Heads(nn.Module):
         self.row = nn.Linear(spec.decoder.width, NUM_BINS)
 
 
-def batch_loss(model: Nvila, heads: Heads, tower: Tower, batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
+def batch_loss(model: Nvila, heads: Heads, tower: EncodeTiles, batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the loss and the share of right predictions: of answer tokens, or else of objects' patches.
 
     Nothing here waits for the device, and all shapes follow from those of the batch, so that a GPU can replay it.

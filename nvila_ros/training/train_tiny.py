@@ -34,7 +34,7 @@ from nvila_ros.files import exclusive_lock, record_run
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.batches import Batch, Batches
-from nvila_ros.training.losses import Heads, Tower, batch_loss
+from nvila_ros.training.losses import EncodeTiles, Heads, batch_loss
 from nvila_ros.training.recipes import TrainingRecipe, TrainingStage
 from nvila_ros.training.save import save_checkpoint
 from nvila_ros.training.states import load_tensors, save_tensors
@@ -147,7 +147,7 @@ def _use_one_thread(worker: int) -> None:
     cv2.setNumThreads(1)
 
 
-def _tower(stage: TrainingStage, model: Nvila) -> Tower:
+def _tower(stage: TrainingStage, model: Nvila) -> EncodeTiles:
     """The model's tower, or where the stage does not train it a copy in bf16, the precision that it is saved in."""
     if stage.tower_lr:
         return model.vision

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.prompt.chat import MediaTokens, Part
+from nvila_ros.prompt.chat import MediaTokens, PromptPart
 from nvila_ros.visual.pooling import pool_tokens
 from nvila_ros.visual.scales import join_tiles, merge_scales
 from nvila_ros.visual.views import View
@@ -31,7 +31,7 @@ class VisualPrompt:
     """
 
     visual_GD: np.ndarray
-    parts: tuple[Part, ...]
+    parts: tuple[PromptPart, ...]
 
 
 def merge_features(spec: ModelSpec, view: View, feat_NPE: np.ndarray) -> np.ndarray:

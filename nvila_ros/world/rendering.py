@@ -12,6 +12,7 @@ noise at each pixel of a 720-row frame would average away in that resize, while 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -27,6 +28,9 @@ from nvila_ros.world.scene import (
     Object,
     Scene,
 )
+
+Render = Callable[[Scene, float, int, int], np.ndarray]
+"""Returns a scene at a time (s) in width and height (px), (H, W, 3) uint8 RGB."""
 
 GRAIN_ROWS = 168
 """Rows of the noise field; larger frames interpolate it."""

@@ -8,7 +8,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, Part, answer_frame, build_prompt, next_turn, open_chat
+from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, PromptPart, answer_frame, build_prompt, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import MEDIA_NAMES, SENTINEL, ChatTokenizer
 from tests.golden_cases import ALL_CASES, CHECKPOINT, GOLDEN, load_told
 from tests.prompt.conftest import NVILA_8B, Pair
@@ -27,7 +27,7 @@ turns = st.lists(
 )
 
 
-def ids_as_upstream(ours: ChatTokenizer, parts: list[Part], names: list[str]) -> list[int]:
+def ids_as_upstream(ours: ChatTokenizer, parts: list[PromptPart], names: list[str]) -> list[int]:
     """Return the prompt's ids with each media's one placeholder under the id of its name."""
     media_ids = iter([ours.image_id if name == "<image>" else ours.video_id for name in names])
     return [next(media_ids) if i == PLACEHOLDER else i for i in build_prompt(ours, parts).tolist()]

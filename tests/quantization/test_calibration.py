@@ -16,7 +16,7 @@ from nvila_ros.types import Frame, Query
 from tests.golden_cases import GOLDEN
 
 
-class Recorder(TorchEngine):
+class RecordingEngine(TorchEngine):
     """Keeps what the flow gives the engine."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -41,7 +41,7 @@ def test_tiles_and_prompts_are_those_of_the_production_flow(name: str, samples: 
 
     calibration = calibrate(checkpoint, tokenizer, samples)
 
-    engine = Recorder(checkpoint)
+    engine = RecordingEngine(checkpoint)
     vlm = VisionLanguageModel(engine, tokenizer, backend="torch", limits=CacheLimits(frame_bytes=0, num_prefixes=0))
     for sample in samples:
         frames = [Frame(image=image, stamp_ns=i) for i, image in enumerate(sample.images)]

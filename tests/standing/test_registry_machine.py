@@ -39,7 +39,7 @@ QUERIES = st.builds(
 
 
 @dataclass(eq=False)
-class Model:
+class QueryHistory:
     """The history of one query, in segments between the times that it was forgotten."""
 
     query: StandingQuery
@@ -82,13 +82,13 @@ class BookMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.books = QueryRegistry(CAPACITY), QueryRegistry(CAPACITY)
-        self.models: dict[str, Model] = {}
-        self.open: list[tuple[tuple[Evaluation, Evaluation], Model, int]] = []
+        self.models: dict[str, QueryHistory] = {}
+        self.open: list[tuple[tuple[Evaluation, Evaluation], QueryHistory, int]] = []
         self.now_ns, self.camera_ns = 10_000 * S, 0
         self.open_ids: dict[str, str] = {}
         self.used_ids: set[str] = set()
 
-    def take(self, events: tuple[list[Event], list[Event]], gone: Model | None = None) -> None:
+    def take(self, events: tuple[list[Event], list[Event]], gone: QueryHistory | None = None) -> None:
         """Hand events to the models; each end must follow its begin."""
         assert events[0] == events[1]
         for event in events[0]:
@@ -111,7 +111,7 @@ class BookMachine(RuleBasedStateMachine):
             return
         query = StandingQuery(name=name, question="?", **values)  # type: ignore[arg-type]
         assert [book.add(query) for book in self.books] == [[], []]
-        self.models[name] = Model(query)
+        self.models[name] = QueryHistory(query)
 
     @rule(name=NAMES)
     def remove(self, name: str) -> None:
@@ -189,7 +189,7 @@ class BookMachine(RuleBasedStateMachine):
                 model.counts.answered + model.counts.missed + model.counts.repeated + num_open
             )
 
-    def _is_due(self, model: Model) -> bool:
+    def _is_due(self, model: QueryHistory) -> bool:
         period_ns = round(S / model.query.rate_hz)
         return model.asked_ns is None or model.asked_ns // period_ns != self.now_ns // period_ns
 
@@ -218,7 +218,7 @@ class BookMachine(RuleBasedStateMachine):
         self,
         evaluations: tuple[Evaluation, Evaluation],
         answer: Answer,
-        model: Model,
+        model: QueryHistory,
         epoch: int,
         observation: tuple[int, float] | None,
     ) -> None:

@@ -31,7 +31,6 @@ SEEDS = st.integers(0, 2**32 - 1)
 ASPECTS = st.sampled_from([1.0, 4 / 3, 16 / 9, 0.75])
 SIZES = st.sampled_from([(112, 112), (224, 168), (97, 61), (640, 480), (1100, 760), (8, 5)])
 VGA = (640, 480)
-Render = Callable[[Scene, float, int, int], np.ndarray]
 
 
 def draw(seed: int, *, aspect: float = 4 / 3, is_moving: bool | None = None) -> Scene:
@@ -205,7 +204,7 @@ def test_what_lies_outside_the_frame_is_left_out() -> None:
     assert np.array_equal(frame, photography.render(without(gone, 0), 0.0, *VGA))
 
 
-def measure(render: Render, statistic: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
+def measure(render: rendering.Render, statistic: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
     """A statistic of two frames of the same empty scene, over scenes."""
     empty = [emptied(draw(EVAL_SEED_BASE + k)) for k in range(40)]
     return np.array([statistic(render(scene, 0.0, *VGA), render(scene, 0.1, *VGA)) for scene in empty])

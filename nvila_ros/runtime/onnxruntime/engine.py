@@ -15,9 +15,9 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
-from nvila_ros.export.graph import GraphBuilder, Weights, pack
+from nvila_ros.export.graph import GraphBuilder, pack
 from nvila_ros.export.parts import build_decoder, build_projector, build_vision
-from nvila_ros.models.quantized import as_array, name_precision
+from nvila_ros.models.quantized import Weights, as_array, name_precision
 from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.runtime.append import AppendCache, AppendEngine, NewTokens

@@ -16,7 +16,7 @@ import numpy as np
 
 from nvila_ros.export.decoder import build_decoder
 from nvila_ros.export.forms import ORT_FUSED
-from nvila_ros.export.graph import Weights
+from nvila_ros.models.quantized import Weights
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.runtime.append import STAGE_ROWS, AppendCache, NewTokens
 from nvila_ros.runtime.onnxruntime.engine import bind, ort, start_session

@@ -17,13 +17,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nvila_ros.models.quantized import Weight
+from nvila_ros.models.quantized import Weight, Weights
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime.append import AppendCache, NewTokens
 from nvila_ros.runtime.openvino.api import ov
 from nvila_ros.runtime.openvino.parts import (
     DYNAMIC_GROUP,
-    Weights,
     build_head,
     build_projector,
     build_stage,

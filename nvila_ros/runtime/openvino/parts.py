@@ -14,12 +14,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nvila_ros.models.quantized import Int8Weight, Weight, join_outputs
+from nvila_ros.models.quantized import Int8Weight, Weight, Weights, join_outputs
 from nvila_ros.models.spec import DecoderSpec, ProjectorSpec, VisionSpec
 from nvila_ros.runtime.openvino.api import ops, ov
 from nvila_ros.runtime.openvino.weights import Value, WeightStore
-
-Weights = Mapping[str, Weight]
 
 DYNAMIC_GROUP = 128
 """Inputs that share a scale where activations are quantized to eight bits while the model runs."""

@@ -21,7 +21,7 @@ from nvila_ros.errors import BackendError
 FLAVOURS = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 """Modules of each flavour; the wheels of RTX have only their bindings."""
 
-Progress = Callable[[str, float], None]
+OnProgress = Callable[[str, float], None]
 """Called with the phase and the finished share of the build, 0 to 1; an exception from it ends the build."""
 
 
@@ -108,7 +108,7 @@ class BuildPhase:
         return mine if self.parent is None else self.parent.reached(mine)
 
 
-def make_monitor(trt: Any, on_progress: Progress) -> Any:
+def make_monitor(trt: Any, on_progress: OnProgress) -> Any:
     """Return a monitor for a config; the config does not keep it alive."""
 
     class Monitor(trt.IProgressMonitor):

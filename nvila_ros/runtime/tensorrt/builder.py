@@ -115,7 +115,7 @@ def build_plan(
     profiles: Sequence[Profile],
     capacity: int = 0,
     options: BuildOptions = BuildOptions(),
-    on_progress: api.Progress | None = None,
+    on_progress: api.OnProgress | None = None,
 ) -> Built:
     """Build a plan.
 

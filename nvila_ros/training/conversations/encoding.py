@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.prompt.chat import Part, answer_frame, next_turn, open_chat
+from nvila_ros.prompt.chat import PromptPart, answer_frame, next_turn, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.conversations.bad_samples import SampleError
 from nvila_ros.training.conversations.record_media import read_medium
@@ -85,7 +85,7 @@ def view_medium(spec: ModelSpec, images: Sequence[np.ndarray], *, is_alone: bool
     return view_clip(spec, images[-length:]) if length else view_images(spec, images)
 
 
-def layout(spec: ModelSpec, view: View) -> tuple[Part, ...]:
+def layout(spec: ModelSpec, view: View) -> tuple[PromptPart, ...]:
     """Return how the prompt shows a view, before its visual tokens are known."""
     num_blocks = len(view.tiles)
     if view.mode == "scaled":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nvila_ros.export.forms import TRT_BASE
-from nvila_ros.runtime.tensorrt.api import Progress
+from nvila_ros.runtime.tensorrt.api import OnProgress
 from nvila_ros.runtime.tensorrt.builder import BuildOptions, Built, Limits, Profile
 from nvila_ros.runtime.tensorrt.compile import CompileJob
 from nvila_ros.runtime.tensorrt.machine import Machine
@@ -38,7 +38,7 @@ class FakeBuilder:
         profiles: Sequence[Profile],
         capacity: int,
         options: BuildOptions,
-        on_progress: Progress,
+        on_progress: OnProgress,
     ) -> Built:
         folder = self._store / str(next(self._count))
         shutil.copytree(graph.parent, folder)

@@ -20,7 +20,7 @@ PROFILES: dict[str, list[Profile]] = {}
 STORE = tempfile.TemporaryDirectory()
 
 
-class Recorder(FakeBuilder):
+class ProfileRecorder(FakeBuilder):
     """Remembers the profiles, which the stand-in of the runtime must keep to."""
 
     def __call__(self, trt: Any, graph: Path, profiles: Sequence[Profile], *rest: Any) -> Built:
@@ -34,7 +34,7 @@ def find_fake_machine(flavours: object) -> tuple[Any, Any, Cuda]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    tensorrt_compile.build_plan = Recorder(Path(STORE.name) / "store")
+    tensorrt_compile.build_plan = ProfileRecorder(Path(STORE.name) / "store")
     tensorrt_engine.find_machine = build.find_machine = find_fake_machine
     checks.NUM_QUESTIONS, checks.EQUAL_ANSWERS = 4, {"fp16": 4, "w8a8+w4a16": 3}
 

@@ -28,7 +28,7 @@ def _stamps(world_s: float, item: QuizItem) -> list[int]:
     return [EPOCH_NS + round(t_s * NS_PER_S) for t_s in times_s.tolist()]
 
 
-class Model:
+class TrueModel:
     """Answers by the truth of the frames that it chose late, on a clock of its own.
 
     Args:
@@ -76,7 +76,7 @@ def _answer(text: str, stamps_ns: Sequence[int]) -> Answer:
     )
 
 
-def _run(model: Model, items: Sequence[QuizItem]) -> list[QuizResult]:
+def _run(model: TrueModel, items: Sequence[QuizItem]) -> list[QuizResult]:
     quiet = Console(quiet=True)
     return CameraSession(model, "world", model.world, spawned_ns=EPOCH_NS, since_ns=EPOCH_NS, console=quiet).run(items)
 
@@ -84,7 +84,7 @@ def _run(model: Model, items: Sequence[QuizItem]) -> list[QuizResult]:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("latency_s", [0.02, 0.35, 0.9])
 def test_true_answers_are_judged_right_however_late_they_look(seed: int, latency_s: float) -> None:
-    model = Model(WorldSource(seed, 640, 480, epoch_ns=EPOCH_NS), latency_s)
+    model = TrueModel(WorldSource(seed, 640, 480, epoch_ns=EPOCH_NS), latency_s)
 
     rows = _run(model, ITEMS)
 
@@ -114,7 +114,7 @@ def test_quiz_asks_every_kind_by_both_endpoints_about_frames_and_clips() -> None
 
 
 def test_camera_that_the_node_finds_late_is_asked_again() -> None:
-    model = Model(WorldSource(0, 640, 480, epoch_ns=EPOCH_NS), num_blind=3)
+    model = TrueModel(WorldSource(0, 640, 480, epoch_ns=EPOCH_NS), num_blind=3)
 
     rows = _run(model, ITEMS[:2])
 
@@ -124,7 +124,7 @@ def test_camera_that_the_node_finds_late_is_asked_again() -> None:
 
 def test_camera_that_the_node_never_finds_gives_answers_without_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "SESSION_S", 5.0)
-    model = Model(WorldSource(0, 640, 480, epoch_ns=EPOCH_NS), num_blind=1000)
+    model = TrueModel(WorldSource(0, 640, 480, epoch_ns=EPOCH_NS), num_blind=1000)
 
     (row,) = _run(model, ITEMS[:1])
 
@@ -136,7 +136,7 @@ def test_node_that_does_not_respond_ends_the_session(monkeypatch: pytest.MonkeyP
     def ask(*_: object, **__: object) -> Answer:
         raise ServerTimeoutError("/nvila/ask did not respond")
 
-    model = Model(WorldSource(0, 640, 480, epoch_ns=EPOCH_NS))
+    model = TrueModel(WorldSource(0, 640, 480, epoch_ns=EPOCH_NS))
     monkeypatch.setattr(model, "ask", ask)
 
     with pytest.raises(DemoError, match="did not respond"):
@@ -148,7 +148,7 @@ def test_question_whose_time_never_comes_is_named(monkeypatch: pytest.MonkeyPatc
     clip_of_ten_seconds = QuizItem("motion", 0, "service", 8, 10.0)
 
     with pytest.raises(DemoError, match="world: no time came to ask about motion"):
-        _run(Model(WorldSource(0, 640, 480, epoch_ns=EPOCH_NS)), [clip_of_ten_seconds])
+        _run(TrueModel(WorldSource(0, 640, 480, epoch_ns=EPOCH_NS)), [clip_of_ten_seconds])
 
 
 @pytest.mark.parametrize("item", ITEMS, ids=lambda item: f"{item.kind}{item.seed}")
