@@ -60,6 +60,7 @@ BUILD_WHEELS = {
         "python-cmake-module": "0.11",
         "rosidl-core-generators": "0.2",
         "rosidl-default-generators": "1.6",
+        "sensor-msgs": "5.3",
         "std-msgs": "5.3",
     },
     "kilted": {
@@ -71,6 +72,7 @@ BUILD_WHEELS = {
         "ament-package": "0.17",
         "rosidl-core-generators": "0.3",
         "rosidl-default-generators": "1.7",
+        "sensor-msgs": "5.5",
         "std-msgs": "5.5",
     },
 }
