@@ -21,8 +21,13 @@ def save_tensors(path: Path, state: dict[str, Any]) -> None:
     with atomic_file(path) as part, part.open("wb") as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # what torch's writer makes of a full disk
-            raise OSError(str(error).splitlines()[0]) from error
+        except RuntimeError as error:  # torch's writer hides the system's error behind its own
+            raise _system_error(error) from error
+
+
+def _system_error(error: RuntimeError) -> OSError:
+    cause = error.__context__
+    return cause if isinstance(cause, OSError) else OSError(str(error).splitlines()[0])
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
