@@ -109,6 +109,14 @@ class NodeConfig:
     max_question_bytes: int = setting(
         4096, "longest question taken, in UTF-8", "bytes", low=1, high=MIB, read_only=False
     )
+    max_images_bytes: int = setting(
+        16 * MIB,
+        "most bytes of the pictures that one question brings along, as files",
+        "bytes",
+        low=1,
+        high=1 << 30,
+        read_only=False,
+    )
     queue_size: int = setting(16, "queries that may wait; more are rejected", "queries", low=1, high=4096)
     standing_queries: str = setting("", "YAML file of standing queries to start with; empty is none")
     autostart: bool = setting(True, "configure and activate by itself; false leaves it to a lifecycle manager")

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import yaml
 from safetensors import SafetensorError
@@ -39,13 +39,25 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
         OSError: it cannot be read.
         ValueError: it is a device, pipe or folder, or larger than `max_bytes`.
     """
-    with open(path, "rb", opener=_open_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("it must be a regular file, not a device, pipe or folder")
+    with open_regular(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"it must have at most {max_bytes:,} bytes and has more")
     return data
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read its bytes: others may have no end, or nobody who writes to them.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is a device, pipe or folder.
+    """
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115 - the caller closes it
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise ValueError("it must be a regular file, not a device, pipe or folder")
 
 
 def _open_without_waiting(path: str, flags: int) -> int:

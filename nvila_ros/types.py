@@ -87,7 +87,7 @@ class EncodedImage:
     Attributes:
         data: (num_bytes,) uint8, a whole JPEG or PNG file; never written to.
         format: what the sender says of it, e.g. `jpeg` or `rgb8; jpeg compressed bgr8`.
-        width: px, as the file's header says.
+        width: px, as the file's header says; 0 where it was not read yet.
         height: px, likewise.
     """
 
@@ -160,6 +160,7 @@ class Query:
     ago_end_s: float = 0.0
     sampling: str = "uniform"
     cameras: tuple[str, ...] = ()
+    images: tuple[RawFrame, ...] = field(default=(), repr=False, compare=False)
     max_tokens: int = 64
     priority: int = 0
     choices: tuple[str, ...] = ()

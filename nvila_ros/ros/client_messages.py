@@ -13,6 +13,7 @@ from nvila_ros.errors import QueryError
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import Event as EventMessage
 from nvila_ros.msg import Status as StatusMessage
+from nvila_ros.ros.client_images import image_messages
 from nvila_ros.ros.messages import stamp_from_ns, stamp_to_ns
 from nvila_ros.serving.model_loader import ModelState, Status
 from nvila_ros.serving.query_fields import QueryFields, complete_fields
@@ -79,11 +80,13 @@ def ask_message(
     kinds = message_type.get_fields_and_field_types()
     message = message_type(question=_checked("question", question, "string"))
     for name, value in values.items():
-        if name in _STAMPS:
+        if name == "images":
+            message.images = image_messages(value)
+        elif name in _STAMPS:
             setattr(message, _STAMPS[name], stamp_from_ns(_checked(name, value, "int64")))
         else:
             setattr(message, name, _checked(name, value, kinds[name]))
-    known = {field.name for field in dataclasses.fields(Query)}
+    known = {field.name for field in dataclasses.fields(Query)} - {"images"}
     return message, Query(query_id="", question=question, **{k: v for k, v in values.items() if k in known})
 
 

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -31,6 +32,8 @@ from nvila_ros.types import NS_PER_S, Answer, EncodedImage, Frame, FrameRef, Pie
 from nvila_ros.video.compressed import decode_compressed, read_header
 from nvila_ros.video.image_decoding import LAYOUT_BY_ENCODING, check_layout, check_size, decode
 
+REQUEST_CAMERA = "images"
+"""What an answer names as the camera of pictures that came with the question: the field that they came in."""
 REQUESTS = QoSProfile(depth=1024)
 """Of what others ask, reliable: with the usual 10 a burst would lose questions that nobody answers or counts."""
 TRANSIENT_LOCAL = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
@@ -137,9 +140,11 @@ def query_from_text(text: str, config: NodeConfig, query_id: str, accepted_ns: i
 
 
 def query_from_request(
-    request: Ask.Request | AskVideo.Goal, config: NodeConfig, query_id: str, accepted_ns: int
+    request: Ask.Request | AskVideo.Goal, config: NodeConfig, query_id: str, accepted_ns: int, now_ns: int = 0
 ) -> Query:
     """Return a request or goal as a query; what it leaves at zero is filled in from the node's parameters.
+
+    One with pictures is not about the cameras: what it says of their frames stays as it is, for the rules to refuse.
 
     Nothing is checked here (see `admission.check_query`): a query that breaks a rule still needs its answer.
 
@@ -148,21 +153,20 @@ def query_from_request(
         config: the parameters as they are now.
         query_id: unique in the life of the node.
         accepted_ns: steady clock.
+        now_ns: ROS clock; becomes the stamp of a picture that has none.
     """
-    cameras = tuple(request.cameras) or config.cameras
     start_ns, end_ns = stamp_to_ns(request.start) or None, stamp_to_ns(request.end) or None
-    names_frames = any((start_ns, end_ns, request.ago_start_s, request.window_s, request.num_frames))
+    images = tuple(_request_image(message, now_ns) for message in request.images)
+    names_frames = any((start_ns, end_ns, request.ago_start_s, request.window_s, request.num_frames, images))
     return Query(
         query_id=query_id,
         question=request.question,
-        num_frames=int(request.num_frames) or config.num_frames_of(cameras),
-        window_s=float(request.window_s) or config.window_s,
+        **_frames_asked_for(request, config),
+        images=images,
         start_ns=start_ns,
         end_ns=end_ns,
         ago_start_s=float(request.ago_start_s),
         ago_end_s=float(request.ago_end_s),
-        sampling=request.sampling or "uniform",
-        cameras=cameras,
         max_tokens=int(request.max_tokens) or config.max_tokens,
         priority=int(request.priority),
         choices=tuple(request.choices),
@@ -175,6 +179,26 @@ def query_from_request(
         accepted_ns=accepted_ns,
         deadline_ns=_deadline_ns(float(request.deadline_s), accepted_ns),
     )
+
+
+def _frames_asked_for(request: Ask.Request | AskVideo.Goal, config: NodeConfig) -> dict[str, Any]:
+    cameras, num_frames, window_s = tuple(request.cameras), int(request.num_frames), float(request.window_s)
+    if request.images:
+        return {"cameras": cameras, "num_frames": num_frames, "window_s": window_s, "sampling": request.sampling}
+    cameras = cameras or config.cameras
+    return {
+        "cameras": cameras,
+        "num_frames": num_frames or config.num_frames_of(cameras),
+        "window_s": window_s or config.window_s,
+        "sampling": request.sampling or "uniform",
+    }
+
+
+def _request_image(message: CompressedImage, now_ns: int) -> RawFrame:
+    """Take in a picture that came with a question; even its header is left for the rules to look at."""
+    image = EncodedImage(data=np.frombuffer(message.data, np.uint8), format=message.format, width=0, height=0)
+    stamp_ns = stamp_to_ns(message.header.stamp) or now_ns
+    return RawFrame(image=image, stamp_ns=stamp_ns, camera=REQUEST_CAMERA, frame_id=message.header.frame_id)
 
 
 def _deadline_ns(deadline_s: float, accepted_ns: int) -> int | None:

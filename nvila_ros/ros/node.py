@@ -149,23 +149,20 @@ class NvilaNode(Node):
         self._submit(messages.query_from_text(message.data, self.config, next(self._query_ids), _now_ns()))
 
     async def _on_ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
-        query = messages.query_from_request(request, self.config, next(self._query_ids), _now_ns())
-        response.answer = await self._submit(query)
+        response.answer = await self._submit(self._query(request, next(self._query_ids)))
         return response
 
     def _on_goal_request(self, goal: AskVideo.Goal) -> GoalResponse:
         error = self.model.refusal or self.scheduler.refusal()
         if not error:
             return GoalResponse.ACCEPT
-        query = messages.query_from_request(goal, self.config, next(self._query_ids), _now_ns())
-        request = Request(query, lambda answer: self._publish_answer(answer, None))
+        request = Request(self._query(goal, next(self._query_ids)), lambda answer: self._publish_answer(answer, None))
         self.scheduler.refuse(request, FinishReason.REJECTED, error, _now_ns())
         return GoalResponse.REJECT
 
     async def _on_goal(self, goal: ServerGoalHandle) -> AskVideo.Result:
-        query = messages.query_from_request(goal.request, self.config, _goal_id(goal), _now_ns())
         feedback = Feedback(lambda token: goal.publish_feedback(AskVideo.Feedback(token=token)))
-        answer = await self._submit(query, feedback.add)
+        answer = await self._submit(self._query(goal.request, _goal_id(goal)), feedback.add)
         if goal.is_cancel_requested and answer.finish_reason == FinishReason.CANCELED:
             goal.canceled()
         elif FinishReason(answer.finish_reason).is_answered:
@@ -177,6 +174,11 @@ class NvilaNode(Node):
     def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
         is_canceled = self.scheduler.cancel(_goal_id(goal), _now_ns())
         return CancelResponse.ACCEPT if is_canceled else CancelResponse.REJECT
+
+    def _query(self, request: Ask.Request | AskVideo.Goal, query_id: str) -> Query:
+        return messages.query_from_request(
+            request, self.config, query_id, _now_ns(), self.get_clock().now().nanoseconds
+        )
 
     def _submit(self, query: Query, on_token: Callable[[AnswerToken], None] | None = None) -> Future:
         """Queue a query, or answer it at once if it breaks a rule; the result of the future is the answer's message."""

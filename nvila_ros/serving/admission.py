@@ -17,6 +17,7 @@ from nvila_ros.config import NodeConfig, bounds
 from nvila_ros.errors import QueryError
 from nvila_ros.prompt.answer_kinds import AnswerKind, Constrained, check_lengths, parse_kind, schema_error
 from nvila_ros.request import Request, RequestState
+from nvila_ros.serving.request_images import check_images
 from nvila_ros.serving.scheduler import Scheduler
 from nvila_ros.serving.schema_trials import SchemaTrials
 from nvila_ros.types import FinishReason, Query
@@ -104,9 +105,7 @@ def check_query(query: Query, config: NodeConfig) -> AnswerKind:
     repeated = sorted({choice for choice in query.choices if query.choices.count(choice) > 1})
     if repeated:
         raise QueryError(f"choices must be distinct, got {repeated[:3]} more than once")
-    _check_window(query)
-    _check_cameras(query, config)
-    _check_number("num_frames", query.num_frames)
+    _check_frames(query, config)
     _check_number("max_tokens", query.max_tokens)
     if not 0 <= query.priority <= MAX_PRIORITY:
         raise QueryError(f"priority must lie in [0, {MAX_PRIORITY}], got {query.priority}")
@@ -136,6 +135,15 @@ def _num_bytes(name: str, text: str) -> int:
         return len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError as error:  # a command line holds such text where the terminal does not write UTF-8
         raise QueryError(f"{name} must be UTF-8, got bytes that are none at character {error.start}") from error
+
+
+def _check_frames(query: Query, config: NodeConfig) -> None:
+    if query.images:
+        check_images(query, config.max_images_bytes)
+        return
+    _check_window(query)
+    _check_cameras(query, config)
+    _check_number("num_frames", query.num_frames)
 
 
 def _check_window(query: Query) -> None:

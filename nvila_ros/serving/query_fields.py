@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from nvila_ros.errors import NoFramesError, QueryError, UnansweredError
+from nvila_ros.errors import NoFramesError, QueryError, UnansweredError, shown
 from nvila_ros.types import Answer, FinishReason
 
 
@@ -49,6 +49,8 @@ class QueryFields(AnswerFields, total=False):
         ago_end_s: where the window ends, s before the newest frame.
         sampling: uniform, recent or change.
         cameras: names of the cameras; by default all.
+        images: pictures in place of the cameras' frames, oldest first: files by path or content, images (H, W, 3)
+            uint8 RGB, `Frame` values, or messages sensor_msgs/CompressedImage. None of the fields above goes with them.
         deadline_s: the answer is cut this long after the node accepted it, s.
         priority: higher is answered first; 0 to 255.
     """
@@ -61,6 +63,7 @@ class QueryFields(AnswerFields, total=False):
     ago_end_s: float
     sampling: str
     cameras: Sequence[str]
+    images: Sequence[Any]
     deadline_s: float
     priority: int
 
@@ -109,9 +112,11 @@ def _names(known: type) -> set[str]:
 
 
 def _plain(name: str, value: Any) -> Any:
-    if name in ("choices", "cameras"):
-        if isinstance(value, str):
-            raise QueryError(f"{name} must be a list of texts, got the one text {value!r}; write [{value!r}]")
+    if name in ("choices", "cameras") and isinstance(value, str):
+        raise QueryError(f"{name} must be a list of texts, got the one text {shown(value)}; write [{shown(value)}]")
+    if name == "images" and (isinstance(value, str | bytes) or not isinstance(value, Iterable)):
+        raise QueryError(f"images must be a list of pictures, got {shown(value)}; write [{shown(value)}]")
+    if name in ("choices", "cameras", "images"):
         return tuple(value)
     if name == "json_schema" and not isinstance(value, str):
         return json.dumps(value)

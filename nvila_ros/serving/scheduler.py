@@ -337,7 +337,7 @@ def _rank(request: Request) -> tuple[int, bool, int]:
 
 def _latency_kind(query: Query) -> tuple[int, str, bool, int]:
     """What decides most of how long an answer takes: frames, kind of answer, and roughly how many tokens."""
-    return query.num_frames, query.answer_type, bool(query.choices), query.max_tokens.bit_length()
+    return query.num_frames or len(query.images), query.answer_type, bool(query.choices), query.max_tokens.bit_length()
 
 
 def _is_late(query: Query, now_ns: int) -> bool:

@@ -169,6 +169,13 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", metavar="QUESTION", help="in plain language")
     for option, field, kind, metavar, text in ANSWER_OPTIONS:
         parser.add_argument(option, dest=field, type=kind, metavar=metavar, help=text)
+    parser.add_argument(
+        "--image",
+        dest="images",
+        action="append",
+        metavar="FILE",
+        help="ask about this picture in place of the cameras' frames; several are a clip",
+    )
     _add_set(parser, "of nvila_ros/srv/Ask, such as ago_start_s=10")
 
 
@@ -178,7 +185,7 @@ def _add_set(parser: argparse.ArgumentParser, text: str) -> None:
 
 def _fields(args: argparse.Namespace) -> dict[str, Any]:
     """Return what a question says beside its text."""
-    named = {field: getattr(args, field) for _, field, *_ in ANSWER_OPTIONS}
+    named = {field: getattr(args, field) for field in (*(field for _, field, *_ in ANSWER_OPTIONS), "images")}
     return {name: value for name, value in named.items() if value is not None} | _set(args)
 
 

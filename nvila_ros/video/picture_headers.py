@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvila_ros.errors import FrameError
+from nvila_ros.files import open_regular
 
 MAX_PIXELS = 1 << 25
 """Most pixels of a picture: 8K video has 33.2 million, just below."""
@@ -80,10 +81,10 @@ def sniff_file(path: Path) -> str:
         FrameError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return sniff(file.read(_HEAD_BYTES))
-    except OSError as error:
-        raise FrameError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise FrameError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def check_pixels(width: int, height: int, where: str) -> None:

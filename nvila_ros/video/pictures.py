@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from nvila_ros.errors import FrameError
+from nvila_ros.files import open_regular
 from nvila_ros.video.picture_headers import (
     MAX_PIXELS,
     PNG_SIGNATURE,
@@ -202,11 +203,11 @@ def read_file(path: Path) -> bytes:
         FrameError: it cannot be read, or is larger than a picture can be.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             num_bytes = os.fstat(file.fileno()).st_size
             content = file.read(num_bytes) if num_bytes <= MAX_FILE_BYTES else b""
-    except OSError as error:
-        raise FrameError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise FrameError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if num_bytes > MAX_FILE_BYTES:
         raise FrameError(f"{path} must have at most {MAX_FILE_BYTES} bytes to be read as a picture, got {num_bytes}")
     return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nvila_ros.training.conversations import files
 from nvila_ros.training.conversations.bad_samples import DataError, SampleError
 from nvila_ros.training.conversations.files import RecordFile
 
@@ -121,3 +123,17 @@ def test_digest_is_of_the_content(tmp_path: Path) -> None:
     )
 
     assert first.digest() == same.digest() != other.digest()
+
+
+def test_what_has_no_end_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/zero"), tmp_path / "pipe"):
+        with pytest.raises(DataError, match="must be a regular file, not a device, pipe or folder; give a file of"):
+            RecordFile(path, tmp_path)
+
+    monkeypatch.setattr(files, "MAX_RECORD_BYTES", 11)
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": "b"}')
+    assert len(RecordFile(tmp_path / "a.jsonl", tmp_path)) == 1
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": "b"}\n{"a": "bc"}\n')
+    with pytest.raises(DataError, match="a record must have at most 11 bytes, and one at 11 has more"):
+        RecordFile(tmp_path / "a.jsonl", tmp_path)

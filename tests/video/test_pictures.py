@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from PIL import Image
 from nvila_ros.errors import FrameError
 from nvila_ros.video.animation import AnimatedPicture
 from nvila_ros.video.media import ImageFiles, open_media, read_clip
-from nvila_ros.video.picture_headers import MAX_PIXELS, sniff
-from nvila_ros.video.pictures import decode_picture, read_picture_header
+from nvila_ros.video.picture_headers import MAX_PIXELS, sniff, sniff_file
+from nvila_ros.video.pictures import decode_picture, read_file, read_picture_header
 from nvila_ros.video.video_file import VideoFile
 
 RNG = np.random.default_rng(0)
@@ -308,3 +309,11 @@ def test_name_that_is_no_utf8_is_read(tmp_path: Path) -> None:
             file.write(packed("png"))
 
     assert len(read_clip(open_media(tmp_path), 2)) == 2
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (Path("/dev/zero"), tmp_path / "pipe.jpg"):
+        for read in (read_file, sniff_file):
+            with pytest.raises(FrameError, match="cannot be read: it must be a regular file"):
+                read(path)

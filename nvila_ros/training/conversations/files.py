@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from nvila_ros.files import open_regular
 from nvila_ros.training.conversations.bad_samples import DataError, SampleError
 from nvila_ros.training.conversations.samples import Sample, parse_record
 
+MAX_RECORD_BYTES = 16 << 20
+"""Most of one line: a record names its media, and holds text alone."""
 _CHUNK = 1 << 22  # bytes
 # A whole string is one token, so that brackets inside it do not count; a lone quote is a string that never ends.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}"]', re.DOTALL)
@@ -72,6 +75,10 @@ class RecordFile:
                 self._bounds.extend((start, end))
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}; give a file of conversations") from error
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{path} cannot be read: {error}; give a file of conversations") from error
 
     def __len__(self) -> int:
         return len(self._bounds) // 2
@@ -132,7 +139,7 @@ class RecordFile:
 
 
 def _first_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
             text = chunk.removeprefix(codecs.BOM_UTF8).strip()
             if text:
@@ -143,7 +150,11 @@ def _first_byte(path: Path) -> bytes:
 def _find_lines(path: Path) -> Iterator[tuple[int, int]]:
     start = 0
     with path.open("rb") as file:
-        for line in file:
+        while line := file.readline(MAX_RECORD_BYTES + 1):
+            if len(line) > MAX_RECORD_BYTES:
+                raise ValueError(
+                    f"a record must have at most {MAX_RECORD_BYTES:,} bytes, and one at {start:,} has more"
+                )
             text = line.strip()
             if text:
                 first = start + line.index(text[:1])
