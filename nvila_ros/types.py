@@ -148,6 +148,11 @@ class Query:
         conversation: id of the conversation that this continues or begins; empty is a question by itself.
         is_follow_up: names no frames of its own, so that a conversation goes on about those it has.
         standing: name of the standing query that asks; empty is a question asked once.
+        is_blind: it is about text alone.
+        is_unstamped: its images came without stamps, so that those are places in order and no times.
+        system: what the model is told before all else; empty is what it was trained with.
+        stop: texts that end a free answer where they first occur; they are not part of it.
+        top_logprobs: likeliest tokens reported in each place of a decoded answer; 0 the chosen one alone, None nothing.
     """
 
     query_id: str
@@ -171,6 +176,11 @@ class Query:
     conversation: str = ""
     is_follow_up: bool = False
     standing: str = ""
+    is_blind: bool = False
+    is_unstamped: bool = False
+    system: str = ""
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
     accepted_ns: int = 0
     deadline_ns: int | None = None
 
@@ -250,6 +260,21 @@ class FrameRef:
     frame_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer, and what else might have stood in its place.
+
+    Attributes:
+        token: its bytes; often a part of a character.
+        logprob: natural logarithm of its probability, before any constraint.
+        top: the likeliest tokens there and theirs, likeliest first.
+    """
+
+    token: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The outcome of one query: always exactly one, also when the model never ran.
@@ -265,6 +290,7 @@ class Answer:
     frames: tuple[FrameRef, ...] = ()
     choices: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     timings: Timings = field(default_factory=Timings)
     counts: Counts = field(default_factory=Counts)
     model: str = ""
@@ -272,16 +298,22 @@ class Answer:
     precision: str = ""
     age_s: float = 0.0
 
+    @property
+    def newest(self) -> FrameRef | None:
+        """The newest frame that a camera captured, or None where the answer is about none."""
+        return self.frames[-1] if self.frames and not self.query.is_unstamped else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A streamed part of an answer's text; the pieces of one answer joined are its text."""
+    """A streamed part of an answer's text; the pieces of one answer joined are its text, `logprobs` its tokens."""
 
     query_id: str
     index: int
     text: str
     is_final: bool
     newest: FrameRef | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def test_every_folder_of_sources_is_a_package() -> None:
 
 def test_types_are_declared_to_those_who_import_the_package() -> None:
     assert (ROOT / "nvila_ros" / "py.typed").is_file()  # colcon installs the whole folder
-    assert 'package_data={"nvila_ros": ["py.typed"]}' in (ROOT / "setup.py").read_text()
+    assert 'package_data={"nvila_ros": ["py.typed"]' in (ROOT / "setup.py").read_text()
 
 
 def test_no_source_takes_the_name_of_a_generated_module() -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from nvila_ros.errors import QueryError, ShapeError
 from nvila_ros.generation.branches import Branch, TreeBatch
-from nvila_ros.generation.decode import check_finite, most_likely, score_sequences
+from nvila_ros.generation.decode import check_finite, log_total, most_likely, score_sequences
 from nvila_ros.generation.grammar import Constraint, Grammars
 from nvila_ros.generation.prefix import CachedPrefix, PrefixCache, identify, shared_length
 from nvila_ros.prompt.answer_kinds import Constrained, Scored
@@ -26,7 +27,7 @@ from nvila_ros.prompt.text_stream import TextStream
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.request import Request, RequestGroup
 from nvila_ros.runtime.contract import Engine, TopEngine
-from nvila_ros.types import FinishReason, Stage
+from nvila_ros.types import FinishReason, Stage, TokenLogprob
 
 
 @dataclass(slots=True)
@@ -175,7 +176,8 @@ class Generator:
 
     def _next_token(self, prefix: CachedPrefix, prompt: PreparedPrompt, token: int) -> int | None:
         """Append a token and return the one after it."""
-        if prompt.constraint is not None or self._top is None:
+        is_judged = prompt.constraint is not None or prompt.request.query.top_logprobs is not None
+        if is_judged or self._top is None:
             return self._choose_token(prompt, prefix.append_token(token))
         allowed = [best for best in prefix.append_top(self._top, token) if best not in self._never_sampled]
         return allowed[0] if allowed else self._choose_token(prompt, self._top.fetch_logits())
@@ -183,7 +185,9 @@ class Generator:
     def _choose_token(self, prompt: PreparedPrompt, logits_V: np.ndarray) -> int | None:
         """Return the likeliest token that may come next; None where the answer ends, since nothing may."""
         if prompt.constraint is None:
-            return most_likely(logits_V, self._never_sampled)
+            token = most_likely(logits_V, self._never_sampled)
+            self._note_logprob(prompt.request, logits_V, token)
+            return token
         check_finite(logits_V)
         try:
             token = int(np.where(prompt.constraint.allowed(), logits_V, -np.inf).argmax())
@@ -192,16 +196,35 @@ class Generator:
         except QueryError as error:  # a schema may turn out too complex only as it is followed
             prompt.request.end(FinishReason.INVALID, str(error))
             return None
+        self._note_logprob(prompt.request, logits_V, token)
         return token
+
+    def _note_logprob(self, request: Request, logits_V: np.ndarray, token: int) -> None:
+        """Keep how likely a chosen token was, where that was asked for and it is part of the answer."""
+        num_top = request.query.top_logprobs
+        if num_top is None or token == self._tokenizer.im_end:
+            return
+        total = log_total(logits_V)
+        likeliest = np.argpartition(-logits_V, num_top)[:num_top]
+        ordered = likeliest[np.lexsort((likeliest, -logits_V[likeliest]))].tolist()
+        top = tuple((self._token_bytes[i], float(logits_V[i]) - total) for i in ordered)
+        request.note_logprob(TokenLogprob(self._token_bytes[token], float(logits_V[token]) - total, top))
+
+    @cached_property
+    def _token_bytes(self) -> list[bytes]:
+        return self._tokenizer.token_bytes(self._engine.spec.decoder.vocab_size)
 
     def _emit_token(self, request: Request, token: int) -> bool:
         """Emit a token and return whether the answer goes on behind it."""
-        request.stream = request.stream or TextStream(self._tokenizer.decode)
+        request.stream = request.stream or TextStream(self._tokenizer.decode, request.query.stop)
         if token == self._tokenizer.im_end:
             request.end(FinishReason.STOP)
             return False
         request.count_token()
         request.emit(request.stream.push(token))
+        if request.stream.is_stopped:
+            request.end(FinishReason.STOP)
+            return False
         if request.counts.num_answer_tokens == request.query.max_tokens:
             request.end(FinishReason.LENGTH)
             return False

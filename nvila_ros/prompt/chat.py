@@ -39,7 +39,11 @@ PromptPart = str | MediaTokens
 
 
 def build_prompt(
-    tokenizer: ChatTokenizer, parts: Sequence[PromptPart], turns: Sequence[tuple[Sequence[PromptPart], str]] = ()
+    tokenizer: ChatTokenizer,
+    parts: Sequence[PromptPart],
+    turns: Sequence[tuple[Sequence[PromptPart], str]] = (),
+    *,
+    system: str = SYSTEM,
 ) -> np.ndarray:
     """Return the ids of a whole prompt, (L,) int64, ready for the answer's first token.
 
@@ -47,17 +51,18 @@ def build_prompt(
         tokenizer: of the checkpoint.
         parts: of the user's last turn.
         turns: earlier turns of a conversation, the user's parts and the answer of each.
+        system: of the system turn.
     """
     users = [*(parts for parts, _ in turns), parts]
-    ids = open_chat(tokenizer, users[0])
+    ids = open_chat(tokenizer, users[0], system)
     for (_, answer), following in zip(turns, users[1:], strict=True):
         ids += [*answer_frame(tokenizer), *tokenizer.encode(answer), tokenizer.im_end, *next_turn(tokenizer, following)]
     return np.array(ids + answer_frame(tokenizer), dtype=np.int64)
 
 
-def open_chat(tokenizer: ChatTokenizer, parts: Sequence[PromptPart]) -> list[int]:
+def open_chat(tokenizer: ChatTokenizer, parts: Sequence[PromptPart], told: str = SYSTEM) -> list[int]:
     """Return system turn and first user turn, without the user's `<|im_end|>`."""
-    system = [tokenizer.im_start, *tokenizer.encode(f"system\n{SYSTEM}"), tokenizer.im_end]
+    system = [tokenizer.im_start, *tokenizer.encode(f"system\n{told}"), tokenizer.im_end]
     return [*system, *tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, parts)]
 
 

@@ -16,10 +16,12 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import FrameError
+from nvila_ros.http.services import CameraState
 from nvila_ros.paths import share_path
 from nvila_ros.ros import messages
 from nvila_ros.ros.diagnostics import camera_status
 from nvila_ros.ros.parameters import SUBSCRIPTION_QOS
+from nvila_ros.serving.answering import CLOCK_TOLERANCE_S
 from nvila_ros.serving.throttle import Throttle
 from nvila_ros.types import NS_PER_S, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
@@ -58,6 +60,7 @@ class Camera:
         self._refused, self._num_checked = "", (0, 0)
         self._has_warned_of_stamp = self._is_ahead = False
         self._newest_ns, self._frame_id, self._counted, self._counted_ns = 0, "", 0, time.monotonic_ns()
+        self._rate_hz, self._warning = 0.0, ""
         self._errors, self._losses = Throttle(WARN_EVERY_S), Throttle(REPEAT_S)
         topic = config.camera_topic(name)
         kind: type[Image] | type[CompressedImage] = Image
@@ -82,13 +85,13 @@ class Camera:
         now_ns, ros_now_ns = time.monotonic_ns(), self._node.get_clock().now().nanoseconds
         ahead_s = (self._newest_ns - ros_now_ns) / NS_PER_S
         warning = self._check_loss()
-        if not warning and ahead_s > messages.CLOCK_TOLERANCE_S:
+        if not warning and ahead_s > CLOCK_TOLERANCE_S:
             warning = f"camera={self._name}: {messages.CLOCKS_DISAGREE.format(ahead_s)}"
-        rate_hz = (self.num_received - self._counted) / max(now_ns - self._counted_ns, 1) * NS_PER_S
-        self._counted, self._counted_ns = self.num_received, now_ns
+        self._rate_hz = (self.num_received - self._counted) / max(now_ns - self._counted_ns, 1) * NS_PER_S
+        self._counted, self._counted_ns, self._warning = self.num_received, now_ns, warning
         values = {
             "topic": self.images.topic_name,
-            "rate_hz": f"{rate_hz:.1f}",
+            "rate_hz": f"{self._rate_hz:.1f}",
             "age_s": f"{-ahead_s:.3f}" if self._newest_ns else "",
             "received": self.num_received,
             "malformed": self.num_malformed,
@@ -96,6 +99,18 @@ class Camera:
         }
         name = self._node.get_fully_qualified_name()
         return warning, camera_status(name, self._name, warning, self._frame_id, values)
+
+    def state(self) -> CameraState:
+        """Return how its frames arrive, as of the last check; from any thread."""
+        return CameraState(
+            name=self._name,
+            source=self.images.topic_name,
+            rate_hz=self._rate_hz,
+            received=self.num_received,
+            malformed=self.num_malformed,
+            lost=self.num_lost,
+            warning=self._warning,
+        )
 
     def _check_loss(self) -> str:
         """Return why frames are missing, or an empty text; it is logged now and then."""

@@ -6,7 +6,6 @@ worker a model that answers while another is built (`process.spin`), the end of 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,8 @@ from nvila_ros.config import NodeConfig
 from nvila_ros.msg import Status as StatusMessage
 from nvila_ros.ros import messages
 from nvila_ros.ros.lifecycle import LABELS, Lifecycle, TransitionActions
-from nvila_ros.serving.model_loader import ModelLoader, ModelState, Status
+from nvila_ros.serving.model_host import ModelHost
+from nvila_ros.serving.model_loader import ModelState, Status
 from nvila_ros.serving.scheduler import Scheduler
 from nvila_ros.serving.worker import Worker
 
@@ -26,7 +26,7 @@ PROGRESS_EVERY_S = 10.0  # in the log; the topic has every step
 
 
 class ManagedModel:
-    """Owns the loader, the worker and the lifecycle.
+    """Owns the model's host and the lifecycle.
 
     Args:
         node: speaks for it.
@@ -37,7 +37,7 @@ class ManagedModel:
 
     Attributes:
         status: what the model is doing.
-        worker: None until the first model is loaded.
+        host: has loader and worker.
         is_shut_down: a transition asked the process to end.
     """
 
@@ -50,13 +50,10 @@ class ManagedModel:
         make_worker: Callable[[Any], Worker],
     ) -> None:
         self._node, self._config, self._scheduler = node, config, scheduler
-        self._load, self._make_worker = load, make_worker
-        self._lock = threading.Lock()  # of handing over, by the main thread or the executor's
-        self._loader: ModelLoader | None = None
+        self.host = ModelHost(load, make_worker)
         self._configured: Future | None = None
         self._is_starting = config().autostart
         self._statuses = node.create_publisher(StatusMessage, "~/status", messages.TRANSIENT_LOCAL)
-        self.worker: Worker | None = None
         self.is_shut_down = False
         self.lifecycle = Lifecycle(
             node,
@@ -80,7 +77,7 @@ class ManagedModel:
     @property
     def error(self) -> Exception | None:
         """Why there is no model, where the node was to start by itself and must end."""
-        return self._loader.error if self._loader is not None and self._config().autostart else None
+        return self.host.error if self._config().autostart else None
 
     async def start(self) -> None:
         """Configure and activate, unless a lifecycle manager is to do so."""
@@ -91,24 +88,12 @@ class ManagedModel:
 
     def hand_over(self) -> str:
         """Hand a newly loaded model to the worker; return why requests would wait in vain, or an empty text."""
-        with self._lock:
-            model = self._loader.take_model() if self._loader is not None else None
-            if model is not None and self.worker is None:
-                self.worker = self._make_worker(model)
-                self.worker.start()
-            elif model is not None and self.worker is not None:
-                self.worker.use(model)
-        return self.status.refusal if self.worker is None else ""
-
-    def close(self) -> None:
-        """End a build that runs."""
-        if self._loader is not None:
-            self._loader.close()
+        self.host.hand_over()
+        return self.status.refusal if self.host.worker is None else ""
 
     async def _configure(self) -> str:
         configured = self._configured = Future(executor=self._node.executor)
-        self._loader = ModelLoader(self._config(), self._load, self._on_status)
-        self._loader.start()  # which may be done before the next line
+        self.host.start(self._config(), self._on_status)  # which may be done before the next line
         fault = str(await configured)
         self.hand_over()  # before the node is active: a worker without a model fails what it is asked
         return "" if self.status.model else fault  # after a failed build the unquantized checkpoint may answer
@@ -121,10 +106,7 @@ class ManagedModel:
         return ""
 
     async def _cleanup(self) -> str:
-        self.close()
-        self._loader = None
-        if self.worker is not None:
-            self.worker.use(None)
+        self.host.release()
         self._publish(Status(state=ModelState.UNKNOWN, text="the node was cleaned up"))
         return ""
 
@@ -165,21 +147,19 @@ class ManagedModel:
 
     def values(self) -> dict[str, object]:
         """Return what the diagnostics show of it."""
-        counters = self.worker.counters() if self.worker is not None else {}
-        return {"lifecycle_state": LABELS[self.lifecycle.state], "model_state": self.status.state.name, **counters}
+        return {
+            "lifecycle_state": LABELS[self.lifecycle.state],
+            "model_state": self.status.state.name,
+            **self.host.counters(),
+        }
 
     def faults(self) -> tuple[list[str], bool]:
         """Return what is wrong, and whether nothing is answered until somebody acts."""
-        warnings = []
-        has_died = self.worker is not None and self.worker.has_died
-        numerics_fault = self.worker.numerics_fault if self.worker is not None else ""
-        if has_died:
-            warnings.append("the worker thread has died; see the log, and restart the node")
-        if numerics_fault:
-            warnings.append(numerics_fault)
+        deadly = self.host.faults()
+        warnings = [*deadly]
         if self.status.state is ModelState.FAILED:
             warnings.append(self.status.text)
         elif self.refusal:
             warnings.append(self.refusal)
         has_no_model = self.status.state is ModelState.FAILED and bool(self.status.refusal)
-        return warnings, has_died or bool(numerics_fault) or has_no_model
+        return warnings, bool(deadly) or has_no_model

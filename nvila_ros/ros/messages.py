@@ -26,11 +26,13 @@ from nvila_ros.errors import FrameError
 from nvila_ros.msg import Answer as AnswerMessage
 from nvila_ros.msg import AnswerToken
 from nvila_ros.msg import Status as StatusMessage
+from nvila_ros.serving.answering import CLOCK_TOLERANCE_S
 from nvila_ros.serving.model_loader import Status
 from nvila_ros.srv import Ask
 from nvila_ros.types import NS_PER_S, Answer, EncodedImage, Frame, FrameRef, Piece, Query, RawFrame, RawImage
-from nvila_ros.video.compressed import decode_compressed, read_header
-from nvila_ros.video.image_decoding import LAYOUT_BY_ENCODING, check_layout, check_size, decode
+from nvila_ros.video.compressed import read_header
+from nvila_ros.video.deferred import decode_raw
+from nvila_ros.video.image_decoding import LAYOUT_BY_ENCODING, check_layout, check_size
 
 REQUEST_CAMERA = "images"
 """What an answer names as the camera of pictures that came with the question: the field that they came in."""
@@ -39,9 +41,6 @@ REQUESTS = QoSProfile(depth=1024)
 TRANSIENT_LOCAL = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 """Of topics whose last message is told to whoever subscribes later, if they subscribe likewise."""
 
-
-CLOCK_TOLERANCE_S = 1.0
-"""How far a frame's stamp may lie ahead of the node's clock; beyond it the clocks disagree, and the age is unknown."""
 CLOCKS_DISAGREE = (
     "the newest frame is stamped {:.3f} s ahead of the node's clock, so its age is unknown; synchronize the clocks, or "
     "set use_sim_time on both sides or on none"
@@ -104,13 +103,11 @@ def decode_frame(frame: RawFrame) -> Frame:
     Raises:
         FrameError: the image cannot be converted.
     """
-    if isinstance(frame.image, EncodedImage):
-        image = decode_compressed(frame.image)
-    elif frame.image.encoding in LAYOUT_BY_ENCODING or not _has_cv_bridge():
-        image = decode(frame.image)
-    else:
-        image = _decode_with_cv_bridge(frame.image)
-    return Frame(image=image, stamp_ns=frame.stamp_ns, camera=frame.camera, frame_id=frame.frame_id)
+    image = frame.image
+    if isinstance(image, EncodedImage) or image.encoding in LAYOUT_BY_ENCODING or not _has_cv_bridge():
+        return decode_raw(frame)
+    pixels = _decode_with_cv_bridge(image)
+    return Frame(image=pixels, stamp_ns=frame.stamp_ns, camera=frame.camera, frame_id=frame.frame_id)
 
 
 @functools.cache
@@ -210,7 +207,7 @@ def _deadline_ns(deadline_s: float, accepted_ns: int) -> int | None:
 
 def answer_message(answer: Answer, now_ns: int) -> AnswerMessage:
     """Return an answer for publication at `now_ns` of the ROS clock."""
-    newest = answer.frames[-1] if answer.frames else None
+    newest = answer.newest
     age_s = (now_ns - newest.stamp_ns) / NS_PER_S if newest else 0.0
     is_ahead = age_s < -CLOCK_TOLERANCE_S
     timings, counts = answer.timings, answer.counts

@@ -10,7 +10,6 @@ more and delays more for callbacks as short as these.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import sys
 import time
@@ -35,25 +34,24 @@ from std_msgs.msg import String
 from nvila_ros.action import AskVideo
 from nvila_ros.config import NodeConfig, bounds, replace
 from nvila_ros.errors import ConfigError, NvilaError
+from nvila_ros.http.services import Services
 from nvila_ros.msg import AnswerToken
-from nvila_ros.request import Request
 from nvila_ros.ros import messages, process
 from nvila_ros.ros.answer_topics import AnswerTopics
 from nvila_ros.ros.cameras import Camera
 from nvila_ros.ros.diagnostics import diagnostics_message, namesake_warning
+from nvila_ros.ros.door import open_door
 from nvila_ros.ros.feedback import Feedback
 from nvila_ros.ros.managed_model import ManagedModel
 from nvila_ros.ros.parameters import PUBLISHER_QOS, declare_parameters, help_text, warn_of_unused_qos
-from nvila_ros.ros.standing_server import NodeServices, StandingQueryServer
-from nvila_ros.serving.admission import Admission
+from nvila_ros.ros.standing_server import StandingQueryServer
+from nvila_ros.serving.answering import Answering
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
-from nvila_ros.serving.scheduler import Scheduler
 from nvila_ros.serving.throttle import Throttle
-from nvila_ros.serving.worker import LookAhead, Worker
 from nvila_ros.srv import Ask
-from nvila_ros.types import NS_PER_S, Answer, FinishReason, Piece, Query, RawFrame
-from nvila_ros.video.buffer import MAX_DISORDER_NS, FrameBuffer
-from nvila_ros.video.selection import Freshness
+from nvila_ros.standing.service import StandingService
+from nvila_ros.types import Answer, FinishReason, Piece, Query
+from nvila_ros.video.buffer import MAX_DISORDER_NS
 
 STREAM_DEPTH = 256
 DEADLINE_EVERY_S = 0.1
@@ -74,11 +72,10 @@ class NvilaNode(Node):
         except ValueError as error:
             raise ConfigError(f"a parameter was given no value, or an empty list: {error}") from error
         self.config: NodeConfig = declare_parameters(self, NodeConfig)
-        self.buffer: FrameBuffer[RawFrame] = FrameBuffer(
-            self.config.buffer_s, self.config.buffer_bytes, past_s=self.config.past_s, past_hz=self.config.past_hz
+        self.answering = Answering(
+            lambda: self.config, lambda: self.model.refusal, self._clock_ns, messages.decode_frame
         )
-        self.scheduler = Scheduler(self.config.queue_size)
-        self._query_ids = map("q{:06d}".format, itertools.count(1))
+        self.answering.listeners.append(self)
         self._warnings = Throttle(WARN_EVERY_S)
         self._num_unlogged: Counter[FinishReason] = Counter()
         self._answers = AnswerTopics(self)
@@ -86,11 +83,12 @@ class NvilaNode(Node):
             AnswerToken, "~/answer_stream", STREAM_DEPTH, qos_overriding_options=PUBLISHER_QOS
         )
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
-        self._cameras = [Camera(self, name, self.config, self.buffer) for name in self.config.cameras]
-        self.model = ManagedModel(self, lambda: self.config, self.scheduler, load, self._make_worker)
-        self.admission = Admission(self.scheduler, lambda: self.config, lambda: self.model.refusal)
+        self._cameras = [Camera(self, name, self.config, self.answering.buffer) for name in self.config.cameras]
+        self.model = ManagedModel(self, lambda: self.config, self.answering.scheduler, load, self.answering.make_worker)
         self._create_endpoints()
-        self.standing = StandingQueryServer(self, self._node_services())
+        self._standing = StandingService(self.answering, lambda: self.model.lifecycle.is_active)
+        self.standing = StandingQueryServer(self, self._standing)
+        self.door = open_door(self.config, self._door_services) if self.config.http_port else None
         warn_of_unused_qos(self, [*self._answers.publishers, self._pieces], [camera.images for camera in self._cameras])
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._jump_handle = self.get_clock().create_jump_callback(
@@ -100,23 +98,23 @@ class NvilaNode(Node):
         # On the steady clock: a paused simulation is still worth a diagnosis, and deadlines are of its time.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(1.0, self._on_second, clock=steady)
-        self.create_timer(DEADLINE_EVERY_S, lambda: self.scheduler.expire(_now_ns()), clock=steady)
+        self.create_timer(DEADLINE_EVERY_S, self.answering.expire, clock=steady)
 
-    def _make_worker(self, model: VisionLanguageModel) -> Worker:
-        return Worker(model, self.scheduler, self.buffer, messages.decode_frame, ahead=self._ahead, fresh=self._fresh)
+    def _clock_ns(self) -> int:
+        now_ns: int = self.get_clock().now().nanoseconds
+        return now_ns
 
-    def _fresh(self) -> Freshness | None:
-        """Return when a camera's newest frame must have been captured, or None where any age will do."""
-        max_age_s, now_ns = self.config.max_age_s, self.get_clock().now().nanoseconds
-        if not max_age_s:
-            return None
-        return Freshness(now_ns - round(max_age_s * NS_PER_S), now_ns + round(messages.CLOCK_TOLERANCE_S * NS_PER_S))
-
-    def _ahead(self) -> LookAhead:
-        """Return which frames to encode ahead: those of a question that names none, by the parameters as they are."""
-        config = self.config
-        is_alone = config.num_frames_of(config.cameras) == 1
-        return LookAhead(rate_hz=config.encode_hz, cameras=config.cameras, is_alone=is_alone)
+    def _door_services(self) -> Services:
+        return Services(
+            name=self.get_fully_qualified_name(),
+            answering=self.answering,
+            standing=self._standing,
+            status=lambda: self.model.status,
+            refusal=lambda: self.model.refusal,
+            cameras=lambda: [camera.state() for camera in self._cameras],
+            counters=self.model.host.counters,
+            faults=self.model.host.faults,
+        )
 
     def _create_endpoints(self) -> None:
         waiting = ReentrantCallbackGroup()
@@ -135,29 +133,20 @@ class NvilaNode(Node):
             cancel_service_qos_profile=messages.REQUESTS,
         )
 
-    def _node_services(self) -> NodeServices:
-        return NodeServices(
-            config=lambda: self.config,
-            admission=self.admission,
-            cancel=lambda name: self.scheduler.cancel_standing(name, _now_ns()),
-            publish=self._answers.publish,
-            new_id=self._query_ids.__next__,
-            is_active=lambda: self.model.lifecycle.is_active,
-        )
-
     def _on_question(self, message: String) -> None:
-        self._submit(messages.query_from_text(message.data, self.config, next(self._query_ids), _now_ns()))
+        self._submit(messages.query_from_text(message.data, self.config, self.answering.new_id(), _now_ns()))
 
     async def _on_ask(self, request: Ask.Request, response: Ask.Response) -> Ask.Response:
-        response.answer = await self._submit(self._query(request, next(self._query_ids)))
+        response.answer = await self._submit(self._query(request, self.answering.new_id()))
         return response
 
     def _on_goal_request(self, goal: AskVideo.Goal) -> GoalResponse:
-        error = self.model.refusal or self.scheduler.refusal()
+        scheduler = self.answering.scheduler
+        error = self.model.refusal or scheduler.refusal()
         if not error:
             return GoalResponse.ACCEPT
-        request = Request(self._query(goal, next(self._query_ids)), lambda answer: self._publish_answer(answer, None))
-        self.scheduler.refuse(request, FinishReason.REJECTED, error, _now_ns())
+        request = self.answering.request(self._query(goal, self.answering.new_id()))
+        scheduler.refuse(request, FinishReason.REJECTED, error, _now_ns())
         return GoalResponse.REJECT
 
     async def _on_goal(self, goal: ServerGoalHandle) -> AskVideo.Result:
@@ -172,35 +161,37 @@ class NvilaNode(Node):
         return AskVideo.Result(answer=answer)
 
     def _on_cancel(self, goal: ServerGoalHandle) -> CancelResponse:
-        is_canceled = self.scheduler.cancel(_goal_id(goal), _now_ns())
+        is_canceled = self.answering.scheduler.cancel(_goal_id(goal), _now_ns())
         return CancelResponse.ACCEPT if is_canceled else CancelResponse.REJECT
 
     def _query(self, request: Ask.Request | AskVideo.Goal, query_id: str) -> Query:
-        return messages.query_from_request(
-            request, self.config, query_id, _now_ns(), self.get_clock().now().nanoseconds
-        )
+        return messages.query_from_request(request, self.config, query_id, _now_ns(), self._clock_ns())
 
     def _submit(self, query: Query, on_token: Callable[[AnswerToken], None] | None = None) -> Future:
         """Queue a query, or answer it at once if it breaks a rule; the result of the future is the answer's message."""
         future = Future(executor=self.executor)
 
-        def on_piece(piece: Piece) -> None:
-            token = messages.token_message(piece)
-            self._pieces.publish(token)
-            if on_token is not None:
-                on_token(token)
+        def on_answer(answer: Answer) -> None:
+            future.set_result(messages.answer_message(answer, self._clock_ns()))
+            self.executor.wake()  # the waiting coroutine goes on when the executor next turns
 
-        self.admission.admit([Request(query, lambda answer: self._publish_answer(answer, future), on_piece)])
+        def on_piece(piece: Piece) -> None:
+            if on_token is not None:
+                on_token(messages.token_message(piece))
+
+        self.answering.submit([self.answering.request(query, on_answer, on_piece)])
         return future
 
-    def _publish_answer(self, answer: Answer, future: Future | None) -> None:
-        message = messages.answer_message(answer, self.get_clock().now().nanoseconds)
-        self._answers.publish(message)
-        if not answer.finish_reason.is_answered and answer.finish_reason is not FinishReason.CANCELED:
+    def on_piece(self, piece: Piece) -> None:
+        """Publish a piece of any answer that is streamed."""
+        self._pieces.publish(messages.token_message(piece))
+
+    def on_answer(self, answer: Answer) -> None:
+        """Publish an answer, whoever asked."""
+        self._answers.publish(messages.answer_message(answer, self._clock_ns()))
+        is_quiet = answer.finish_reason.is_answered or answer.finish_reason is FinishReason.CANCELED
+        if not is_quiet and not answer.query.standing:  # whose service warns by name
             self._warn(answer)
-        if future is not None:
-            future.set_result(message)
-            self.executor.wake()  # the waiting coroutine goes on when the executor next turns
 
     def _warn(self, answer: Answer) -> None:
         """Log a query that was not answered, one of each reason a second: a client may ask thousands a second."""
@@ -213,6 +204,11 @@ class NvilaNode(Node):
         line = f"query_id={answer.query.query_id} finish_reason={reason.name}: {answer.error:.{MAX_LOGGED}}{more}"
         self.get_logger().warning(line)
 
+    def drain(self) -> None:
+        """Let the answers in progress over HTTP come to their end, for a bounded time."""
+        if self.door is not None:
+            self.door.drain()
+
     def _on_set_parameters(self, parameters: Sequence[Parameter]) -> SetParametersResult:
         known = bounds(NodeConfig)
         try:
@@ -222,7 +218,7 @@ class NvilaNode(Node):
         return SetParametersResult(successful=True)
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
-        num_frames = self.buffer.clear()
+        num_frames = self.answering.buffer.clear()
         if num_frames:
             self.get_logger().warning(f"the clock went back or was changed: dropped {num_frames} frames")
 
@@ -233,7 +229,7 @@ class NvilaNode(Node):
         if namesake:
             self.get_logger().warning(namesake, throttle_duration_sec=REPEAT_S)
         warnings = [*filter(None, (warning for warning, _ in checked)), *faults, *filter(None, [namesake])]
-        state, queue = self.buffer.state(), self.scheduler.state()
+        state, queue = self.answering.buffer.state(), self.answering.scheduler.state()
         values: dict[str, Any] = {
             **self.model.values(),
             "frames_received": sum(camera.num_received for camera in self._cameras),
@@ -246,7 +242,7 @@ class NvilaNode(Node):
             "queries_running": queue.num_running,
             "queries_given_way": queue.num_preempted,
             **{f"queries_{reason}": count for reason, count in queue.num_ended.items()},
-            **self.standing.counts(),
+            **self._standing.counts(),
         }
         now_ns = self.get_clock().now().nanoseconds
         name = self.get_fully_qualified_name()
@@ -295,8 +291,13 @@ def run(load: Callable[..., VisionLanguageModel], signals: process.Signals) -> i
     node = NvilaNode(load)
     try:
         logging.getLogger("nvila_ros").addHandler(messages.RosLogHandler(node))
-        return process.spin(node, signals, node.scheduler, node.model)
+        if node.door is not None:
+            node.door.start()
+            node.get_logger().info(f"the HTTP door is at {node.door.url}")
+        return process.spin(node, signals, node.answering.scheduler, node.model, node.drain)
     finally:
+        if node.door is not None:
+            node.door.close()
         node.standing.close()
         node.destroy_node()
 

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import rclpy
@@ -20,8 +21,8 @@ from rclpy.utilities import remove_ros_args
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.ros.managed_model import ManagedModel
+from nvila_ros.serving.model_host import refuse_waiting
 from nvila_ros.serving.scheduler import Scheduler
-from nvila_ros.types import FinishReason
 
 FLUSH_S = 2.0
 SENT_S = 0.2
@@ -89,7 +90,9 @@ def _own_words(args: list[str] | None) -> list[str]:
         return []
 
 
-def spin(node: Node, signals: Signals, scheduler: Scheduler, model: ManagedModel) -> int:
+def spin(
+    node: Node, signals: Signals, scheduler: Scheduler, model: ManagedModel, drain: Callable[[], None] = lambda: None
+) -> int:
     """Run executor, loader and worker until a signal comes; then answer what is open, and end all in order.
 
     Args:
@@ -97,6 +100,7 @@ def spin(node: Node, signals: Signals, scheduler: Scheduler, model: ManagedModel
         signals: of the process.
         scheduler: of the node's requests.
         model: of the node.
+        drain: lets answers in progress come to their end, once no more questions are to be taken.
 
     Returns:
         0 after a signal or a transition that shuts down, 1 if the executor or the worker ended by itself, so that a
@@ -113,13 +117,13 @@ def spin(node: Node, signals: Signals, scheduler: Scheduler, model: ManagedModel
     thread.start()
     while thread.is_alive() and not signals.received and not _must_end(model):
         thread.join(POLL_S)
-        _refuse_waiting(scheduler, model.hand_over())
+        refuse_waiting(scheduler, model.hand_over())
     error = model.error
     node.get_logger().info("shutting down")
+    drain()
     scheduler.close(time.monotonic_ns())
-    model.close()
-    if model.worker is not None:
-        model.worker.join()
+    model.host.close()
+    model.host.join()
     if thread.is_alive():
         _flush(executor)
     time.sleep(SENT_S)  # a response has no acknowledgment that could be waited for
@@ -131,8 +135,7 @@ def spin(node: Node, signals: Signals, scheduler: Scheduler, model: ManagedModel
 
 
 def _must_end(model: ManagedModel) -> bool:
-    has_died = model.worker is not None and model.worker.has_died
-    return has_died or model.is_shut_down or model.error is not None
+    return model.host.has_died or model.is_shut_down or model.error is not None
 
 
 def leave(code: int) -> int:
@@ -148,18 +151,6 @@ def leave(code: int) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
-
-
-def _refuse_waiting(scheduler: Scheduler, refusal: str) -> None:
-    """Refuse the requests that would wait in vain, if there is a reason to."""
-    if not refusal:
-        return
-    now_ns = time.monotonic_ns()
-    scheduler.expire(now_ns)
-    while requests := scheduler.pop(now_ns):
-        for request in requests:
-            request.refuse(FinishReason.REJECTED, refusal, now_ns)
-            scheduler.finish(request, now_ns)
 
 
 def _flush(executor: SingleThreadedExecutor) -> None:

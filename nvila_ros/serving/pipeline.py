@@ -17,9 +17,9 @@ import numpy as np
 from nvila_ros.errors import BackendError, QueryError
 from nvila_ros.generation.generator import Generator, PreparedPrompt
 from nvila_ros.models.spec import PUBLISHED, Overrides
-from nvila_ros.prompt.chat import build_prompt
+from nvila_ros.prompt.chat import SYSTEM, build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
-from nvila_ros.request import ModelInfo, Request, RequestGroup, StopWork
+from nvila_ros.request import ModelInfo, Request, RequestGroup, StopWork, Turn
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.runtime.loading import AUTO, choose_backend, find_checkpoint, load_engine, open_model
 from nvila_ros.serving.conversations import ConversationStore, Exchange, all_visual
@@ -101,7 +101,7 @@ class VisionLanguageModel:
             Exception: as the engine does; all requests are answered before.
         """
         shown = frames[len(frames) - self._frame_encoder.num_shown(frames) :]
-        refs = tuple(FrameRef(stamp_ns=f.stamp_ns, camera=f.camera, frame_id=f.frame_id) for f in shown)
+        refs = _refs(shown)
         for request in requests:
             request.begin(self.info, refs, self._now_ns)
         group = RequestGroup(requests)
@@ -198,9 +198,9 @@ class VisionLanguageModel:
         query, tokenizer = request.query, self._tokenizer
         if not query.question.strip():
             raise QueryError("a question must hold text, got none")
-        history = self._conversations.history(query.conversation, visual) if query.conversation else ()
+        history = self._history(request, visual)
         turns = [([*exchange.visual.parts, exchange.question], exchange.answer) for exchange in history]
-        ids_L = build_prompt(tokenizer, [*visual.parts, query.question], turns)
+        ids_L = build_prompt(tokenizer, [*visual.parts, query.question], turns, system=query.system or SYSTEM)
         prompt = self._generator.prepare(request, ids_L, all_visual(history, visual))
         if len(ids_L) + prompt.num_more > self._num_positions:
             raise QueryError(self._too_long(len(ids_L), prompt.num_more))
@@ -209,11 +209,29 @@ class VisionLanguageModel:
         request.count(num_visual_tokens=len(prompt.visual_GD), num_prompt_tokens=len(ids_L))
         return prompt
 
+    def _history(self, request: Request, visual: VisualPrompt) -> tuple[Exchange, ...]:
+        """Return what was said before: of the conversation that the model keeps, and what the request brings along.
+
+        Raises:
+            QueryError: the conversation is full.
+        """
+        query = request.query
+        kept = self._conversations.history(query.conversation, visual) if query.conversation else ()
+        return (*kept, *(self._show_turn(turn, request) for turn in request.turns))
+
+    def _show_turn(self, turn: Turn, request: Request) -> Exchange:
+        visual = self._frame_encoder.encode_frames(turn.frames, RequestGroup([request]))
+        return Exchange(visual, _refs(turn.frames), turn.question, turn.answer)
+
     def _remember(self, request: Request, visual: VisualPrompt, frames: tuple[FrameRef, ...]) -> None:
         """Keep the exchange, where it belongs to a conversation and came to its end."""
         query, answer = request.query, request.answer
         if query.conversation and answer is not None and answer.finish_reason.is_answered:
             self._conversations.add(query.conversation, Exchange(visual, frames, query.question, answer.text))
+
+
+def _refs(frames: Sequence[FrameLike]) -> tuple[FrameRef, ...]:
+    return tuple(FrameRef(stamp_ns=f.stamp_ns, camera=f.camera, frame_id=f.frame_id) for f in frames)
 
 
 def load_model(

@@ -34,7 +34,7 @@ def check_images(query: Query, max_bytes: int) -> None:
     images = query.images
     if len(images) > MAX_IMAGES:
         raise QueryError(f"images must be at most {MAX_IMAGES}, got {len(images)}")
-    num_bytes = sum(frame.image.data.nbytes for frame in images)
+    num_bytes = sum(frame.image.data.nbytes for frame in images if isinstance(frame.image, EncodedImage))
     if num_bytes > max_bytes:
         raise QueryError(f"images must have at most max_images_bytes = {max_bytes} bytes together, got {num_bytes}")
     num_pixels = sum(_num_pixels(place, frame) for place, frame in enumerate(images))
@@ -58,10 +58,23 @@ def decode_images(images: Sequence[RawFrame], decode: Callable[[RawFrame], Frame
         QueryError: one is damaged; the message names it.
     """
     frames = [DeferredFrame(raw, decode) for raw in images]
+    check_whole(frames, "images")
+    return frames
+
+
+def check_whole(frames: Sequence[DeferredFrame], name: str) -> None:
+    """Decode pictures that were not, since none of a client's takes the place of another.
+
+    Args:
+        frames: the pictures.
+        name: of them together.
+
+    Raises:
+        QueryError: one is damaged; the message names it.
+    """
     for place, frame in enumerate(frames):
         if damage := frame.damage():
-            raise QueryError(f"images[{place}]: {damage}; send another, or leave it out") from damage
-    return frames
+            raise QueryError(f"{name}[{place}]: {damage}; send another, or leave it out") from damage
 
 
 def _check_alone(query: Query) -> None:
@@ -80,9 +93,11 @@ def _check_alone(query: Query) -> None:
 
 
 def _num_pixels(place: int, frame: RawFrame) -> int:
-    assert isinstance(frame.image, EncodedImage), "pictures of a question come as files"
+    image = frame.image
+    if not isinstance(image, EncodedImage):  # a frame of a video that was decoded, or of the buffer
+        return image.width * image.height
     try:
-        header = read_header(frame.image.data, frame.image.format)
+        header = read_header(image.data, image.format)
     except FrameError as error:
         raise QueryError(f"images[{place}]: {error}") from error
     return header.width * header.height

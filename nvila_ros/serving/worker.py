@@ -18,7 +18,7 @@ from typing import Protocol
 
 from nvila_ros.errors import BackendError, FrameError, NumericsError, NvilaError
 from nvila_ros.request import Request, StopWork, finish_reason_for
-from nvila_ros.serving.request_images import decode_images
+from nvila_ros.serving.request_images import check_whole, decode_images
 from nvila_ros.serving.scheduler import Scheduler
 from nvila_ros.serving.throttle import Throttle
 from nvila_ros.types import NS_PER_S, FinishReason, Frame, Query, RawFrame
@@ -181,9 +181,11 @@ class Worker:
         if model is None:
             raise BackendError("the model was released; configure and activate the node")
         frames: list[DeferredFrame] = []
+        for turn in requests[0].turns:
+            check_whole(turn.frames, "an earlier picture")
         if query.images:
             frames = decode_images(query.images, self._decode)
-        elif not model.has_conversation(query):
+        elif not query.is_blind and not model.has_conversation(query):
             frames = select_whole(self._buffer, query, self._decode, fresh=self._fresh(), on_damage=self._report_damage)
         model.answer_all(requests, frames)
 

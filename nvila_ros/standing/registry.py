@@ -69,6 +69,7 @@ class StandingState:
         counts: a copy.
         answer: the last that counted, or None where nothing is known.
         open_event: the event that has begun and not ended, or None.
+        probability: of the target, or of what the answer says, in `answer`; None without one.
         last_reason: how the last evaluation ended.
         last_error: its error text.
     """
@@ -77,6 +78,7 @@ class StandingState:
     counts: EvaluationCounts
     answer: Answer | None
     open_event: Event | None
+    probability: float | None = None
     last_reason: FinishReason = FinishReason.UNKNOWN
     last_error: str = ""
 
@@ -204,17 +206,7 @@ class QueryRegistry:
 
     def states(self) -> list[StandingState]:
         """Return how each query stands, in the order in which they were added."""
-        return [
-            StandingState(
-                query=entry.query,
-                counts=dataclasses.replace(entry.counts),
-                answer=entry.trigger.last.answer if entry.trigger.last else None,
-                open_event=entry.trigger.open_event,
-                last_reason=entry.last_reason,
-                last_error=entry.last_error,
-            )
-            for entry in self._entries.values()
-        ]
+        return [_state(entry) for entry in self._entries.values()]
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
@@ -237,6 +229,19 @@ class QueryRegistry:
         if reason is EndReason.TIME_JUMP:
             entry.seen_ns = None
         return _count_events(entry, entry.trigger.forget(reason))
+
+
+def _state(entry: _Entry) -> StandingState:
+    last = entry.trigger.last
+    return StandingState(
+        query=entry.query,
+        counts=dataclasses.replace(entry.counts),
+        answer=last.answer if last else None,
+        open_event=entry.trigger.open_event,
+        probability=last.probability if last else None,
+        last_reason=entry.last_reason,
+        last_error=entry.last_error,
+    )
 
 
 def _count_events(entry: _Entry, events: list[Event]) -> list[Event]:

@@ -23,6 +23,7 @@ from nvila_ros.paths import version
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo.demo", "start the node and cameras, ask them questions, show the answers"),
     "ask": ("ask", "ask about a video file, images or a camera, without ROS"),
+    "serve": ("serve", "serve OpenAI's API and a page about a video, a webcam or the world, without ROS"),
     "call": ("call", "ask the running node: questions, standing queries, events, status"),
     "camera": ("camera", "publish the synthetic world or a video file as a ROS camera"),
     "eval": ("evaluate", "measure how often a checkpoint answers right"),
@@ -40,6 +41,8 @@ VERBS: dict[str, tuple[str, str]] = {
 """Module and help line of each verb."""
 _EXTRA_BY_MODULE = {
     "torch": "torch",
+    "aiohttp": "http",
+    "prometheus_client": "http",
     "matplotlib": "train",
     "peft": "train",
     "pyarrow": "train",

@@ -7,14 +7,26 @@ from collections.abc import Callable
 import numpy as np
 
 from nvila_ros.errors import FrameError, NoFramesError
-from nvila_ros.types import Frame, Query, RawFrame
+from nvila_ros.types import EncodedImage, Frame, Query, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
+from nvila_ros.video.compressed import decode_compressed
+from nvila_ros.video.image_decoding import decode
 from nvila_ros.video.selection import Freshness, select_frames
 
 MAX_CHOICES = 3
 """How often frames are chosen anew where some are damaged; then the question is about those that are whole."""
 OnDamage = Callable[[RawFrame, FrameError], None]
 """Takes each frame that is dropped since it is damaged, and why."""
+
+
+def decode_raw(frame: RawFrame) -> Frame:
+    """Convert a frame to RGB.
+
+    Raises:
+        FrameError: it is damaged, or of an encoding that `image_decoding` does not know.
+    """
+    image = decode_compressed(frame.image) if isinstance(frame.image, EncodedImage) else decode(frame.image)
+    return Frame(image=image, stamp_ns=frame.stamp_ns, camera=frame.camera, frame_id=frame.frame_id)
 
 
 class DeferredFrame:
