@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -117,12 +118,64 @@ def atomic_file(path: Path) -> Iterator[Path]:
         with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield part
-            with part.open("rb") as file:
-                os.fsync(file.fileno())  # else after a power cut the file may be there and empty
+            _sync(part)  # else after a power cut the file may be there and empty
             os.replace(part, path)
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to write to, which replaces `path` at the end; after a failure, `path` is as it was.
+
+    One process at a time may write to `path`. What one leaves that is killed, the next puts right.
+
+    Raises:
+        ConfigError: it cannot be written, such as where the disk is full.
+    """
+    part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    try:
+        with write_errors(path):
+            if old.exists() and not path.exists():
+                old.rename(path)  # killed while the folders changed places
+            for left in (part, old):
+                shutil.rmtree(left, ignore_errors=True)
+            part.mkdir(parents=True)
+            yield part
+            sync_tree(part)
+            _replace_folder(path, part, old)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _replace_folder(path: Path, part: Path, old: Path) -> None:
+    if path.exists():
+        path.rename(old)
+    try:
+        part.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until a folder, its folders and their files are on the disk; else a power cut may leave them empty."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:

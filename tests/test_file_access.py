@@ -8,7 +8,16 @@ import pytest
 from safetensors import SafetensorError
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.files import atomic_file, exclusive_lock, read_bounded, read_json, read_yaml, write_atomic, write_errors
+from nvila_ros.files import (
+    atomic_file,
+    atomic_folder,
+    exclusive_lock,
+    read_bounded,
+    read_json,
+    read_yaml,
+    write_atomic,
+    write_errors,
+)
 from tests.full_disk import largest_file
 
 DEEP = 100_000
@@ -75,6 +84,54 @@ def test_full_disk_leaves_the_older_file_and_nothing_else(tmp_path: Path) -> Non
 
     assert path.read_bytes() == b"older"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """A folder that is to be replaced."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "older").write_text("it")
+    return tmp_path / "model"
+
+
+def files_beside(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder.parent)) for path in folder.parent.rglob("*") if path.is_file())
+
+
+def test_folder_is_replaced_when_it_is_whole_and_on_the_disk(older: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+
+    with atomic_folder(older) as part:
+        (part / "deep").mkdir()
+        (part / "deep" / "newer").write_text("it")
+        assert files_beside(older)[-1] == "model/older"
+
+    assert files_beside(older) == ["model/deep/newer"]
+    written = (older, older / "deep" / "newer", older / "deep", older.parent)
+    assert synced == [path.stat().st_ino for path in written]
+
+
+def write_too_much(folder: Path) -> None:
+    with largest_file(1 << 10), atomic_folder(folder) as part:
+        (part / "small").write_bytes(bytes(10))
+        (part / "large").write_bytes(bytes(1 << 20))
+
+
+def test_folder_that_cannot_be_written_leaves_the_older_one_and_nothing_else(older: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be written: File too large; make room"):
+        write_too_much(older)
+
+    assert files_beside(older) == ["model/older"]
+
+
+def test_folder_is_put_back_where_a_process_was_killed_amid_the_change(older: Path) -> None:
+    older.rename(older.with_name(".model.old"))
+
+    with pytest.raises(KeyboardInterrupt), atomic_folder(older):
+        raise KeyboardInterrupt
+
+    assert files_beside(older) == ["model/older"]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from nvila_ros.builds.builder import (
 )
 from nvila_ros.builds.recipes import DEVICES, DecoderRecipe, Recipe, VisionRecipe
 from nvila_ros.errors import ConfigError
-from nvila_ros.files import write_errors
+from nvila_ros.files import sync_tree, write_errors
 from nvila_ros.models.build import fingerprint, write_manifest
 from nvila_ros.models.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from nvila_ros.models.quantized import NamedWeights
@@ -104,6 +104,7 @@ def import_build(
         copy_tokenizer(checkpoint, folder)
         values = dataclasses.asdict(recipe)
         write_manifest(folder, checkpoint.spec, precision_of(recipe), values, fingerprint(checkpoint))
+        sync_tree(folder)
         folder.rename(out)
 
 

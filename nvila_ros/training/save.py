@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from nvila_ros.files import write_errors
+from nvila_ros.files import atomic_folder
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 from nvila_ros.prompt.chat import SYSTEM
@@ -30,13 +30,13 @@ def save_checkpoint(model: Nvila, tokenizer: Path, folder: Path) -> None:
     Raises:
         ConfigError: it cannot be written; the older one is still there.
     """
-    with write_errors(folder):
-        _replace(model, tokenizer, folder)
+    with atomic_folder(folder) as staged:
+        _write(model, tokenizer, staged)
+        if (folder / "README.md").is_file():
+            shutil.copy(folder / "README.md", staged)
 
 
-def _replace(model: Nvila, tokenizer: Path, folder: Path) -> None:
-    staged = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(staged, ignore_errors=True)
+def _write(model: Nvila, tokenizer: Path, staged: Path) -> None:
     shutil.copytree(tokenizer, staged / "llm")
     added = json.loads((tokenizer / "added_tokens.json").read_text(encoding="utf-8"))
     for name, config in part_configs(model.spec, added).items():
@@ -45,10 +45,6 @@ def _replace(model: Nvila, tokenizer: Path, folder: Path) -> None:
         path = staged / part / "model.safetensors"
         save_file(tensors, path, metadata={"format": "pt"})
         path.chmod(0o644)  # written as readable by its owner alone
-    if (folder / "README.md").is_file():
-        shutil.copy(folder / "README.md", staged)
-    shutil.rmtree(folder, ignore_errors=True)
-    staged.rename(folder)
 
 
 def copy_tokenizer(checkpoint: Path, folder: Path) -> None:

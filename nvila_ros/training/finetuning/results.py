@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.files import write_errors
+from nvila_ros.files import sync_tree, write_errors
 from nvila_ros.models.checkpoint import PICKLES, Checkpoint
 from nvila_ros.training.finetuning.learner import whole, whole_if
 from nvila_ros.training.finetuning.run import TuningRun
@@ -88,6 +88,7 @@ def write_checkpoint(source: Checkpoint, tuned: Mapping[str, Tensor], out: Path)
         shutil.copytree(source.path, staging, ignore=ignored, symlinks=False)
         for path in sorted(weights):
             _rewrite(source, path, tuned, staging / path.relative_to(source.path))
+        sync_tree(staging)
         for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
             if (out / path.name).is_dir():
                 shutil.rmtree(out / path.name)
