@@ -15,7 +15,7 @@ from nvila_ros.errors import ShapeError
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime.checks import check_append, check_copy, check_positions, check_tree, check_truncation
 from nvila_ros.runtime.contract import Tree
-from nvila_ros.runtime.rotary import additive_mask, causal_mask, rotary_tables
+from nvila_ros.runtime.rotary import RotaryRows, additive_mask, causal_mask
 
 STAGE_ROWS = 8
 """Rows before the first of a cache, into which a decoder may write new ones that belong behind the last."""
@@ -103,7 +103,7 @@ class AppendEngine:
     def __init__(self, spec: ModelSpec, embedding_VD: np.ndarray, decoder: AppendDecoder) -> None:
         self.spec = spec
         self._embedding_VD, self._decoder = embedding_VD, decoder
-        self._cos, self._sin = rotary_tables(spec.decoder, spec.decoder.max_positions)
+        self._rotary = RotaryRows(spec.decoder)
 
     def embed(self, ids_L: np.ndarray) -> np.ndarray:
         """Return the embeddings of token ids, (L, D)."""
@@ -118,13 +118,13 @@ class AppendEngine:
         start, num_new = cache.length, len(embeds_LD)
         check_append(cache, num_new)
         positions_L = np.arange(start, start + num_new)
-        check_positions(positions_L, len(self._cos))
+        check_positions(positions_L, self._rotary.num_positions)
         mask_LM = causal_mask(num_new, start + num_new)
         return self._append(embeds_LD, cache, positions_L, mask_LM, np.array([num_new - 1]))[0]
 
     def forward_tree(self, embeds_LD: np.ndarray, cache: AppendCache, tree: Tree) -> np.ndarray:
         """Append L tokens of several branches and return the wanted logits, (R, V)."""
-        check_tree(cache, len(embeds_LD), len(self._cos), tree)
+        check_tree(cache, len(embeds_LD), self._rotary.num_positions, tree)
         # No runtime takes a product of no rows.
         rows_R = tree.wanted_R if len(tree.wanted_R) else np.zeros(1, np.int64)
         logits_RV = self._append(embeds_LD, cache, tree.positions_L, additive_mask(tree.sees_LM), rows_R)
@@ -142,7 +142,7 @@ class AppendEngine:
         if embeds_LD.shape != shape:
             raise ShapeError(f"embeddings must be {shape}, got {embeds_LD.shape}")
         embeds_LD = np.ascontiguousarray(embeds_LD, np.float32)
-        new = NewTokens(embeds_LD, self._cos[positions_L], self._sin[positions_L], mask_LM, rows_R.astype(np.int64))
+        new = NewTokens(embeds_LD, *self._rotary(positions_L), mask_LM, rows_R.astype(np.int64))
         logits_RV = self._decoder.run(new, cache)
         cache.length += len(embeds_LD)
         return logits_RV
