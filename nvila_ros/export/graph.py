@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.export.forms import ORT, GraphForm
-from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, Weights, pack_nibbles
+from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, Weights, as_array, pack_nibbles
 
 BLOCK_ROWS = 8192  # packed at a time: a whole vocabulary in bytes would be the largest array in memory
 WEIGHTS_FILE = "weights.bin"
@@ -76,9 +76,7 @@ class GraphBuilder:
 
     def plain(self, key: str, weights: Weights) -> str:
         """Refer to a weight in the checkpoint's layout; only linear maps may be quantized."""
-        array = weights[key]
-        assert isinstance(array, np.ndarray), f"{key} is quantized, which only linear maps may be"
-        return self.weight(key, array)
+        return self.weight(key, as_array(weights, key))
 
     def constant(self, array: np.ndarray) -> str:
         """Refer to a small constant, kept inside the graph; equal ones are stored once."""
@@ -121,7 +119,7 @@ class GraphBuilder:
     def linear(self, x: str, name: str, weights: Weights) -> str:
         """Multiply by a weight, stored (N, K) or quantized, and add its bias, where it has one."""
         weight, has_bias = weights[f"{name}.weight"], f"{name}.bias" in weights
-        if group := self._fused_group(weight):
+        if not isinstance(weight, np.ndarray) and (group := self._fused_group(weight)):
             bias = self.plain(f"{name}.bias", weights) if has_bias else ""
             return self._fused(x, f"{name}.weight", weight, group, bias)
         y = self.matmul(x, f"{name}.weight", weight)
@@ -133,7 +131,7 @@ class GraphBuilder:
         Raises:
             ConfigError: the weight cannot be expressed in this form.
         """
-        if group := self._fused_group(weight):
+        if not isinstance(weight, np.ndarray) and (group := self._fused_group(weight)):
             return self._fused(x, name, weight, group)
         if isinstance(weight, Int4Weight):
             return self.op("MatMul", x, self._dequantize_int4(name, weight))
@@ -215,9 +213,9 @@ class GraphBuilder:
         scale = self._scale(name, weight.scale_GN)
         return self.op("DequantizeLinear", values, scale, axis=0, block_size=weight.group_size)
 
-    def _fused_group(self, weight: Weight) -> int:
+    def _fused_group(self, weight: Int4Weight | Int8Weight) -> int:
         """Return the inputs that share a scale in the fused form of a weight, or 0 if there is none."""
-        if self.form.maps != "fused" or isinstance(weight, np.ndarray):
+        if self.form.maps != "fused":
             return 0
         if isinstance(weight, Int4Weight):
             return weight.group_size if weight.group_size in FUSED_GROUPS else 0
@@ -225,9 +223,8 @@ class GraphBuilder:
             return 0
         return max((group for group in FUSED_GROUPS if len(weight.values_KN) % group == 0), default=0)
 
-    def _fused(self, x: str, name: str, weight: Weight, group: int, bias: str = "") -> str:
+    def _fused(self, x: str, name: str, weight: Int4Weight | Int8Weight, group: int, bias: str = "") -> str:
         """Multiply in integers; values have an offset of 8 or 128, and an output's are contiguous in its groups."""
-        assert not isinstance(weight, np.ndarray), f"{name} is not quantized"
         (num_in, num_out), bits = weight.values_KN.shape, 4 if isinstance(weight, Int4Weight) else 8
         blocks = np.empty((num_out, num_in // group, group * bits // 8), np.uint8)
         for start in range(0, num_out, BLOCK_ROWS):

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nvila_ros.errors import CheckpointError, ShapeError
+
 INT4_RANGE = (-8, 7)
 INT8_RANGE = (-127, 127)  # symmetric: -128 would have no counterpart
 
@@ -84,9 +86,14 @@ def join_outputs(weights: Sequence[Weight]) -> Weight | None:
 
 
 def as_array(weights: Mapping[str, Weight], key: str) -> np.ndarray:
-    """Return a tensor that is never quantized, in its stored dtype."""
+    """Return a tensor that is never quantized, in its stored dtype.
+
+    Raises:
+        CheckpointError: it is quantized.
+    """
     array = weights[key]
-    assert isinstance(array, np.ndarray), f"{key} is quantized, which only linear maps may be"
+    if not isinstance(array, np.ndarray):
+        raise CheckpointError(f"only linear maps may be quantized, {key} is {_name(array)}; build the engine again")
     return array
 
 
@@ -107,8 +114,13 @@ def _name(weight: Weight) -> str:
 
 
 def pack_nibbles(values_KN: np.ndarray) -> np.ndarray:
-    """Return int4 values two to a byte, the first in the low half, (K, N / 2) uint8, as ONNX packs them; N is even."""
-    assert values_KN.shape[1] % 2 == 0, f"int4 values are packed in pairs, got {values_KN.shape[1]} outputs"
+    """Return int4 values two to a byte, the first in the low half, (K, N / 2) uint8, as ONNX packs them.
+
+    Raises:
+        ShapeError: N is odd.
+    """
+    if values_KN.shape[1] % 2:
+        raise ShapeError(f"int4 values are packed in pairs, got {values_KN.shape[1]} outputs; leave it unquantized")
     nibbles = values_KN.astype(np.uint8) & 0xF
     return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)
 

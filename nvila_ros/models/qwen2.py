@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nvila_ros.errors import ShapeError
 from nvila_ros.models.embedding import embedding
 from nvila_ros.models.spec import DecoderSpec
 
@@ -38,9 +39,13 @@ class KvCache:
         """Store this call's rows behind the filled ones and return all rows, (B, K, M, S) each.
 
         The caller advances `length` once all layers have appended.
+
+        Raises:
+            ShapeError: they do not fit.
         """
         end = self.length + k_BKLS.shape[2]
-        assert end <= self.k.shape[3], f"cache holds {self.k.shape[3]} tokens, {end} needed"
+        if end > self.k.shape[3]:
+            raise ShapeError(f"the cache holds {self.k.shape[3]} tokens, got {end}; give it a larger capacity")
         self.k[layer, :, :, self.length : end] = k_BKLS
         self.v[layer, :, :, self.length : end] = v_BKLS
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
@@ -152,7 +157,8 @@ class DecoderAttention(nn.Module):
         if cache:
             k_BKMS, v_BKMS = cache.append(self.layer_idx, k_BKMS, v_BKMS)
         if wanted_BT is not None:
-            assert sees_LM is not None, "a mask is required where only some tokens are wanted"
+            if sees_LM is None:
+                raise ShapeError("wanted tokens need a mask over all, got none; give sees_LM")
             x_BLD, cos_LS, sin_LS, sees_LM = (take_rows(each, wanted_BT) for each in (x_BLD, cos_LS, sin_LS, sees_LM))
         q_BALS = rotate(self._heads(self.q_proj(x_BLD)), cos_LS, sin_LS)
         return self.o_proj(attend(q_BALS, k_BKMS, v_BKMS, sees_LM).transpose(1, 2).flatten(2))

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nvila_ros.errors import CheckpointError
+from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.prompt.tokenizer import ChatTokenizer
@@ -147,8 +147,13 @@ def score_samples(
 
 
 def delta_loss(log_large_N: np.ndarray, log_small_N: np.ndarray, num_tokens_N: np.ndarray, how: str) -> np.ndarray:
-    """Return the scores, (N,) float64; `how` is one of `SCORES`."""
-    assert how in SCORES, how
+    """Return the scores, (N,) float64.
+
+    Raises:
+        ConfigError: `how` is none of `SCORES`.
+    """
+    if how not in SCORES:
+        raise ConfigError(f"score must be one of {', '.join(SCORES)}, got {how!r}")
     delta_N = log_large_N - log_small_N
     return delta_N / num_tokens_N if how == "mean" else delta_N
 

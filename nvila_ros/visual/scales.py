@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nvila_ros.errors import ShapeError
+
 
 def merge_scales(feat_NPE: np.ndarray, grids: Sequence[tuple[int, int]], merge_scale: int) -> np.ndarray:
     """Return the blocks that the projector reads, (rows * columns of the merged grid, P, S * E) float32.
@@ -32,19 +34,30 @@ def merge_scales(feat_NPE: np.ndarray, grids: Sequence[tuple[int, int]], merge_s
 
 
 def join_tiles(feat_NPE: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Return the map (rows * grid, columns * grid, E) of square tiles that lie row by row."""
+    """Return the map (rows * grid, columns * grid, E) of square tiles that lie row by row.
+
+    Raises:
+        ShapeError: there are more or fewer tiles.
+    """
     num_tiles, num_patches, width = feat_NPE.shape
     grid = round(num_patches**0.5)
-    assert num_tiles == rows * columns, f"{rows} x {columns} tiles, got {num_tiles}"
+    if num_tiles != rows * columns:
+        raise ShapeError(f"{rows} x {columns} tiles must make a map, got {num_tiles}; cut the picture by these grids")
     tiled = feat_NPE.reshape(rows, columns, grid, grid, width)
     return tiled.swapaxes(1, 2).reshape(rows * grid, columns * grid, width)
 
 
 def split_blocks(map_HWE: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Return the map cut into blocks row by row, (rows * columns, patches of a block, E)."""
+    """Return the map cut into blocks row by row, (rows * columns, patches of a block, E).
+
+    Raises:
+        ShapeError: its sides do not divide.
+    """
     height, width, channels = map_HWE.shape
-    assert height % rows == 0, f"{height} rows of patches do not divide into {rows} blocks"
-    assert width % columns == 0, f"{width} columns of patches do not divide into {columns} blocks"
+    if height % rows or width % columns:
+        raise ShapeError(
+            f"patches must divide into {rows} x {columns} blocks, got {height} x {width}; cut by these grids"
+        )
     cut = map_HWE.reshape(rows, height // rows, columns, width // columns, channels).swapaxes(1, 2)
     return cut.reshape(rows * columns, -1, channels)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nvila_ros.models.qwen2 import Qwen2Decoder, attend, rotary_tables
+from nvila_ros.errors import ShapeError
+from nvila_ros.models.qwen2 import KvCache, Qwen2Decoder, attend, rotary_tables
 from nvila_ros.models.spec import DecoderSpec
 
 SPEC = DecoderSpec(
@@ -59,3 +60,19 @@ def test_wanted_rows_of_a_layer_are_those_of_all_there_and_back() -> None:
     gradients = (torch.autograd.grad(each, (x_BLD, *layer.parameters()), back) for each in (few, same))
     for of_few, of_same in zip(*gradients, strict=True):
         assert torch.allclose(of_few, of_same, atol=1e-5)
+
+
+def test_cache_refuses_more_tokens_than_it_holds() -> None:
+    cache = KvCache(SPEC, capacity=3)
+    rows = torch.zeros(1, SPEC.num_kv_heads, 4, SPEC.head_size)
+
+    with pytest.raises(ShapeError, match="holds 3 tokens, got 4; give it a larger capacity"):
+        cache.append(0, rows, rows)
+
+
+def test_wanted_tokens_without_a_mask_are_refused() -> None:
+    decoder = Qwen2Decoder(SPEC)
+    tables = rotary_tables(SPEC, torch.arange(2))
+
+    with pytest.raises(ShapeError, match="give sees_LM"):
+        decoder.model.layers[0](torch.zeros(1, 2, SPEC.width), *tables, None, None, torch.zeros(1, 1, dtype=torch.long))

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvila_ros.errors import CheckpointError
+from nvila_ros.errors import CheckpointError, ConfigError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.training.conversations.bad_samples import DataError
@@ -82,6 +82,11 @@ def test_mean_is_the_sum_by_token() -> None:
 
     assert delta_loss(large, small, counts, "sum").tolist() == [2.0, -6.0]
     assert delta_loss(large, small, counts, "mean").tolist() == [1.0, -2.0]
+
+
+def test_score_of_no_known_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="score must be one of mean, sum, got 'median'"):
+        delta_loss(np.zeros(1), np.zeros(1), np.ones(1), "median")
 
 
 @pytest.mark.parametrize("row_tokens", [1, 150, 10_000])

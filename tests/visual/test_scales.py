@@ -1,11 +1,14 @@
 """Merging of scales against torch's own interpolation and a naive loop."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from nvila_ros.errors import ShapeError
+from nvila_ros.visual.pooling import pool_tokens
 from nvila_ros.visual.scales import join_tiles, merge_scales, resize_area, split_blocks
 
 sides = st.integers(1, 14)
@@ -60,3 +63,14 @@ def test_merged_blocks_hold_every_scale_of_their_place(rows: int, columns: int, 
     merged = np.concatenate(maps, -1)
     want = [merged[2 * r : 2 * r + 2, 2 * c : 2 * c + 2] for r in range(height // 2) for c in range(width // 2)]
     assert np.array_equal(got, np.stack(want).reshape(-1, 4, 9))
+
+
+def test_shapes_that_do_not_divide_are_refused_with_both_numbers() -> None:
+    with pytest.raises(ShapeError, match="2 x 3 tiles must make a map, got 5"):
+        join_tiles(np.zeros((5, 4, 2), np.float32), 2, 3)
+    with pytest.raises(ShapeError, match="2 x 3 blocks, got 4 x 4"):
+        split_blocks(np.zeros((4, 4, 2), np.float32), 2, 3)
+    with pytest.raises(ShapeError, match=r"divide by \(2, 1, 1\), got 3 frames of 4 x 4 tokens"):
+        pool_tokens(np.zeros((3, 16, 2), np.float32), (2, 1, 1))
+    with pytest.raises(ShapeError, match=r"divide by \(1, 1, 3\), got 2 frames of 4 x 4 tokens"):
+        pool_tokens(np.zeros((2, 16, 2), np.float32), (1, 1, 3))

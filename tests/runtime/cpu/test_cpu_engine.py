@@ -22,7 +22,7 @@ pytest.importorskip(
 
 from nvila_ros.generation.decode import decode_greedy
 from nvila_ros.models.checkpoint import open_checkpoint
-from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, pack_nibbles
+from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
 from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.prompt.tokenizer import ChatTokenizer
@@ -268,10 +268,6 @@ def test_nvila_tiny_decodes_the_references_greedy_ids() -> None:
         return list(itertools.islice(tokens, 20))
 
     assert decode(load(checkpoint, threads=1)) == decode(TorchEngine(checkpoint))
-
-
-def test_int4_values_are_packed_low_half_first() -> None:
-    assert pack_nibbles(np.array([[1, -1], [-8, 7]], np.int8)).tolist() == [[0xF1], [0x78]]
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
