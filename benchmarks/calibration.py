@@ -26,7 +26,7 @@ from rich.table import Table
 from nvila_ros.runtime.loading import BACKENDS
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.tools.options import positive, print_json, whole
-from nvila_ros.tools.suite_scores import ask_case
+from nvila_ros.tools.suite_scores import ask_case, bins_of, calibration_error
 from nvila_ros.world.questions import ANSWERS, EVAL_KINDS, eval_case
 
 NUM_BINS = 10
@@ -125,11 +125,11 @@ def measure(fitted: list[ScoredChoice], held_out: list[ScoredChoice], temperatur
         "asked": len(group),
         "accuracy": float(np.mean([each.is_right for each in group])),
         "confidence": float(np.mean([each.confidence for each in group])),
-        "ece": calibration_error(group),
+        "ece": error_of(group),
         "luck": error_by_luck(group),
         "brier": float(np.mean([each.brier for each in group])),
-        "half_ece": calibration_error(held_out),
-        "half_ece_at_t": calibration_error(scaled),
+        "half_ece": error_of(held_out),
+        "half_ece_at_t": error_of(scaled),
         "half_brier": float(np.mean([each.brier for each in held_out])),
         "half_brier_at_t": float(np.mean([each.brier for each in scaled])),
     }
@@ -137,31 +137,34 @@ def measure(fitted: list[ScoredChoice], held_out: list[ScoredChoice], temperatur
 
 def reliability(group: Sequence[ScoredChoice]) -> list[dict[str, float]]:
     """Return the bins of equal width into which answers fall by their confidence, without the empty ones."""
-    bins: dict[int, list[ScoredChoice]] = {}
-    for choice in group:
-        bins.setdefault(min(int(choice.confidence * NUM_BINS), NUM_BINS - 1), []).append(choice)
+    confidence, is_right = confidences(group)
+    bin_of = bins_of(confidence, NUM_BINS)
     return [
         {
             "low": index / NUM_BINS,
             "high": (index + 1) / NUM_BINS,
-            "answers": len(members),
-            "confidence": float(np.mean([choice.confidence for choice in members])),
-            "accuracy": float(np.mean([choice.is_right for choice in members])),
+            "answers": int((bin_of == index).sum()),
+            "confidence": float(confidence[bin_of == index].mean()),
+            "accuracy": float(is_right[bin_of == index].mean()),
         }
-        for index, members in sorted(bins.items())
+        for index in np.unique(bin_of).tolist()
     ]
 
 
-def calibration_error(group: Sequence[ScoredChoice]) -> float:
+def confidences(group: Sequence[ScoredChoice]) -> tuple[np.ndarray, np.ndarray]:
+    """Return how confident each answer is, and whether it is right, (N,) float64 each."""
+    return np.array([(choice.confidence, choice.is_right) for choice in group], np.float64).T
+
+
+def error_of(group: Sequence[ScoredChoice]) -> float:
     """Return the expected calibration error."""
-    bins = reliability(group)
-    return sum(each["answers"] * abs(each["confidence"] - each["accuracy"]) for each in bins) / len(group)
+    return calibration_error(*confidences(group), NUM_BINS)
 
 
 def error_by_luck(group: Sequence[ScoredChoice]) -> float:
     """Return the mean calibration error where each answer is right by chance, as often as it is confident."""
-    confidence = np.array([choice.confidence for choice in group])
-    bin_of = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    confidence, _ = confidences(group)
+    bin_of = bins_of(confidence, NUM_BINS)
     gaps = (np.random.default_rng(0).random((NUM_DRAWS, len(group))) < confidence) - confidence
     return float(sum(np.abs(gaps[:, bin_of == k].sum(axis=1)).mean() for k in np.unique(bin_of)) / len(group))
 

@@ -23,8 +23,8 @@ from nvila_ros.tools.evaluate_data import as_table as as_data_table
 from nvila_ros.tools.evaluate_data import ask_all, check_metrics, describe_run, score_all
 from nvila_ros.tools.metrics import METRICS
 from nvila_ros.tools.options import add_model_options, positive, print_json, whole, wide_console, words
-from nvila_ros.tools.progress import CountProgress
 from nvila_ros.tools.records import add_media_options, open_sources
+from nvila_ros.tools.step_progress import StepProgress
 from nvila_ros.tools.suite_scores import MAX_TOKENS, as_dict, as_table, score
 from nvila_ros.tools.suites import DEFAULT_SUITE, SUITES
 from nvila_ros.training.conversations.bad_samples import BadSamples, DataError
@@ -102,7 +102,7 @@ def run_data(args: argparse.Namespace) -> int:
     bad_samples = BadSamples(is_strict=not args.skip_bad)
     model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
     total = sum(min(args.limit or len(source), len(source)) for source in sources)
-    with AnswerLog(args.out, settings) as log, CountProgress("records", total) as progress:
+    with AnswerLog(args.out, settings) as log, StepProgress(("records",)) as progress:
         ask_all(
             model,
             sources,
@@ -111,7 +111,7 @@ def run_data(args: argparse.Namespace) -> int:
             num_frames=settings["frames"],
             max_tokens=max_tokens,
             limit=args.limit,
-            on_record=progress.advance,
+            on_record=progress.counter("records", total),
         )
     scores = score_all(sources, log, metrics, args.limit)
     if not scores:
@@ -139,11 +139,12 @@ def run_suite(args: argparse.Namespace) -> int:
         suite.case(kind, 0)  # what is missing shows before the model is loaded
     model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(CountProgress("questions", len(kinds) * num_questions))
+        progress = stack.enter_context(StepProgress(("questions",)))
+        count = progress.counter("questions", len(kinds) * num_questions)
         lines = stack.enter_context(_CaseLines(args.out)) if args.out else None
 
         def on_case(kind: str, index: int, case: EvalCase, answer: Answer) -> None:
-            progress.advance(kind)
+            count(kind)
             if lines is not None:
                 lines.write(kind, index, case, answer)
 

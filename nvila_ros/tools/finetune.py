@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,8 +28,8 @@ from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.charts import draw_losses, save_chart
 from nvila_ros.tools.finetune_options import add_arguments, read_settings
 from nvila_ros.tools.options import print_json, wide_console
-from nvila_ros.tools.progress import CountProgress
 from nvila_ros.tools.records import open_sources
+from nvila_ros.tools.step_progress import StepProgress
 from nvila_ros.training.finetuning.results import RUN_FOLDER, write_results
 from nvila_ros.training.finetuning.run import TuningData, TuningRun, open_run
 from nvila_ros.training.finetuning.settings import FROZEN, Settings
@@ -92,8 +92,9 @@ def _train(
     tuning = open_run(checkpoint, data, settings, folder, ranks, local_device(args.device))
     if ranks.is_first and tuning.done:
         print(f"{args.out.name}: goes on after step {tuning.done}", file=sys.stderr, flush=True)
-    with CountProgress(args.out.name, tuning.num_steps, done=tuning.done, is_shown=ranks.is_first) as progress:
-        tuning.train(partial(_report_step, tuning, progress))
+    with StepProgress((args.out.name,), is_shown=ranks.is_first) as progress:
+        count = progress.counter(args.out.name, tuning.num_steps, tuning.done)
+        tuning.train(partial(_report_step, tuning, count))
     if ranks.is_first:
         _draw(tuning)
     return tuning
@@ -157,9 +158,9 @@ def _sweep_table(rows: list[dict[str, Any]], best: float) -> Table:
     return table
 
 
-def _report_step(tuning: TuningRun, progress: CountProgress, entry: dict[str, Any]) -> None:
+def _report_step(tuning: TuningRun, count: Callable[[str], None], entry: dict[str, Any]) -> None:
     loss = "no sample" if entry["loss"] is None else f"loss {entry['loss']:.4f}"
-    progress.advance(f"{loss} {entry['s']:.2f} s")
+    count(f"{loss} {entry['s']:.2f} s")
     if entry["step"] % tuning.settings.save_every == 0:
         _draw(tuning)
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from nvila_ros.errors import ConfigError
+from nvila_ros.errors import ConfigError, FrameError
 from nvila_ros.files import read_json
 from nvila_ros.generation.decode import decode_greedy
 from nvila_ros.generation.generator import embed_prompt
@@ -25,6 +24,7 @@ from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, PromptPart, build_pr
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.video.media import IMAGE_SUFFIXES
+from nvila_ros.video.pictures import decode_picture, read_file
 from nvila_ros.video.video_file import VideoFile
 from nvila_ros.visual.encode import VisualPrompt, arrange, merge_features
 from nvila_ros.visual.tiles import normalize_tiles
@@ -239,10 +239,10 @@ def _read_clip(path: Path, num_frames: int) -> Images:
 
 
 def _read_image(path: Path) -> np.ndarray:
-    """Return (H, W, 3) uint8 RGB; alpha is dropped, as the reference does."""
+    """Return (H, W, 3) uint8 RGB; alpha is dropped and an orientation is not followed, as the reference does."""
     try:
-        return np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
+        return decode_picture(read_file(path), follow_orientation=False)
+    except FrameError as error:
         raise ConfigError(f"{path} cannot be read as an image: {error}") from error
 
 

@@ -7,7 +7,6 @@ the same. Weights are read once, to find values that are not finite; `--no-weigh
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -89,7 +88,6 @@ def _page(name: str | None, reads_weights: bool) -> Values:
     root = find_checkpoint(name)
     if not reads_weights:
         return describe_inspection(inspect_folder(root))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     with StepProgress(("weights",), says_done=False) as progress:
         return describe_inspection(inspect_folder(root, lambda done, total: _report(progress, done, total)))
 

@@ -18,9 +18,9 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.charts import draw_scores, save_chart
 from nvila_ros.tools.options import positive, print_json, share, wide_console
-from nvila_ros.tools.progress import CountProgress
 from nvila_ros.tools.prune_report import as_dict, example_table, group_table
 from nvila_ros.tools.records import add_media_options, open_sources
+from nvila_ros.tools.step_progress import StepProgress
 from nvila_ros.training.conversations.files import SampleSource
 from nvila_ros.training.pruning import SCORES, Scorer, check_tokenizers
 from nvila_ros.training.ranks import joined, local_device
@@ -73,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
         with exclusive_lock(args.out) if ranks.is_first else nullcontext():
             ranks.wait()
             num_blocks = len(range(ranks.rank, run.num_blocks, ranks.world_size))
-            with CountProgress("blocks", num_blocks, is_shown=ranks.is_first) as progress:
-                score_blocks(run, folder, rank=ranks.rank, world_size=ranks.world_size, on_block=progress.advance)
+            with StepProgress(("blocks",), is_shown=ranks.is_first) as progress:
+                on_block = progress.counter("blocks", num_blocks)
+                score_blocks(run, folder, rank=ranks.rank, world_size=ranks.world_size, on_block=on_block)
             ranks.wait()
             if ranks.is_first:
                 _finish(args, run, folder)

@@ -1,20 +1,19 @@
-"""The progress of long work: bars on a terminal, else a line every few seconds, or JSON lines for a program."""
+"""The progress of long work, on standard error: bars on a terminal, else lines; or JSON lines for a program."""
 
 from __future__ import annotations
 
-import logging
+import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nvila_ros.tools.options import print_json
 
-LINE_S = 5.0
-"""Seconds between two lines where standard error is no terminal."""
-_log = logging.getLogger(__name__)
+LINE_S, LONGEST_S, GROWTH = 5.0, 60.0, 1.2
+"""Seconds between the first lines where standard error is no terminal, and by and by; what one grows by to the next."""
 
 
 class StepProgress:
@@ -23,19 +22,27 @@ class StepProgress:
     Args:
         steps: in order.
         as_json: print a JSON line at each change, and no lines for people.
-        line_s: seconds between two lines for people.
+        line_s: seconds to the first line for people.
         says_done: print a line when a step is done.
+        is_shown: whether people see anything.
     """
 
     def __init__(
-        self, steps: Sequence[str], *, as_json: bool = False, line_s: float = LINE_S, says_done: bool = True
+        self,
+        steps: Sequence[str],
+        *,
+        as_json: bool = False,
+        line_s: float = LINE_S,
+        says_done: bool = True,
+        is_shown: bool = True,
     ) -> None:
         console = Console(stderr=True)
-        self._is_terminal, self._as_json, self._line_s = console.is_terminal, as_json, line_s
-        self._says_done = says_done and not console.is_terminal
+        self._is_bar, self._as_json, self._line_s = console.is_terminal and is_shown, as_json, line_s
+        self._has_lines = is_shown and not (console.is_terminal or as_json)
+        self._says_done = says_done and self._has_lines
         columns = [TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.fields[text]:<24}")]
         columns += [TimeElapsedColumn(), TimeRemainingColumn()]
-        self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bars = Progress(*columns, console=console, disable=not self._is_bar)
         self._tasks = {step: self._bars.add_task(step, total=None, text="") for step in steps}
         self._shares = dict.fromkeys(steps, 0.0)
         self._texts = dict.fromkeys(steps, "not begun")
@@ -45,7 +52,7 @@ class StepProgress:
 
     def __enter__(self) -> StepProgress:
         self._bars.start()
-        if not (self._is_terminal or self._as_json):
+        if self._has_lines:
             self._lines.start()
         return self
 
@@ -63,10 +70,25 @@ class StepProgress:
         self._shares[step], self._texts[step] = done / total, text or f"{done}/{total}"
         self._bars.update(self._tasks[step], completed=done, total=total, text=self._texts[step])
         if self._says_done and done == total:
-            _log.info("%s: done", step)
+            _print(f"{step}: done")
         if self._as_json:
             progress = sum(self._shares.values()) / len(self._shares)
             print_json({"part": step, "done": done, "total": total, "progress": progress})
+
+    def counter(self, step: str, total: int, done: int = 0) -> Callable[[str], None]:
+        """Begin a step that goes on after `done` of its units; return what reports each further one.
+
+        It takes what to show beside the count.
+        """
+        self._bars.reset(self._tasks[step], total=total, completed=done)  # the time left is that of the units to come
+        self._shares[step], self._texts[step], self._last = done / max(total, 1), f"{done}/{total}", step
+
+        def count(text: str = "") -> None:
+            nonlocal done
+            done += 1
+            self.advance(step, done, total, f"{done}/{total} {text}".rstrip())
+
+        return count
 
     def _current(self) -> str | None:
         """Return the step that reported last, or the one behind it if that is done."""
@@ -76,7 +98,13 @@ class StepProgress:
 
     def _print_lines(self) -> None:
         """Say every few seconds which step the work is at, also where a step reports nothing for long."""
-        while not self._is_over.wait(self._line_s):
+        wait_s = self._line_s
+        while not self._is_over.wait(wait_s):
             step = self._current()
             if step is not None:
-                _log.info("%s: %s, %.0f s so far", step, self._texts[step], time.monotonic() - self._start_s)
+                _print(f"{step}: {self._texts[step]}, {time.monotonic() - self._start_s:.0f} s so far")
+            wait_s = min(wait_s * GROWTH, LONGEST_S)
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -26,6 +26,23 @@ SURE = 0.99
 """Probability from which on an answer counts as sure."""
 
 
+def bins_of(confidence: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
+    """Return the bin of each confidence in [0, 1], of bins of equal width."""
+    return np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+
+
+def calibration_error(confidence: np.ndarray, is_right: np.ndarray, num_bins: int = NUM_BINS) -> float:
+    """Return the expected calibration error: |confidence - accuracy| of each bin, weighted by the answers in it.
+
+    Args:
+        confidence: (N,) probability of each answer, N >= 1.
+        is_right: (N,) 1 where it is true, else 0.
+        num_bins: of equal width.
+    """
+    gaps = np.bincount(bins_of(confidence, num_bins), confidence - is_right)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
 @dataclass(slots=True)
 class SuiteScore:
     """How the questions of one kind or tier went.
@@ -52,12 +69,7 @@ class SuiteScore:
     @property
     def calibration_error(self) -> float:
         """Expected calibration error of the likeliest choices, 0 where nothing was chosen."""
-        if not self.chosen:
-            return 0.0
-        probability, is_right = np.array(self.chosen, np.float64).T
-        bins = np.minimum((probability * NUM_BINS).astype(int), NUM_BINS - 1)
-        gaps = [abs((probability - is_right)[bins == k].sum()) for k in range(NUM_BINS)]
-        return float(sum(gaps) / len(self.chosen))
+        return calibration_error(*np.array(self.chosen, np.float64).T) if self.chosen else 0.0
 
     @property
     def num_sure(self) -> int:

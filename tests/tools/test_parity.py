@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,13 @@ def damage_media(folder: Path) -> None:
     (folder.parent / "media" / "wide.png").write_bytes(b"no picture")
 
 
+def announce_a_huge_picture(folder: Path) -> None:
+    header = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    chunks = [header, b"IDAT" + zlib.compress(b""), b"IEND"]
+    framed = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks]
+    (folder.parent / "media" / "wide.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(framed))
+
+
 def lose_checkpoint(folder: Path) -> None:
     shutil.rmtree(folder / "ckpt")
 
@@ -142,6 +151,7 @@ def truncate_weights(folder: Path) -> None:
         (lose_tensors, "is no golden case"),
         (lose_media, "media/wide.png, which lies in none of its folders"),
         (damage_media, "cannot be read as an image"),
+        (announce_a_huge_picture, "px, got 50000x50000"),
         (lose_checkpoint, "no ckpt or ckpt_hf beside its cases"),
         (lose_tokenizer, "vocab.json"),
         (truncate_weights, "truncated or not safetensors"),
