@@ -1,8 +1,9 @@
-"""A name stands for one thing: no class or type alias is defined twice."""
+"""The house itself: a name of a type stands for one thing, and no file is too long to be read."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+MAX_LINES = 350
 TREES = {"nvila_ros": ("nvila_ros", "benchmarks", "examples"), "tests": ("tests",)}
 
 
@@ -44,3 +46,13 @@ def test_a_second_definition_is_noticed(tmp_path: Path) -> None:
     found = defined_twice(("a",), tmp_path)
 
     assert found == {"Frame": ["a/one.py", "a/two.py"], "Part": ["a/one.py", "a/two.py"]}
+
+
+def test_no_file_is_too_long() -> None:
+    listed = subprocess.run(["git", "ls-files", "*.py", "*.cpp", "*.h"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no checkout of git")
+    lengths = {name: len((ROOT / name).read_text().splitlines()) for name in listed.stdout.split()}
+
+    assert len(lengths) > 500
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
