@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ from nvila_ros.tools.charts import draw_losses, save_chart
 from nvila_ros.tools.finetune_options import add_arguments, read_settings
 from nvila_ros.tools.options import print_json, wide_console
 from nvila_ros.tools.records import open_sources
-from nvila_ros.tools.step_progress import StepProgress
+from nvila_ros.tools.step_progress import StepProgress, UnitCounter
 from nvila_ros.training.finetuning.results import RUN_FOLDER, write_results
 from nvila_ros.training.finetuning.run import TuningData, TuningRun, open_run
 from nvila_ros.training.finetuning.settings import FROZEN, Settings
@@ -158,7 +158,7 @@ def _sweep_table(rows: list[dict[str, Any]], best: float) -> Table:
     return table
 
 
-def _report_step(tuning: TuningRun, count: Callable[[str], None], entry: dict[str, Any]) -> None:
+def _report_step(tuning: TuningRun, count: UnitCounter, entry: dict[str, Any]) -> None:
     loss = "no sample" if entry["loss"] is None else f"loss {entry['loss']:.4f}"
     count(f"{loss} {entry['s']:.2f} s")
     if entry["step"] % tuning.settings.save_every == 0:

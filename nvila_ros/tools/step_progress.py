@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,6 +15,14 @@ from nvila_ros.tools.options import print_json
 
 LINE_S, LONGEST_S, GROWTH = 5.0, 60.0, 1.2
 """Seconds between the first lines where standard error is no terminal, and by and by; what one grows by to the next."""
+
+
+class UnitCounter(Protocol):
+    """Reports that one more unit of a step is done."""
+
+    def __call__(self, text: str = "") -> None:
+        """Count it, and show a text beside the count."""
+        ...
 
 
 class StepProgress:
@@ -75,11 +84,8 @@ class StepProgress:
             progress = sum(self._shares.values()) / len(self._shares)
             print_json({"part": step, "done": done, "total": total, "progress": progress})
 
-    def counter(self, step: str, total: int, done: int = 0) -> Callable[[str], None]:
-        """Begin a step that goes on after `done` of its units; return what reports each further one.
-
-        It takes what to show beside the count.
-        """
+    def counter(self, step: str, total: int, done: int = 0) -> UnitCounter:
+        """Begin a step that goes on after `done` of its units; return what reports each further one."""
         self._bars.reset(self._tasks[step], total=total, completed=done)  # the time left is that of the units to come
         self._shares[step], self._texts[step], self._last = done / max(total, 1), f"{done}/{total}", step
 
