@@ -38,6 +38,7 @@ def test_small_model_is_quantized_by_one_thread_and_reports_its_calibration(tmp_
     assert threads == {f"{part} {i}/5": 1 for part in ("calibration", "vision_tower") for i in range(1, 6)}
 
 
+@pytest.mark.slow  # starts a build at the lowest priority, which a busy machine lets wait
 def test_build_in_the_background_gives_way_inside_and_outside_of_its_session(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
