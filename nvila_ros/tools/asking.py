@@ -44,14 +44,15 @@ def ask_sample(
     for number, turn in enumerate(sample.turns):
         if not turn.text.strip():
             raise SampleError("empty_question", sample.name, "a turn must ask something beside its media, got no text")
-        frames = show_turn(turn, num_frames, sample.name)
+        shown = sample.turns[0] if sample.is_independent else turn
+        frames = show_turn(shown, num_frames, sample.name)
         query = Query(
             query_id=f"{sample.name}, turn {number + 1}",
             question=turn.text,
             num_frames=len(frames),
             max_tokens=max_tokens,
             choices=tuple(choices),
-            conversation=sample.name if len(sample.turns) > 1 else "",
+            conversation=sample.name if len(sample.turns) > 1 and not sample.is_independent else "",
             is_follow_up=number > 0 and not frames,
         )
         try:

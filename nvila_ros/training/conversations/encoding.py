@@ -32,16 +32,28 @@ class EncodedSample:
         ids_L: int64, with `PLACEHOLDER` for visual tokens; without the last token, which is only a label.
         labels_L: int64, the id that should follow each token, `IGNORE` where none is learned.
         views: of the media, in prompt order.
+        branch_L: int64, 0 of what all turns see, k of turn k where turns do not see each other; None where they do.
     """
 
     ids_L: np.ndarray
     labels_L: np.ndarray
     views: tuple[View, ...]
+    branch_L: np.ndarray | None = None
 
     @property
     def learned_ids(self) -> np.ndarray:
         """The tokens that are learned, in order, (T,) int64."""
         return self.labels_L[self.labels_L != IGNORE]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Of each token, (L,) int64: every branch goes on behind what all of them see."""
+        order_L = np.arange(len(self.ids_L))
+        if self.branch_L is None:
+            return order_L
+        shared = int((self.branch_L == 0).sum())
+        starts_L = np.searchsorted(self.branch_L, self.branch_L)
+        return np.where(self.branch_L == 0, order_L, order_L - starts_L + shared)
 
 
 def encode_sample(spec: ModelSpec, tokenizer: ChatTokenizer, sample: Sample) -> EncodedSample:
@@ -50,6 +62,8 @@ def encode_sample(spec: ModelSpec, tokenizer: ChatTokenizer, sample: Sample) -> 
     Raises:
         SampleError: a medium is missing or unreadable, or the sample is longer than the model's positions.
     """
+    if sample.is_independent:
+        return _check_length(spec, _encode_branches(spec, tokenizer, sample), sample.name)
     ids: list[int] = []
     is_learned: list[bool] = []
     views: list[View] = []
@@ -61,12 +75,34 @@ def encode_sample(spec: ModelSpec, tokenizer: ChatTokenizer, sample: Sample) -> 
         answer = [*tokenizer.encode(turn.answer), tokenizer.im_end]
         ids += asked + answer
         is_learned += [False] * len(asked) + [True] * len(answer)
-    if len(ids) - 1 > spec.decoder.max_positions:
-        text = f"must fit the {spec.decoder.max_positions} positions of {spec.name}, got {len(ids) - 1}"
-        raise SampleError("too_long", sample.name, text)
     ids_L = np.array(ids, np.int64)
     labels_L = np.where(is_learned, ids_L, IGNORE)
-    return EncodedSample(ids_L[:-1], labels_L[1:], tuple(views))
+    return _check_length(spec, EncodedSample(ids_L[:-1], labels_L[1:], tuple(views)), sample.name)
+
+
+def _check_length(spec: ModelSpec, encoded: EncodedSample, name: str) -> EncodedSample:
+    longest = int(encoded.positions[-1] if encoded.branch_L is None else encoded.positions.max()) + 1
+    if longest > spec.decoder.max_positions:
+        text = f"must fit the {spec.decoder.max_positions} positions of {spec.name}, got {longest}"
+        raise SampleError("too_long", name, text)
+    return encoded
+
+
+def _encode_branches(spec: ModelSpec, tokenizer: ChatTokenizer, sample: Sample) -> EncodedSample:
+    """Return a sample whose turns stand alone: the media once, then each question and its answer."""
+    views = _view_turn(spec, sample.turns[0], sample.name)
+    media = [part for view in views for part in layout(spec, view)]
+    shared = open_chat(tokenizer, media) if media else []
+    ids, labels, branches = list(shared), [IGNORE] * len(shared), [0] * len(shared)
+    for number, turn in enumerate(sample.turns, 1):
+        asked = open_chat(tokenizer, [*media, turn.text])[len(shared) :] + answer_frame(tokenizer)
+        answer = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        ids += [*asked, *answer[:-1]]
+        labels += [*([IGNORE] * (len(asked) - 1)), *answer]
+        branches += [number] * (len(asked) + len(answer) - 1)
+    return EncodedSample(
+        np.array(ids, np.int64), np.array(labels, np.int64), tuple(views), np.array(branches, np.int64)
+    )
 
 
 def _view_turn(spec: ModelSpec, turn: SampleTurn, name: str) -> list[View]:

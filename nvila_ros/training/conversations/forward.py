@@ -50,8 +50,8 @@ def learned_hidden(
     """
     device = model.llm.model["embed_tokens"].weight.device
     with torch.device(device):
-        ids_L, owner_L, positions_L = (
-            torch.from_numpy(array).to(device) for array in (row.ids_L, row.owner_L, row.positions_L)
+        ids_L, owner_L, positions_L, branch_L = (
+            torch.from_numpy(array).to(device) for array in (row.ids_L, row.owner_L, row.positions_L, row.branch_L)
         )
         embeds_LD = model.llm.embed(ids_L.clamp(min=0))
         if row.views:
@@ -59,7 +59,8 @@ def learned_hidden(
             embeds_LD = embeds_LD.masked_scatter((ids_L == PLACEHOLDER)[:, None], visual_GD)
         if nothing is not None:
             embeds_LD = embeds_LD + nothing.to(embeds_LD.dtype)
-        sees_LL = (owner_L[:, None] == owner_L).tril()
+        is_shared_LL = (branch_L == 0) | (branch_L[:, None] == branch_L)
+        sees_LL = ((owner_L[:, None] == owner_L) & is_shared_LL).tril()
         hidden_LD = model.llm(embeds_LD[None], positions_L=positions_L, sees_LM=sees_LL)[0]
         return hidden_LD[torch.from_numpy(row.labels_L != IGNORE).to(device)]
 

@@ -24,6 +24,7 @@ class PackedRow:
         labels_L: likewise.
         positions_L: int64, from 0 in each sample.
         owner_L: int64, which sample of the row each token is of.
+        branch_L: int64, as in `EncodedSample`; 0 where all is seen.
         views: of the media of all samples, in order.
     """
 
@@ -31,6 +32,7 @@ class PackedRow:
     labels_L: np.ndarray
     positions_L: np.ndarray
     owner_L: np.ndarray
+    branch_L: np.ndarray
     views: tuple[View, ...]
 
     @property
@@ -45,10 +47,15 @@ def join(samples: Sequence[EncodedSample]) -> PackedRow:
     return PackedRow(
         ids_L=np.concatenate([sample.ids_L for sample in samples]),
         labels_L=np.concatenate([sample.labels_L for sample in samples]),
-        positions_L=np.concatenate([np.arange(length) for length in lengths]),
+        positions_L=np.concatenate([sample.positions for sample in samples]),
         owner_L=np.repeat(np.arange(len(samples)), lengths),
+        branch_L=np.concatenate([_branches(sample) for sample in samples]),
         views=tuple(view for sample in samples for view in sample.views),
     )
+
+
+def _branches(sample: EncodedSample) -> np.ndarray:
+    return np.zeros(len(sample.ids_L), np.int64) if sample.branch_L is None else sample.branch_L
 
 
 def pack(samples: Iterable[tuple[int, EncodedSample]], max_tokens: int) -> Iterator[list[tuple[int, EncodedSample]]]:

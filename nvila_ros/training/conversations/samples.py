@@ -9,6 +9,9 @@ tag, all media lead the first. The line break behind a tag, and the one before a
 text. Refused are media of one turn with text between them, since such a text would lose what it refers to, and a video
 beside other media of its turn, which no query shows. So finetune, prune and eval read the same sample.
 
+With `"independent": true` every turn is a conversation of its own behind the media of the first: it does not see the
+others, and the media are read once for all of them.
+
 `question` and `answer` are short for one turn; `answers` lists several that are right, of which the first is learned.
 Other keys are kept.
 
@@ -60,11 +63,13 @@ class Sample:
     Attributes:
         name: file and record, for errors.
         group: the sub-dataset that it belongs to.
+        is_independent: whether each turn stands alone behind the media of the first.
     """
 
     name: str
     turns: tuple[SampleTurn, ...]
     group: str
+    is_independent: bool = False
 
 
 def parse_record(record: Any, name: str, media_folder: Path, group: str, *, allow_outside: bool = False) -> Sample:
@@ -90,8 +95,19 @@ def parse_record(record: Any, name: str, media_folder: Path, group: str, *, allo
             raise SampleError("media_count", name, f"media stand in the user's turns only, got the answer {answer!r}")
     media = media_of(record, name, MediaFolder(media_folder, allow_outside))
     shown = _place_media(questions, media, name)
-    turns = (SampleTurn(*turn, answer) for turn, answer in zip(shown, answers, strict=True))
-    return Sample(name, tuple(turns), group)
+    turns = tuple(SampleTurn(*turn, answer) for turn, answer in zip(shown, answers, strict=True))
+    return Sample(name, turns, group, _is_independent(record, turns, name))
+
+
+def _is_independent(record: Mapping[str, Any], turns: Sequence[SampleTurn], name: str) -> bool:
+    found = record.get("independent", False)
+    if not isinstance(found, bool):
+        raise SampleError("malformed", name, f"independent must be true or false, got {found!r:.80}")
+    if found and any(turn.media for turn in turns[1:]):
+        raise SampleError("media_order", name, "media of independent turns must all stand in the first")
+    if found and not all(turn.text.strip() for turn in turns):
+        raise SampleError("empty_question", name, "an independent turn must ask something, got no text")
+    return found
 
 
 def _conversation(record: Any, name: str) -> list[Any]:

@@ -94,4 +94,4 @@ class StepBatches(Dataset):
 def blank_row() -> PackedRow:
     """Return a row of one token, for a rank that has fewer rows than others; nothing is learned from it."""
     zero_L = np.zeros(1, np.int64)
-    return PackedRow(ids_L=zero_L, labels_L=zero_L, positions_L=zero_L, owner_L=zero_L, views=())
+    return PackedRow(ids_L=zero_L, labels_L=zero_L, positions_L=zero_L, owner_L=zero_L, branch_L=zero_L, views=())

@@ -1,0 +1,345 @@
+"""Whatever happens at any turn of a drive, no rule of it is broken; and each way out has its reason."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvila_ros.driving.decision import objection, read_choice
+from nvila_ros.driving.driver import Driver, Goal, Mover, Orders, Phase
+from nvila_ros.driving.motion import STAND, Pose, Space, StepMotion
+from nvila_ros.driving.outcomes import Choice, EndReason, Fault, StepOutcome
+from nvila_ros.driving.settings import DriveConfig
+from nvila_ros.driving.watch import Frames, Watch
+from nvila_ros.prompt.navila import ACTIONS, SENTENCES
+from nvila_ros.types import NS_PER_S
+
+MS = NS_PER_S // 1000
+TICK_MS = 50
+START_NS = 5_000 * NS_PER_S
+GOAL = Goal("Go to the red ball.", max_steps=20, max_s=120.0, max_m=10.0, min_probability=0.3)
+
+
+def certain(action: int, probability: float = 0.91) -> tuple[float, ...]:
+    return tuple(probability if k == action else (1 - probability) / 9 for k in range(10))
+
+
+@dataclass
+class Bench:
+    """A robot on a plane that obeys at once, a camera, and a model that says what it is told to."""
+
+    mover: Mover = Mover.CMD_VEL
+    goal: Goal = GOAL
+    config: DriveConfig = field(default_factory=DriveConfig)
+    armed: bool = True
+    has_camera: bool = True
+    is_frozen: bool = False
+    is_mute: bool = False
+    space: Space | Fault = Space()
+    answers: list[tuple[float, ...]] = field(default_factory=list)
+    ms: int = 0
+    x: float = 0.0
+    yaw: float = 0.0
+    orders: list[Orders] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.config, Frames(), armed=self.armed)
+        self.film()
+        self.driver = Driver(self.goal, self.mover, self.config, self.watch, self.ros_ns, self.ms * MS)
+
+    @property
+    def ros_ns(self) -> int:
+        return START_NS + self.ms * MS
+
+    def film(self) -> None:
+        if self.has_camera:
+            self.watch.on_frame(self.ros_ns, b"" if self.is_frozen else str(self.ms).encode(), self.ms * MS)
+
+    def tick(self) -> Orders:
+        self.ms += TICK_MS
+        self.film()
+        self.watch.look(self.ros_ns, self.ms * MS)
+        pose = Pose(self.x, 0.0, self.yaw)
+        orders = self.driver.turn(self.ros_ns, self.ms * MS, pose, self.space)
+        self.orders.append(orders)
+        if orders.velocity:
+            self.x += orders.velocity[0] * TICK_MS / 1000
+            self.yaw = math.remainder(self.yaw + orders.velocity[1] * TICK_MS / 1000, 2 * math.pi)
+        if orders.ask and not self.is_mute:
+            chosen = self.answers.pop(0) if self.answers else certain(0)
+            stamps = [self.watch.frames.stamp_ns]
+            choice = read_choice(orders.ask.question, SENTENCES, chosen, stamps, "q", self.ros_ns)
+            self.driver.on_answer(orders.ask.serial, choice)
+        return orders
+
+    def until(self, is_true, most: int = 4000):  # type: ignore[no-untyped-def]
+        for _ in range(most):
+            orders = self.tick()
+            if is_true(orders):
+                return orders
+        raise AssertionError(f"did not happen; the drive is {self.driver.phase}")
+
+    def end(self):  # type: ignore[no-untyped-def]
+        return self.until(lambda orders: orders.ended).ended
+
+
+def test_steps_are_made_one_after_the_other_until_the_model_says_stop() -> None:
+    bench = Bench(answers=[certain(3), certain(6), certain(9), certain(1)])
+    end = bench.end()
+
+    assert end.reason is EndReason.STOPPED
+    assert (end.num_steps, end.error) == (4, "")
+    assert math.isclose(end.traveled_m, 1.0, abs_tol=0.05)
+    assert math.isclose(bench.x, 1.0, abs_tol=0.06)
+    assert abs(bench.yaw) < math.radians(6)
+    told = [step for orders in bench.orders for step in orders.told]
+    assert [step.outcome.name for step in told] == ["BEGUN", "DONE"] * 4 + ["NOT_TAKEN"]
+    assert [step.index for step in told] == [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    asked = [orders.ask for orders in bench.orders if orders.ask]
+    assert [ask.serial for ask in asked] == [1, 2, 3, 4, 5]
+    assert 'task is: "Go to the red ball."' in asked[0].question
+    assert all(orders.velocity == STAND for orders in bench.orders if orders.ask or orders.ended)
+
+
+def test_a_question_waits_for_a_frame_from_after_the_step() -> None:
+    bench = Bench(answers=[certain(3)])
+    bench.until(lambda orders: any(step.outcome is StepOutcome.DONE for step in orders.told))
+    done_ms = bench.ms
+    bench.until(lambda orders: orders.ask)
+
+    assert bench.ms - done_ms >= bench.config.settle_s * 1000
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        (certain(3, 0.29), EndReason.UNSURE),
+        (certain(0, 0.29), EndReason.UNSURE),
+        (certain(0), EndReason.STOPPED),
+    ],
+)
+def test_what_is_not_likely_enough_moves_nothing(chosen: tuple[float, ...], reason: EndReason) -> None:
+    bench = Bench(answers=[chosen])
+
+    assert bench.end().reason is reason
+    assert bench.x == bench.yaw == 0
+
+
+def test_limits_end_a_drive() -> None:
+    ways, steps = [certain(3)] * 40, [certain(4), certain(7)] * 40
+    assert Bench(answers=ways, goal=Goal("Go.", 30, 120.0, 2.0, 0.3)).end().traveled_m <= 2.0
+    assert Bench(answers=list(steps), goal=Goal("Go.", 5, 120.0, 2.0, 0.3)).end().num_steps == 5
+    end = Bench(answers=list(steps), goal=Goal("Go.", 500, 7.0, 2.0, 0.3)).end()
+    assert end.reason is EndReason.LIMIT
+    assert end.duration_s < 7.2
+
+
+def test_what_is_in_the_way_is_not_touched_and_ends_the_drive_in_time() -> None:
+    bench = Bench(answers=[certain(3)] * 9)
+    bench.space = Space(ahead_m=0.1)
+    end = bench.end()
+
+    assert end.reason is EndReason.BLOCKED
+    assert end.num_steps == bench.config.max_blocked
+    assert bench.x == 0
+    assert "free for 0.10 m" in end.error
+
+
+def test_a_robot_that_does_not_obey_ends_the_drive() -> None:
+    bench = Bench(answers=[certain(3)])
+    bench.until(lambda orders: orders.velocity != STAND)
+    for _ in range(400):
+        bench.x = 0.0
+        orders = bench.tick()
+        if orders.ended:
+            break
+
+    assert orders.ended is not None
+    assert orders.ended.reason is EndReason.MOTION_FAILED
+
+
+def drive_into(bench: Bench, fault: str) -> None:
+    if fault == "camera":
+        bench.has_camera = False
+    elif fault == "frozen":
+        bench.is_frozen = True
+    elif fault == "stamps":
+        bench.watch.on_frame(START_NS, b"old", bench.ms * MS)
+    elif fault == "clock":
+        bench.watch.look(bench.ros_ns + 60 * NS_PER_S, bench.ms * MS)
+    elif fault == "model":
+        bench.watch.is_alive = False
+    elif fault == "disarmed":
+        bench.watch.armed = False
+    elif fault == "standing":
+        bench.watch.interrupted_by = "person"
+    elif fault == "guard":
+        bench.space = Fault(EndReason.MOTION_FAILED, "scan is lost")
+    else:
+        bench.driver.end(EndReason[fault.upper()], "because")
+
+
+FAULTS = {
+    "camera": EndReason.STALE,
+    "frozen": EndReason.FROZEN,
+    "stamps": EndReason.CLOCK_JUMP,
+    "clock": EndReason.CLOCK_JUMP,
+    "model": EndReason.NO_ANSWER,
+    "disarmed": EndReason.DISARMED,
+    "standing": EndReason.INTERRUPTED,
+    "guard": EndReason.MOTION_FAILED,
+    "canceled": EndReason.CANCELED,
+    "shutdown": EndReason.SHUTDOWN,
+}
+
+
+@pytest.mark.parametrize("mover", [Mover.CMD_VEL, Mover.NAV2])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_amid_a_step_stands_the_robot_within_half_a_second(fault: str, mover: Mover) -> None:
+    if fault == "guard" and mover is Mover.NAV2:
+        pytest.skip("Nav2 has its own guard")
+    bench = Bench(answers=[certain(3)] * 3, mover=mover)
+    bench.until(lambda orders: any(step.outcome is StepOutcome.BEGUN for step in orders.told))
+    for _ in range(3):
+        bench.tick()
+    before_ms = bench.ms
+    drive_into(bench, fault)
+    ended = bench.until(lambda orders: orders.ended)
+
+    assert ended.ended.reason is FAULTS[fault]
+    assert bench.ms - before_ms <= 400
+    assert ended.told[-1].outcome is StepOutcome.INTERRUPTED
+    assert ended.velocity == (STAND if mover is Mover.CMD_VEL else None)
+    assert ended.cancels_behavior == (mover is Mover.NAV2)
+    assert bench.tick().velocity == (STAND if mover is Mover.CMD_VEL else None)
+
+
+def test_nobody_answers() -> None:
+    bench = Bench(is_mute=True, config=DriveConfig(answer_s=2.0))
+
+    assert bench.end().reason is EndReason.NO_ANSWER
+    assert 2000 <= bench.ms <= 2200
+
+
+def test_an_answer_to_an_older_question_is_dropped() -> None:
+    bench = Bench(is_mute=True)
+    bench.until(lambda orders: orders.ask)
+    choice = read_choice("q", SENTENCES, certain(3), [bench.watch.frames.stamp_ns], "", bench.ros_ns)
+    bench.driver.on_answer(0, choice)
+    bench.tick()
+
+    assert bench.driver.phase is Phase.ASKING
+
+
+def test_a_dry_run_moves_nothing_and_needs_no_arming() -> None:
+    bench = Bench(answers=[certain(3), certain(6)], mover=Mover.DRY_RUN, armed=False)
+    end = bench.end()
+
+    assert end.reason is EndReason.STOPPED
+    assert all(orders.velocity is None and orders.behavior is None for orders in bench.orders)
+    assert [step.error for orders in bench.orders for step in orders.told] == ["dry run", "dry run", ""]
+
+
+def test_nav2_makes_a_step_and_says_how_it_ended() -> None:
+    bench = Bench(answers=[certain(3), certain(5), certain(2)], mover=Mover.NAV2)
+    first = bench.until(lambda orders: orders.behavior)
+    assert first.behavior == (ACTIONS[3], 0.75 / 0.3 * 2 + 2)
+    bench.driver.on_behavior_end(StepOutcome.DONE, "", 0.74)
+    second = bench.until(lambda orders: orders.behavior)
+    assert second.behavior[0] == ACTIONS[5]
+    bench.driver.on_behavior_end(StepOutcome.BLOCKED, "COLLISION_AHEAD", 0.2)
+    bench.until(lambda orders: orders.behavior)
+    bench.driver.on_behavior_end(StepOutcome.FAILED, "TF_ERROR", 0.0)
+    end = bench.end()
+
+    assert (end.reason, end.error) == (EndReason.MOTION_FAILED, "TF_ERROR")
+    assert end.traveled_m == 0.74
+
+
+FINITE = st.floats(0, 1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_no_sequence_of_answers_and_faults_breaks_a_rule(data: st.DataObject) -> None:
+    config = DriveConfig()
+    bench = Bench(config=config, mover=data.draw(st.sampled_from(list(Mover))), armed=data.draw(st.booleans()))
+    weights = st.lists(FINITE, min_size=10, max_size=10).filter(lambda found: sum(found) > 0.01)
+    bench.answers = [tuple(w / sum(ws) for w in ws) for ws in data.draw(st.lists(weights, max_size=6))]
+    when = data.draw(st.integers(0, 60))
+    fault = data.draw(st.sampled_from([*FAULTS, ""]))
+    bench.space = Space(data.draw(st.floats(0, 3)), data.draw(st.floats(0, 3)))
+    begun: list[Choice] = []
+    for turn in range(400):
+        if turn == when and fault:
+            drive_into(bench, fault)
+        orders = bench.tick()
+        begun += [step.choice for step in orders.told if step.outcome is StepOutcome.BEGUN]
+        if orders.velocity not in (None, STAND):
+            assert bench.mover is Mover.CMD_VEL
+            assert bench.armed
+            assert bench.driver.phase is Phase.MOVING
+            assert 0 <= orders.velocity[0] <= config.speed
+            assert abs(orders.velocity[1]) <= config.turn_speed
+            assert orders.velocity[0] == 0 or bench.space.ahead_m > config.guard_m
+        if orders.behavior:
+            assert bench.mover is Mover.NAV2
+            assert orders.behavior[1] > 0
+        if orders.ended:
+            break
+    for choice in begun:
+        assert choice.action in ACTIONS
+        assert choice.probability >= GOAL.min_probability == max(0.3, GOAL.min_probability)
+        assert choice.probability == max(choice.probabilities)
+    if orders.ended:
+        for later in (bench.tick() for _ in range(5)):
+            assert later.velocity in (None, STAND)
+            assert not later.behavior
+            assert not later.ask
+
+
+@given(probabilities=st.lists(st.floats(), max_size=12), stamps=st.lists(st.integers(1, 10**12), max_size=3))
+def test_what_is_no_answer_about_the_ten_is_refused(probabilities: list[float], stamps: list[int]) -> None:
+    found = read_choice("q", SENTENCES, probabilities, stamps, "", 10**12)
+
+    if isinstance(found, Choice):
+        assert len(probabilities) == 10
+        assert abs(sum(probabilities) - 1) <= 0.011
+        assert stamps
+    assert isinstance(read_choice("q", SENTENCES[:9], certain(0)[:9], [1], "", 1), Fault)
+
+
+def test_of_equal_choices_the_first_is_taken_and_old_frames_are_refused() -> None:
+    choice = read_choice("q", SENTENCES, (0.1,) * 10, [START_NS], "", START_NS + 2 * NS_PER_S)
+    assert isinstance(choice, Choice)
+    assert choice.action.kind == "stop"
+    old = objection(choice, min_probability=0.05, max_age_s=1.0, settled_ns=0)
+    before = objection(choice, min_probability=0.05, max_age_s=9.0, settled_ns=START_NS + 1)
+    assert old is not None
+    assert before is not None
+    assert "2.00 s old" in old.text
+    assert "before the last step" in before.text
+
+
+@given(action=st.sampled_from(ACTIONS[1:]), yaw=st.floats(-3.1, 3.1))
+def test_a_step_by_odometry_makes_its_amount(action, yaw: float) -> None:  # type: ignore[no-untyped-def]
+    config = DriveConfig()
+    x = y = 0.0
+    motion = StepMotion(action, config, 0, Pose(0.0, 0.0, yaw))
+    start = yaw
+    for ms in range(0, 20_000, 20):
+        found = motion.velocity(ms * MS, Pose(x, y, yaw), Space())
+        if isinstance(found, StepOutcome):
+            break
+        x, y = x + found[0] * 0.02 * math.cos(yaw), y + found[0] * 0.02 * math.sin(yaw)
+        yaw = math.remainder(yaw + found[1] * 0.02, 2 * math.pi)
+
+    assert found is StepOutcome.DONE
+    turned = math.remainder(yaw - start, 2 * math.pi)
+    wanted = {"left": action.amount, "right": -action.amount}.get(action.kind, 0.0)
+    assert abs(turned - wanted) < math.radians(2.5)
+    assert abs(math.hypot(x, y) - (action.amount if action.kind == "forward" else 0)) < 0.02
