@@ -27,7 +27,9 @@ RUN_WHEELS = {
     "jazzy": {
         "action-msgs": "2.0",
         "diagnostic-msgs": "5.3",
+        "geometry-msgs": "5.3",
         "lifecycle-msgs": "2.0",
+        "nav-msgs": "5.3",
         "rclpy": "7.1",
         "rmw-fastrtps-cpp": "8.4",
         "sensor-msgs": "5.3",
@@ -37,7 +39,9 @@ RUN_WHEELS = {
     "kilted": {
         "action-msgs": "2.3",
         "diagnostic-msgs": "5.5",
+        "geometry-msgs": "5.5",
         "lifecycle-msgs": "2.3",
+        "nav-msgs": "5.5",
         "rclpy": "9.1",
         "rmw-fastrtps-cpp": "9.3",
         "sensor-msgs": "5.5",
@@ -124,6 +128,7 @@ EXTRAS_REQUIRE = {
         "aiohttp>=3.9",  # http: the server; older ones go on answering clients that have left
         "prometheus-client>=0.12",  # http.metrics
     ],
+    "py_trees": ["py_trees>=2.2"],  # ros.trees: behaviours of a tree over questions and drives
     "bags": ["rosbags>=0.11.9"],  # video.bags: ROS 2 bags without ROS
     # tools.lmms_eval_model: the benchmarks of lmms-eval, which patches a module that filelock 4 no longer has.
     "lmms": ["filelock<4", "lmms_eval>=0.7.3,<0.8"],
@@ -139,6 +144,7 @@ EXTRAS_REQUIRE = {
         "openai>=2",  # the client that the HTTP door is made for
         "openvino>=2026.1",  # its engine is held against torch
         "peft>=0.18",  # training.finetuning.adapters
+        "py_trees>=2.2",  # ros.trees
         "pyarrow>=17",  # training.score_files
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
         "pytest-timeout>=2.3",
@@ -250,6 +256,8 @@ setup(
         "console_scripts": [
             "nvila = nvila_ros.tools.cli:main",
             "nvila_camera = nvila_ros.ros.camera_publisher:main",
+            "nvila_drive = nvila_ros.ros.drive:main",
+            "nvila_sim = nvila_ros.ros.sim:main",
             "nvila_node = nvila_ros.ros.node:main",
         ],
         "lmms_eval.models": ["nvila_ros = nvila_ros.tools.lmms_eval_plugin:manifest"],

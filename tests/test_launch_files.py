@@ -28,7 +28,11 @@ from tests import launch_standin
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
 HAS_LAUNCH = importlib.util.find_spec("launch_ros") is not None
-PROGRAMS = {"nvila_node": "nvila_ros.ros.node", "nvila_camera": "nvila_ros.ros.camera_publisher"}
+PROGRAMS = {
+    "nvila_node": "nvila_ros.ros.node",
+    "nvila_camera": "nvila_ros.ros.camera_publisher",
+    "nvila_drive": "nvila_ros.ros.drive",
+}
 LAUNCH_FILES = sorted(LAUNCH.glob("*.launch.py"))
 PARAMS_FILES = sorted((LAUNCH / "params").glob("*.yaml"))
 ARGUMENTS = {
@@ -46,6 +50,7 @@ ARGUMENTS = {
         "log_level",
     },
     "demo.launch.py": {"video", "width", "height", "rate_hz"},
+    "drive.launch.py": {"armed", "motion", "wording", "lock_topic", "scan_topic", "base_has_guard"},
 }
 
 

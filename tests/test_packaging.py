@@ -51,7 +51,13 @@ def test_pip_and_colcon_install_the_same_programs() -> None:
     assert (
         for_pip
         == for_colcon
-        == {"nvila": "tools.cli", "nvila_camera": "ros.camera_publisher", "nvila_node": "ros.node"}
+        == {
+            "nvila": "tools.cli",
+            "nvila_camera": "ros.camera_publisher",
+            "nvila_drive": "ros.drive",
+            "nvila_node": "ros.node",
+            "nvila_sim": "ros.sim",
+        }
     )
 
 

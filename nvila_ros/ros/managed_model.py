@@ -53,7 +53,7 @@ class ManagedModel:
         self.host = ModelHost(load, make_worker)
         self._configured: Future | None = None
         self._is_starting = config().autostart
-        self._statuses = node.create_publisher(StatusMessage, "~/status", messages.TRANSIENT_LOCAL)
+        self._statuses = node.create_publisher(StatusMessage, "~/status", messages.STATUS)
         self.is_shut_down = False
         self.lifecycle = Lifecycle(
             node,

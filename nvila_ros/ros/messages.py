@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
+from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from rclpy.qos import QoSDurabilityPolicy, QoSLivelinessPolicy, QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
@@ -40,6 +41,14 @@ REQUESTS = QoSProfile(depth=1024)
 """Of what others ask, reliable: with the usual 10 a burst would lose questions that nobody answers or counts."""
 TRANSIENT_LOCAL = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 """Of topics whose last message is told to whoever subscribes later, if they subscribe likewise."""
+ALIVE_S = 0.2
+"""Lease of the status topic's liveliness: whoever asks for it hears so soon that the process has ended."""
+STATUS = QoSProfile(
+    depth=1,
+    durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
+    liveliness=QoSLivelinessPolicy.AUTOMATIC,
+    liveliness_lease_duration=Duration(seconds=ALIVE_S),
+)
 
 CLOCKS_DISAGREE = (
     "the newest frame is stamped {:.3f} s ahead of the node's clock, so its age is unknown; synchronize the clocks, or "

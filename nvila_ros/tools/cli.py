@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "serve OpenAI's API and a page about a video, a webcam or the world, without ROS"),
     "call": ("call", "ask the running node: questions, standing queries, events, status"),
     "camera": ("camera", "publish the synthetic world or a video file as a ROS camera"),
+    "sim": ("sim", "simulate a robot with a camera in a house, as a ROS node"),
     "eval": ("evaluate", "measure how often a checkpoint answers right"),
     "inspect": ("inspect_checkpoint", "show what a checkpoint is, what it costs and what is wrong with it"),
     "parity": ("parity", "compare a checkpoint with golden cases of the reference, stage by stage"),
@@ -50,6 +51,9 @@ _EXTRA_BY_MODULE = {
     "rosbags": "bags",
     "rclpy": "ros",
     "sensor_msgs": "ros",
+    "geometry_msgs": "ros",
+    "nav_msgs": "ros",
+    "rosgraph_msgs": "ros",
     "diagnostic_msgs": "ros",
 }
 _INTERFACES = ("nvila_ros.msg", "nvila_ros.srv", "nvila_ros.action")

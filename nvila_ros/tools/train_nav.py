@@ -23,7 +23,7 @@ from nvila_ros.training.finetuning.results import RUN_FOLDER
 from nvila_ros.training.nav_data import LOOK, RECORDS, WALK, count_walks, write_walks
 
 _HOW = ("--tower", "layernorm", "--tower-lr-ratio", "2", "--llm", "full", "--lr", "1e-3", "--warmup", "0.05")
-_MORE = ("--row-tokens", "1024", "--save-every", "10", "--json")
+_MORE = ("--row-tokens", "256", "--save-every", "10", "--json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--walk-steps", type=positive, default=3000, metavar="N", help="of eight frames (default: 3000)"
     )
-    parser.add_argument("--batch", type=positive, default=16, metavar="N", help="records of a step (default: 16)")
+    parser.add_argument("--batch", type=positive, default=8, metavar="N", help="records of a step (default: 8)")
     parser.add_argument("--workers", type=positive, default=2, metavar="N", help="processes that walk (default: 2)")
 
 

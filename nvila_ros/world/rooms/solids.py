@@ -46,11 +46,25 @@ class Rays:
 class Solid(Protocol):
     """A solid that stands at x, y between two heights, within a circle in plan of radius `reach`."""
 
-    x: float
-    y: float
-    low: float
-    high: float
-    reach: float
+    @property
+    def x(self) -> float:
+        """Of its middle, m."""
+
+    @property
+    def y(self) -> float:
+        """Likewise."""
+
+    @property
+    def low(self) -> float:
+        """Height of its foot, m."""
+
+    @property
+    def high(self) -> float:
+        """Height of its top, m."""
+
+    @property
+    def reach(self) -> float:
+        """Radius of the circle that holds it, m."""
 
     def meet(self, rays: Rays) -> Met | None:
         """Return where rays first meet it; None where all of them miss."""
