@@ -13,6 +13,7 @@ PARAMS_FILE = Path(__file__).parent / "params" / "default.yaml"
 ARGUMENTS = (
     ("model", "", "checkpoint: a folder or the name of an embedded one; empty: as params_file says"),
     ("backend", "", "runtime of the model, such as onnxruntime; empty: as params_file says"),
+    ("precision", "", "of a checkpoint on the backend cpu: auto, fp32, w8 or w4; empty: as params_file says"),
     ("recipe", "", "recipe whose build is loaded in place of the model; empty: as params_file says"),
     ("build_missing_engines", "", "true: build the recipe where it has no build; empty: as params_file says"),
     ("cameras", "", "names of the cameras, such as [front, rear]; empty: as params_file says"),
@@ -30,6 +31,7 @@ ARGUMENTS = (
 OVERRIDES = {
     "model": str,
     "backend": str,
+    "precision": str,
     "recipe": str,
     "build_missing_engines": bool,
     "cameras": list[str],

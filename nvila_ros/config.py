@@ -38,8 +38,15 @@ class NodeConfig:
     )
     backend: str = setting(
         "auto",
-        "runtime of the model; auto takes that of a build's device, onnxruntime for checkpoints and without OpenVINO",
+        "runtime of the model; auto takes that of a build's device, onnxruntime for checkpoints and without OpenVINO, "
+        "and cpu for checkpoints above 1 GiB in float32",
         choices=("auto", "cpu", "onnxruntime", "tensorrt", "torch"),
+    )
+    precision: str = setting(
+        "auto",
+        "of a checkpoint on the backend cpu, whose linear maps are rounded to eight or four bits while they are read; "
+        "auto takes w8 there, or w4 where memory is short, and leaves all other models as they are",
+        choices=("auto", "fp32", "w8", "w4"),
     )
     recipe: str = setting(
         "", "recipe, by name or file, whose build is loaded in place of `model`; empty: `model` is loaded"

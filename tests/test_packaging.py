@@ -15,6 +15,7 @@ import pytest
 
 from nvila_ros.ros.domain import free_domain
 from nvila_ros.runtime.cpu import native_library
+from nvila_ros.runtime.host import processor_flags
 from nvila_ros.types import FinishReason
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +72,7 @@ def test_pip_knows_the_version_of_package_xml() -> None:
 
 
 def test_the_decoders_kernels_are_compiled_where_the_processor_has_them() -> None:
-    flags = native_library.processor_flags()
+    flags = processor_flags()
 
     known = [name for name, needed in native_library.FLAGS_BY_LIBRARY.items() if needed <= flags]
 

@@ -32,6 +32,7 @@ from nvila_ros.models.variants import MediaCost, clip_cost, image_cost, tile_ran
 from nvila_ros.quantization.calibration import Calibration
 from nvila_ros.quantization.options import DecoderOptions, OnLayer, TowerOptions
 from nvila_ros.quantization.quantize import keep_part, quantize_decoder, quantize_tower, to_half
+from nvila_ros.runtime.host import available_memory
 
 SHARD_BYTES = 1 << 28
 TOWER_TOKENS = 16384  # patches that the tower is calibrated on; more do not change the ranges
@@ -103,14 +104,6 @@ def check_room(needed: Estimate, folder: Path) -> None:
         raise ConfigError(
             f"the build needs about {_gib(needed.disk_bytes)} on disk, {folder} has {_gib(free_disk)}; choose another"
         )
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that Linux reports as available."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise ConfigError("/proc/meminfo has no MemAvailable; builds run on Linux")
 
 
 def make_build(

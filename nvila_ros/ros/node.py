@@ -45,6 +45,7 @@ from nvila_ros.ros.feedback import Feedback
 from nvila_ros.ros.managed_model import ManagedModel
 from nvila_ros.ros.parameters import PUBLISHER_QOS, declare_parameters, help_text, warn_of_unused_qos
 from nvila_ros.ros.standing_server import StandingQueryServer
+from nvila_ros.serving import slow_answers
 from nvila_ros.serving.answering import Answering
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
 from nvila_ros.serving.throttle import Throttle
@@ -78,6 +79,7 @@ class NvilaNode(Node):
         self.answering.listeners.append(self)
         self._warnings = Throttle(WARN_EVERY_S)
         self._num_unlogged: Counter[FinishReason] = Counter()
+        self._was_slow = False
         self._answers = AnswerTopics(self)
         self._pieces = self.create_publisher(
             AnswerToken, "~/answer_stream", STREAM_DEPTH, qos_overriding_options=PUBLISHER_QOS
@@ -192,6 +194,14 @@ class NvilaNode(Node):
         is_quiet = answer.finish_reason.is_answered or answer.finish_reason is FinishReason.CANCELED
         if not is_quiet and not answer.query.standing:  # whose service warns by name
             self._warn(answer)
+        self._explain_slow(answer)
+
+    def _explain_slow(self, answer: Answer) -> None:
+        """Log once where a slow answer's time went: those behind it are slow for the same reason."""
+        reason = "" if self._was_slow else slow_answers.explain(answer)
+        if reason:
+            self._was_slow = True
+            self.get_logger().warning(f"query_id={answer.query.query_id} was slow: {reason}")
 
     def _warn(self, answer: Answer) -> None:
         """Log a query that was not answered, one of each reason a second: a client may ask thousands a second."""

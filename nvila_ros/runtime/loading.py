@@ -9,8 +9,10 @@ from pathlib import Path
 from nvila_ros.errors import BackendError, CheckpointError
 from nvila_ros.models.build import Build, is_build, open_build
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
+from nvila_ros.models.variants import weight_bytes
 from nvila_ros.paths import build_folder, share_path
 from nvila_ros.runtime.contract import Engine
+from nvila_ros.runtime.rounded import AUTO, AnyModel, choose_precision
 
 MODULES = {
     "onnxruntime": "nvila_ros.runtime.onnxruntime.engine",
@@ -20,8 +22,8 @@ MODULES = {
 }
 """The module of each backend's engine; imported only when it is needed."""
 BACKENDS = tuple(MODULES)
-AUTO = "auto"
-"""In place of a backend: chosen by `choose_backend`."""
+MAX_FLOAT_BYTES = 1 << 30
+"""Of a checkpoint in float32 that a CPU still reads fast enough for an answer in seconds."""
 SIMULATOR = "nvila_ros.quantization.simulate"  # torch with quantized weights
 
 
@@ -35,10 +37,16 @@ def open_model(path: Path) -> Checkpoint | Build:
 
 
 def choose_backend(source: Checkpoint | Build, backend: str = AUTO) -> str:
-    """Return a backend; for `AUTO` that of a build's device, and ONNX Runtime for a checkpoint."""
+    """Return a backend; for `AUTO` that of a build's device, and for a checkpoint ONNX Runtime.
+
+    ONNX Runtime computes in float32. A checkpoint of more than `MAX_FLOAT_BYTES` is left to the backend of a CPU,
+    which rounds it while it is read.
+    """
     if backend != AUTO:
         return backend
-    return backend_for(source.recipe["device"]) if isinstance(source, Build) else "onnxruntime"
+    if isinstance(source, Build):
+        return backend_for(source.recipe["device"])
+    return backend_for("cpu") if sum(weight_bytes(source.spec, "fp32").values()) > MAX_FLOAT_BYTES else "onnxruntime"
 
 
 def backend_for(device: str) -> str:
@@ -48,21 +56,22 @@ def backend_for(device: str) -> str:
     return "cpu" if importlib.util.find_spec("openvino") else "onnxruntime"
 
 
-def load_engine(source: Checkpoint | Build, backend: str, threads: int = 0) -> Engine:
-    """Load an opened checkpoint or build for a backend.
+def load_engine(source: AnyModel, backend: str, threads: int = 0, precision: str = AUTO) -> Engine:
+    """Load an opened checkpoint or build for a backend, in a precision as `choose_precision` takes it.
 
     Raises:
         CheckpointError: it is not complete.
-        BackendError: the backend is unknown or not installed.
+        BackendError: the backend is unknown or not installed, or the precision is none that it offers.
     """
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}; known are {list(BACKENDS)}")
+    chosen = choose_precision(source, backend, precision)
     try:
         is_simulated = backend == "torch" and isinstance(source, Build)
         module = importlib.import_module(SIMULATOR if is_simulated else MODULES[backend])
     except ModuleNotFoundError as error:
         raise BackendError(f"backend {backend} needs {error.name!r}; install it beside nvila_ros") from error
-    return module.load(source, threads)
+    return module.load(chosen, threads)
 
 
 def find_checkpoint(model: str) -> Path:

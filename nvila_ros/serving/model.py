@@ -37,6 +37,7 @@ def load(
     model: str = "nvila-tiny",
     *,
     backend: str = AUTO,
+    precision: str = AUTO,
     threads: int = 0,
     video_mode: str = PUBLISHED.video_mode,
     max_tiles: int = PUBLISHED.max_tiles,
@@ -45,7 +46,10 @@ def load(
 
     Args:
         model: its folder, or the name of an embedded checkpoint or of a build.
-        backend: onnxruntime, cpu, tensorrt or torch; auto is the one that a build was made for, else onnxruntime.
+        backend: onnxruntime, cpu, tensorrt or torch; auto is the one that a build was made for; for a checkpoint
+            onnxruntime, or cpu where it is large.
+        precision: fp32, w8 or w4, of a checkpoint on the backend cpu, whose linear maps are rounded while they are
+            read; auto is w8 there, or w4 where memory is short, and the model's own elsewhere.
         threads: of the runtime; 0 takes every core.
         video_mode: video shows a clip through the checkpoint's video encoder, images each frame by itself.
         max_tiles: most tiles that a single image is cut into; 0 is the checkpoint's own number.
@@ -57,7 +61,9 @@ def load(
     overrides = Overrides(video_mode=video_mode, max_tiles=max_tiles)
     thread = ThreadPoolExecutor(1, thread_name_prefix="nvila_model")
     try:
-        loaded = thread.submit(load_model, model, backend=backend, threads=threads, overrides=overrides).result()
+        loaded = thread.submit(
+            load_model, model, backend=backend, precision=precision, threads=threads, overrides=overrides
+        ).result()
     except BaseException:
         thread.shutdown(wait=False)
         raise

@@ -114,7 +114,7 @@ class ModelLoader:
 
     Args:
         config: the node's parameters.
-        load: takes `model`, `backend`, `threads` and `overrides` and returns the model.
+        load: takes `model`, `backend`, `precision`, `threads` and `overrides` and returns the model.
         on_status: takes every change, on the thread of the loader.
 
     Attributes:
@@ -214,7 +214,12 @@ class ModelLoader:
             repeat_threshold=config.repeat_threshold,
         )
         loaded: LoadedModel = self._load(
-            model, backend=backend, threads=config.threads, overrides=overrides, limits=limits
+            model,
+            backend=backend,
+            precision=AUTO if config.recipe else config.precision,
+            threads=config.threads,
+            overrides=overrides,
+            limits=limits,
         )
         if config.warmup:
             loaded.warm_up()

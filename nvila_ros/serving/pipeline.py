@@ -238,6 +238,7 @@ def load_model(
     model: str,
     *,
     backend: str = AUTO,
+    precision: str = AUTO,
     threads: int = 0,
     overrides: Overrides = PUBLISHED,
     limits: CacheLimits = CacheLimits(),
@@ -246,10 +247,11 @@ def load_model(
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is not whole.
-        BackendError: the backend is unknown or not installed.
+        BackendError: the backend is unknown or not installed, or the precision is none that it offers.
     """
     source = open_model(find_checkpoint(model))
     backend = choose_backend(source, backend)
     source = replace(source, spec=overrides.apply(source.spec))
     tokenizer = ChatTokenizer.from_folder(source.tokenizer_folder)
-    return VisionLanguageModel(load_engine(source, backend, threads), tokenizer, backend=backend, limits=limits)
+    engine = load_engine(source, backend, threads, precision)
+    return VisionLanguageModel(engine, tokenizer, backend=backend, limits=limits)

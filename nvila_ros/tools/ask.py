@@ -17,6 +17,7 @@ from rich.console import Console
 
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import QueryError
+from nvila_ros.serving import slow_answers
 from nvila_ros.serving.admission import check_query
 from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools.options import add_model_options, add_view_options, overrides, positive, print_json, words
@@ -62,13 +63,16 @@ def run(args: argparse.Namespace) -> int:
     )
     check_query(query, NodeConfig())
     _silence_opencv()
-    vlm = load_model(args.checkpoint, backend=args.backend, threads=args.threads, overrides=overrides(args))
+    vlm = load_model(
+        args.checkpoint, backend=args.backend, precision=args.precision, threads=args.threads, overrides=overrides(args)
+    )
     frames = read_frames(args)
     answer = vlm.answer(query, frames, on_piece=None if args.json else _print_piece)
     if args.json:
         print_json(as_dict(answer))
     else:
-        Console(stderr=True).print(describe(answer), style="dim", markup=False, highlight=False, soft_wrap=True)
+        lines = filter(None, (describe(answer), slow_answers.explain(answer)))
+        Console(stderr=True).print(*lines, sep="\n", style="dim", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     """
     find_checkpoint(args.model)
     check_clip(args.image, args.frames)
-    fields = ("model", "backend", "threads", "image", "frames", "prompt", "tokens", "repeats")
+    fields = ("model", "backend", "precision", "threads", "image", "frames", "prompt", "tokens", "repeats")
     settings = BenchSettings(**{name: getattr(args, name) for name in fields})
     threads = args.threads or len(os.sched_getaffinity(0))
     read_s = read_bandwidth(threads)

@@ -100,7 +100,7 @@ def run_data(args: argparse.Namespace) -> int:
     sources = open_sources(args.data, args.media, args.by, allow_outside=args.allow_outside, reads_bags=True)
     settings = describe_run(args, sources, max_tokens)
     bad_samples = BadSamples(is_strict=not args.skip_bad)
-    model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
+    model = load_model(args.checkpoint, backend=args.backend, precision=args.precision, threads=args.threads)
     total = sum(min(args.limit or len(source), len(source)) for source in sources)
     with AnswerLog(args.out, settings) as log, StepProgress(("records",)) as progress:
         ask_all(
@@ -137,7 +137,7 @@ def run_suite(args: argparse.Namespace) -> int:
         raise ConfigError(f"--kinds must be some of {','.join(suite.kinds)}, got {','.join(unknown) or 'none'}")
     for kind in kinds:
         suite.case(kind, 0)  # what is missing shows before the model is loaded
-    model = load_model(args.checkpoint, backend=args.backend, threads=args.threads)
+    model = load_model(args.checkpoint, backend=args.backend, precision=args.precision, threads=args.threads)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(StepProgress(("questions",)))
         count = progress.counter("questions", len(kinds) * num_questions)

@@ -55,6 +55,7 @@ def describe_run(args: argparse.Namespace, sources: Sequence[SampleSource], max_
         "by": args.by,
         "weights": weights,
         "backend": choose_backend(model, args.backend),
+        "precision": args.precision,
         "frames": args.frames or model.spec.num_video_frames,
         "max_tokens": max_tokens,
     }

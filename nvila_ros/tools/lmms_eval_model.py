@@ -73,6 +73,7 @@ class NvilaRos(lmms):
         self,
         checkpoint: str,
         backend: str = AUTO,
+        precision: str = AUTO,
         threads: int = 0,
         num_frames: int = 0,
         max_tiles: int = 0,
@@ -90,7 +91,7 @@ class NvilaRos(lmms):
         overrides = Overrides(video_mode=video_mode, max_tiles=int(max_tiles), pixel_dtype=PUBLISHED.pixel_dtype)
         source = replace(source, spec=overrides.apply(source.spec))
         engine, tokenizer = (
-            load_engine(source, backend, int(threads)),
+            load_engine(source, backend, int(threads), precision),
             ChatTokenizer.from_folder(source.tokenizer_folder),
         )
         self._vlm = VisionLanguageModel(engine, tokenizer, backend=backend)

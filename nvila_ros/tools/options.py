@@ -13,14 +13,25 @@ from rich.console import Console
 from nvila_ros.config import NodeConfig, bounds
 from nvila_ros.models.spec import PIXEL_DTYPES, PUBLISHED, VIDEO_MODES, Overrides
 from nvila_ros.runtime.loading import AUTO, BACKENDS
+from nvila_ros.runtime.rounded import PRECISIONS
 
 MIN_WIDTH = 110  # characters
 
 
-def add_model_options(parser: argparse.ArgumentParser, backends: Sequence[str] = (AUTO, *BACKENDS)) -> None:
-    """Add `--backend`, the first of those given as its default, and `--threads`."""
-    default = "auto: the one a build was made for, else onnxruntime" if backends[0] == AUTO else backends[0]
+def add_model_options(
+    parser: argparse.ArgumentParser, backends: Sequence[str] = (AUTO, *BACKENDS), precision: str = AUTO
+) -> None:
+    """Add `--backend`, the first of those given as its default, `--precision` and `--threads`."""
+    auto = "auto: the one a build was made for; for a checkpoint onnxruntime, or cpu where it is large"
+    default = auto if backends[0] == AUTO else backends[0]
     parser.add_argument("--backend", choices=backends, default=backends[0], help=f"runtime (default: {default})")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=precision,
+        help="of a checkpoint on the backend cpu, rounded while it is read; auto is w8, or w4 where memory is short "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--threads", type=whole, default=0, metavar="N", help="threads; 0 takes every core (default)")
 
 

@@ -25,6 +25,7 @@ from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.runtime.loading import BACKENDS, load_engine
+from nvila_ros.runtime.rounded import FLOAT
 from nvila_ros.tools.golden import compute, find_cases, read_case
 from nvila_ros.tools.options import add_model_options, print_json, wide_console
 from nvila_ros.visual.tiling import choose_grid, scale_grids
@@ -68,7 +69,7 @@ class Outcome:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the verb takes."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder with golden cases, searched below")
-    add_model_options(parser, BACKENDS)
+    add_model_options(parser, BACKENDS, precision=FLOAT)
     parser.add_argument("--atol", type=float, default=ATOL, metavar="E", help="largest error (default: %(default)g)")
     parser.add_argument("--json", action="store_true", help="print the JSON object alone")
 
@@ -123,7 +124,7 @@ def _run_all(args: argparse.Namespace) -> Iterator[Outcome]:
 def _run_checkpoint(path: Path, cases: list[Path], name: str, args: argparse.Namespace) -> Iterator[Outcome]:
     try:
         checkpoint, tokenizer, remark = _open(path)
-        engine = load_engine(checkpoint, args.backend, args.threads)
+        engine = load_engine(checkpoint, args.backend, args.threads, args.precision)
     except NvilaError as error:
         yield Outcome(name, remark=str(error), is_failed=True, is_run=False)
         return

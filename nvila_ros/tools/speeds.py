@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from nvila_ros.errors import ConfigError, NvilaError
-from nvila_ros.models.build import Build
-from nvila_ros.models.checkpoint import Checkpoint, TensorInfo
+from nvila_ros.models.checkpoint import TensorInfo
 from nvila_ros.models.shapes import EMBEDDING, HEAD
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.contract import Engine, TopEngine
 from nvila_ros.runtime.loading import choose_backend, find_checkpoint, load_engine, open_model
+from nvila_ros.runtime.rounded import AnyModel, RoundedCheckpoint, choose_precision, rounded_bytes
 from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.types import Answer, Frame, Query
 
@@ -52,6 +52,7 @@ class BenchSettings:
 
     model: str
     backend: str
+    precision: str
     threads: int
     image: tuple[int, int]
     frames: int
@@ -88,7 +89,8 @@ def measure(settings: BenchSettings, report: Callable[[str], object]) -> dict[st
     report("loading")
     start = time.perf_counter()
     backend = choose_backend(source, settings.backend)
-    engine = load_engine(source, backend, settings.threads)
+    rounded = choose_precision(source, backend, settings.precision)
+    engine = load_engine(rounded, backend, settings.threads)
     vlm = VisionLanguageModel(engine, ChatTokenizer.from_folder(source.tokenizer_folder), backend=backend)
     load_s = time.perf_counter() - start
     vlm.warm_up()
@@ -118,15 +120,17 @@ def measure(settings: BenchSettings, report: Callable[[str], object]) -> dict[st
         report(f"{name}_ttft_s")
         figures |= {f"{name}_{key}": value for key, value in _ask(vlm, num_frames, settings, seeds).items()}
     context = prompt + settings.tokens // 2
-    figures |= {"prompt_tokens": prompt, "step_bytes": step_bytes(source, backend, context)}
+    figures |= {"prompt_tokens": prompt, "step_bytes": step_bytes(rounded, backend, context)}
     return figures | {"kept_bytes": kept_bytes, "peak_bytes": memory_bytes("VmHWM")}
 
 
-def step_bytes(source: Checkpoint | Build, backend: str, context: int) -> int:
+def step_bytes(source: AnyModel, backend: str, context: int) -> int:
     """Return the bytes that a decode step must read at least, behind `context` tokens.
 
     Quantized matrices count as stored, others as float32, or float16 on a GPU; the cache has two bytes a value.
     """
+    if isinstance(source, RoundedCheckpoint):
+        return rounded_step_bytes(source) + cache_bytes(source.spec.decoder, context)
     tensors = source.tensors
     head = HEAD if f"{HEAD}.values" in tensors or HEAD in tensors else EMBEDDING
     is_quantized = "llm.model.layers.0.mlp.up_proj.weight.values" in tensors
@@ -137,6 +141,12 @@ def step_bytes(source: Checkpoint | Build, backend: str, context: int) -> int:
         is_rounded = key == head and is_quantized and backend in ROUNDS_HEAD
         total += math.prod(info.shape) if is_rounded else _held_bytes(key, info, 2 if backend in GPU_BACKENDS else 4)
     return total + cache_bytes(source.spec.decoder, context)
+
+
+def rounded_step_bytes(source: RoundedCheckpoint) -> int:
+    """Return the bytes of a rounded language model that a step reads: its layers, and its head in eight bits."""
+    spec = source.spec
+    return rounded_bytes(spec, source.bits, "llm.model.layers.") + spec.decoder.vocab_size * spec.decoder.width
 
 
 def cache_bytes(spec: DecoderSpec, context: int) -> int:

@@ -28,7 +28,8 @@ from nvila_ros.runtime.cpu.native_decoder import NativeDecoder, UnknownFormError
 from nvila_ros.runtime.onnxruntime.engine import OnnxRuntimeDecoder
 from nvila_ros.runtime.onnxruntime.steps import StepDecoder
 from nvila_ros.runtime.openvino.models import DECODER_PROBE, TOWER_PROBE, OpenvinoDecoder, OpenvinoVision
-from nvila_ros.runtime.openvino.weights import WeightStore, quantize_rows
+from nvila_ros.runtime.openvino.weights import WeightStore
+from nvila_ros.runtime.rounded import round_int8
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def _load_decoder(
     if isinstance(weights[DECODER_PROBE], np.ndarray):
         return as_array(weights, EMBEDDING), OnnxRuntimeDecoder(spec.decoder, weights, threads)
     head = weights[HEAD if HEAD in weights else EMBEDDING]
-    head = quantize_rows(head) if isinstance(head, np.ndarray) else head
+    head = round_int8(head) if isinstance(head, np.ndarray) else head
     with_head = ChainMap({HEAD: head}, weights)  # type: ignore[arg-type]
     decoder = _load_quantized_decoder(spec.decoder, with_head, head, store, threads)
     return store.hold(as_array(weights, EMBEDDING), np.float16), decoder

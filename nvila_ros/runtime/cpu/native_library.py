@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 
 import nvila_ros
 from nvila_ros.errors import ShapeError
+from nvila_ros.runtime.host import processor_flags
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ FLAGS_BY_LIBRARY = {
     "dotprod": {"asimddp"},
 }
 """The processor flags that each library needs, the fastest library first."""
-CPUINFO = Path("/proc/cpuinfo")
 OK, INVALID, OUT_OF_MEMORY = 0, 1, 2  # of `Status`; any other number is a failure without a rule
 
 
@@ -122,11 +121,3 @@ def _paths(name: str) -> Iterator[Path]:
     """Yield where a library was installed: beside these sources, or, of an editable install, in the environment."""
     paths = (Path(folder, "native", f"decoder_{name}.so") for folder in nvila_ros.__path__)
     return (path for path in paths if path.is_file())
-
-
-def processor_flags() -> set[str]:
-    """Return the flags of the processors as the system lists them; empty where it is not Linux."""
-    if platform.system() != "Linux":
-        return set()
-    lines = CPUINFO.read_text(encoding="utf-8").splitlines()
-    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}

@@ -16,6 +16,7 @@ import numpy as np
 
 from nvila_ros.models.quantized import Int8Weight, Weight, Weights, join_outputs
 from nvila_ros.models.spec import DecoderSpec, ProjectorSpec, VisionSpec
+from nvila_ros.runtime.host import sums_int8_exactly
 from nvila_ros.runtime.openvino.api import ops, ov
 from nvila_ros.runtime.openvino.weights import Value, WeightStore
 
@@ -53,7 +54,8 @@ class ModelBuilder:
 
     def product(self, x: Value, weight: Weight) -> Value:
         """Multiply by a weight, in integers where it is quantized so."""
-        if isinstance(weight, Int8Weight) and weight.input_scale is not None:
+        # Without such sums the plugin's int8 products saturate; it then multiplies in float by the rounded weights.
+        if isinstance(weight, Int8Weight) and weight.input_scale is not None and sums_int8_exactly():
             low, high = (scalar(edge * weight.input_scale) for edge in (-128, 127))
             x = ops.fake_quantize(x, low, high, low, high, 256).output(0)
         return ops.matmul(x, self._store.matrix(weight), False, True).output(0)

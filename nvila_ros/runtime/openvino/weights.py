@@ -104,13 +104,3 @@ def _map_file(num_bytes: int) -> mmap.mmap:
         # Allocated now: a disk that fills up while the map is written would kill the process.
         os.posix_fallocate(file.fileno(), 0, num_bytes)
         return mmap.mmap(file.fileno(), num_bytes)
-
-
-def quantize_rows(table_VD: np.ndarray) -> Int8Weight:
-    """Return a table in int8 with a scale for each row, (D, V)."""
-    values_VD, scale_V = np.empty(table_VD.shape, np.int8), np.empty(len(table_VD), np.float32)
-    for start in range(0, len(table_VD), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        scale_V[rows] = np.maximum(np.abs(table_VD[rows]).max(axis=1), 1e-12) / 127
-        values_VD[rows] = np.rint(table_VD[rows] / scale_V[rows, None])
-    return Int8Weight(values_VD.T, scale_V, None)

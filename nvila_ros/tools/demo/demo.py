@@ -110,7 +110,12 @@ class Demo:
             DemoError: something did not come in time.
             NvilaError: the node is not there, or has no model.
         """
-        model = {"model": self._args.checkpoint, "backend": self._args.backend, "threads": self._args.threads}
+        model = {
+            "model": self._args.checkpoint,
+            "backend": self._args.backend,
+            "precision": self._args.precision,
+            "threads": self._args.threads,
+        }
         start_s = time.monotonic()
         with DemoClient(NODE, self._children.check, start_s=START_S, answer_s=ANSWER_S) as client:
             with self._console.status("starting the node"):

@@ -33,7 +33,7 @@ from nvila_ros.runtime.cpu.engine import HEAD, CpuEngine, load, load_quantized
 from nvila_ros.runtime.onnxruntime.steps import BLOCK_ROWS
 from nvila_ros.runtime.openvino import models as openvino_models
 from nvila_ros.runtime.openvino.api import ov
-from nvila_ros.runtime.openvino.weights import quantize_rows
+from nvila_ros.runtime.rounded import round_int8
 from nvila_ros.runtime.torch_engine import TorchEngine
 from nvila_ros.serving.pipeline import VisionLanguageModel
 from nvila_ros.types import Query
@@ -72,7 +72,7 @@ def quantize(weights: dict[str, np.ndarray], group: int, input_scale: float | No
         if key.endswith("proj.weight") and key.startswith("llm."):
             quantized[key] = round_to_int4(weight, group)
         elif ".layers." in key and weight.ndim == 2 and key.startswith("vision_tower."):
-            rounded = quantize_rows(weight)
+            rounded = round_int8(weight)
             quantized[key] = Int8Weight(np.ascontiguousarray(rounded.values_KN), rounded.scale_N, input_scale)
     return quantized
 
@@ -303,7 +303,7 @@ def stand_in(spec: ModelSpec, weights: dict[str, Weight]) -> TorchEngine:
     """Return torch on what quantized weights stand for, a float head in eight bits by row."""
     plain = stand_for(weights)
     head = weights.get(HEAD, weights[EMBEDDING])
-    rounded = quantize_rows(head) if isinstance(head, np.ndarray) else head
+    rounded = round_int8(head) if isinstance(head, np.ndarray) else head
     untied = replace(spec, decoder=replace(spec.decoder, is_tied=False))
     return TorchEngine(FakeCheckpoint(untied, plain | {HEAD: np.ascontiguousarray(rounded.dequantize().T)}))
 

@@ -21,7 +21,7 @@ from nvila_ros.runtime.contract import Tree
 from nvila_ros.runtime.cpu import native_decoder, native_library
 from nvila_ros.runtime.cpu.native_decoder import MATRICES, NativeDecoder, UnknownFormError
 from nvila_ros.runtime.cpu.native_library import libraries
-from nvila_ros.runtime.openvino.weights import quantize_rows
+from nvila_ros.runtime.rounded import round_int8
 from nvila_ros.runtime.torch_engine import TorchEngine
 from tests.runtime.cpu.test_cpu_engine import HEAD, FakeCheckpoint, round_to_int4, stand_for
 from tests.runtime.test_engines import assert_tree_matches_runs, make_checkpoint, make_spec
@@ -54,9 +54,7 @@ def quantize(
     for key, weight in weights.items():
         if key.startswith("llm.") and (key.endswith("proj.weight") or key == HEAD):
             is_eight = any(part in key and number == 8 for part, number in bits.items())
-            result[key] = (
-                replace(quantize_rows(weight), input_scale=scale) if is_eight else round_to_int4(weight, group)
-            )
+            result[key] = replace(round_int8(weight), input_scale=scale) if is_eight else round_to_int4(weight, group)
     return result
 
 
