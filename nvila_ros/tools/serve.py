@@ -112,6 +112,7 @@ def _config(args: argparse.Namespace, cameras: tuple[str, ...]) -> NodeConfig:
     values: dict[str, Any] = {
         "model": args.model,
         "backend": args.backend,
+        "precision": args.precision,
         "threads": args.threads,
         "cameras": cameras,
         "http_host": args.host,
