@@ -43,7 +43,9 @@ def test_report_that_cannot_be_written_is_refused_before_any_trial(
 ) -> None:
     monkeypatch.setattr(doctor, "run_all", lambda report: pytest.fail("tried"))
 
-    assert main(["doctor", "--out", str(tmp_path / "missing" / "report.json")]) == 2
+    (tmp_path / "file").write_text("no folder")
+
+    assert main(["doctor", "--out", str(tmp_path / "file" / "report.json")]) == 2
     assert "report.json cannot be written" in capsys.readouterr().err
 
 
