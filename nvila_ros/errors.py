@@ -18,6 +18,14 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def size_text(num_bytes: int) -> str:
+    """Return a size in the largest unit of which there is one, so that little is never told as 0.0 of much."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.2f} {unit}"
+    return f"{num_bytes} B"
+
+
 class NvilaError(ValueError):
     """Base of every error that a caller can cause and fix."""
 

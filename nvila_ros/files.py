@@ -86,7 +86,15 @@ def read_yaml(path: Path, max_bytes: int = MAX_YAML_BYTES) -> Any:
         OSError: it cannot be read.
         ValueError: it is too large, no regular file, not UTF-8, not YAML, nested too deeply, or has an alias.
     """
-    text = read_bounded(path, max_bytes).decode()
+    return parse_yaml(read_bounded(path, max_bytes).decode())
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        ValueError: it is not YAML, nested too deeply, or has an alias.
+    """
     try:
         _check_events(text)
         return yaml.safe_load(text)

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from nvila_ros.builds.planning import QUANTIZED
 from nvila_ros.builds.recipes import Recipe
-from nvila_ros.errors import CheckpointError, ConfigError
+from nvila_ros.errors import CheckpointError, ConfigError, size_text
 from nvila_ros.files import PART, atomic_file, write_atomic, write_errors
 from nvila_ros.models.build import MANIFEST, fingerprint, to_tensors, write_manifest
 from nvila_ros.models.checkpoint import PARTS, Checkpoint
@@ -97,12 +97,13 @@ def check_room(needed: Estimate, folder: Path) -> None:
     free_memory, free_disk = available_memory(), shutil.disk_usage(folder).free
     if needed.memory_bytes > free_memory:
         raise ConfigError(
-            f"the build needs about {_gib(needed.memory_bytes)} of memory, {_gib(free_memory)} is available; "
+            f"the build needs about {size_text(needed.memory_bytes)} of memory, {size_text(free_memory)} is available; "
             "end other programs, calibrate on fewer frames, or build on another machine"
         )
     if needed.disk_bytes > free_disk:
         raise ConfigError(
-            f"the build needs about {_gib(needed.disk_bytes)} on disk, {folder} has {_gib(free_disk)}; choose another"
+            f"the build needs about {size_text(needed.disk_bytes)} on disk, {folder} has {size_text(free_disk)}; "
+            "choose another"
         )
 
 
@@ -275,7 +276,3 @@ def _write_shard(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 def _num_tiles(cost: MediaCost) -> int:
     return cost.num_tiles
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / (1 << 30):.1f} GiB"

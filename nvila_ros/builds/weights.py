@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nvila_ros.builds.builder import check_room, estimate, make_build, needs_calibration
 from nvila_ros.builds.recipes import WORLD, Recipe
-from nvila_ros.errors import ConfigError
+from nvila_ros.errors import ConfigError, size_text
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.threads import limit_threads
 from nvila_ros.prompt.tokenizer import ChatTokenizer
@@ -43,8 +43,8 @@ def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnLayer | None)
     needed = estimate(recipe, checkpoint)
     print(
         f"{recipe.name}: {checkpoint.path.name} to {out}, tower {recipe.vision.precision}, language model "
-        f"{recipe.decoder.precision}; about {needed.memory_bytes / 1e9:.1f} GB of memory and "
-        f"{needed.disk_bytes / 1e9:.2f} GB on disk",
+        f"{recipe.decoder.precision}; about {size_text(needed.memory_bytes)} of memory and "
+        f"{size_text(needed.disk_bytes)} on disk",
         file=sys.stderr,
     )
     if on_part is None:

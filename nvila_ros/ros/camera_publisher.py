@@ -27,7 +27,7 @@ from nvila_ros.config import check_fields, setting
 from nvila_ros.errors import ConfigError, NvilaError
 from nvila_ros.paths import images_profile
 from nvila_ros.ros import process
-from nvila_ros.ros.parameters import declare_parameters, help_text
+from nvila_ros.ros.parameters import declare_parameters, print_help
 from nvila_ros.world.frame_source import FrameSource, VideoSource, WorldSource
 
 IMAGE_DEPTH = 5
@@ -114,8 +114,7 @@ def main(args: list[str] | None = None) -> int:
         0 after a signal, 2 if a parameter or the video file is not acceptable.
     """
     if process.wants_help(args):
-        print(help_text("nvila_camera", "Publishes the synthetic world or a video file as a camera.", CameraConfig))
-        return 0
+        return print_help("nvila_camera", "Publishes the synthetic world or a video file as a camera.", CameraConfig)
     os.environ.update(images_profile())
     cv2.setNumThreads(1)  # its share of a small robot is one core, and less
     code = 0

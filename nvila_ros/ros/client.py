@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rclpy.action import ActionClient
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.client import Client
+from rclpy.exceptions import NameValidationException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
 from nvila_ros.action import AskVideo
-from nvila_ros.errors import NvilaError, QueryError, UnansweredError
+from nvila_ros.errors import ConfigError, NvilaError, QueryError, UnansweredError, shown
 from nvila_ros.msg import Event as EventMessage
 from nvila_ros.msg import Status as StatusMessage
 from nvila_ros.ros.client_calls import Calls, Endpoint
 from nvila_ros.ros.client_future import ClientFuture, NodeWaiter
 from nvila_ros.ros.client_goal import GoalCall
-from nvila_ros.ros.client_messages import answer_value, ask_message, event_value, status_value
+from nvila_ros.ros.client_messages import answer_value, ask_message, event_value, require_utf8, status_value
 from nvila_ros.ros.client_streams import AnswerStream, EventStream
 from nvila_ros.ros.messages import REQUESTS, TRANSIENT_LOCAL
 from nvila_ros.ros.standing_messages import query_from_message, query_message
@@ -49,22 +50,28 @@ class NvilaClient:
         name: of the node that is asked; a relative one is resolved in your node's namespace.
         timeout_s: how long a call may take where it names no other.
         discovery_s: how long the node may take to be found.
+
+    Raises:
+        ConfigError: the name is none of a node, or a time is not positive.
     """
 
     def __init__(self, node: Node, name: str = "nvila", *, timeout_s: float = 60.0, discovery_s: float = 5.0) -> None:
-        self._node, self._name, self._timeout_s = node, name, timeout_s
+        self._node, self._name, self._timeout_s = node, name, _positive("timeout_s", timeout_s)
         self._group = ReentrantCallbackGroup()
         self._waiter = NodeWaiter(node)
-        self._calls = Calls(node, self._waiter, self._group, discovery_s)
+        self._calls = Calls(node, self._waiter, self._group, _positive("discovery_s", discovery_s))
         self._clients: dict[str, tuple[Client, Endpoint]] = {}
         self._streams: list[EventStream] = []
         self._goals: ActionClient | None = None
         self._events: Any = None
         self._status: Status | None = None
         self._ready: list[ClientFuture[Status]] = []
-        self._statuses = node.create_subscription(
-            StatusMessage, f"{name}/status", self._on_status, TRANSIENT_LOCAL, callback_group=self._group
-        )
+        try:
+            self._statuses = node.create_subscription(
+                StatusMessage, f"{name}/status", self._on_status, TRANSIENT_LOCAL, callback_group=self._group
+            )
+        except (NameValidationException, TypeError) as error:  # the latter of a text that is no UTF-8
+            raise ConfigError(f"{shown(name)} cannot be the name of a node: letters, digits, _ and / alone") from error
 
     @property
     def status(self) -> Status | None:
@@ -114,6 +121,7 @@ class NvilaClient:
     ) -> AnswerStream:
         """Ask one question and return the pieces of its answer to iterate over; arguments and errors as of `ask`."""
         message, query = ask_message(AskVideo.Goal, question, fields)
+        require_utf8(message)
         goals, endpoint = self._action()
         answer: ClientFuture[Answer] = self._future(f"the answer of {endpoint.name}", timeout_s)
         goal = GoalCall(
@@ -188,6 +196,7 @@ class NvilaClient:
     def _call(
         self, srv_type: Any, verb: str, request: Any, read: Callable[[Any], T], timeout_s: float | None
     ) -> ClientFuture[T]:
+        require_utf8(request)
         client, endpoint = self._client(srv_type, verb)
         future: ClientFuture[T] = self._future(f"the response of {endpoint.name}", timeout_s)
 
@@ -235,7 +244,7 @@ class NvilaClient:
         return ClientFuture(self._waiter, what, self._timeout(timeout_s))
 
     def _timeout(self, timeout_s: float | None) -> float:
-        return self._timeout_s if timeout_s is None else timeout_s
+        return self._timeout_s if timeout_s is None else _positive("timeout_s", timeout_s)
 
     def _on_status(self, message: StatusMessage) -> None:
         self._status = status_value(message)
@@ -256,6 +265,12 @@ class NvilaClient:
         event = event_value(message)
         for stream in self._streams.copy():
             stream.on_event(event)
+
+
+def _positive(name: str, seconds: float) -> float:
+    if not seconds > 0:  # a NaN is not
+        raise ConfigError(f"{name} must be positive, got {seconds}")
+    return seconds
 
 
 def _settle(future: ClientFuture[T], read: Callable[[], T]) -> None:

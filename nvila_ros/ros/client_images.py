@@ -53,7 +53,8 @@ def _message(place: int, image: Any) -> CompressedImage:
         )
     _, content = cv2.imencode(".png", pixels[..., ::-1])
     message = _file_message(content.tobytes())
-    message.header.stamp, message.header.frame_id = stamp_from_ns(frame.stamp_ns), frame.frame_id
+    if frame is image:  # a stamp of 0 would mean that there is none, and a file's first frame has it
+        message.header.stamp, message.header.frame_id = stamp_from_ns(max(frame.stamp_ns, 1)), frame.frame_id
     return message
 
 

@@ -90,6 +90,26 @@ def ask_message(
     return message, Query(query_id="", question=question, **{k: v for k, v in values.items() if k in known})
 
 
+def require_utf8(message: Any) -> None:
+    """Refuse texts that no message holds: a command line brings some where the terminal does not write UTF-8.
+
+    Raises:
+        QueryError: a text in the message has a character that UTF-8 cannot write.
+    """
+    for name in message.get_fields_and_field_types():
+        value = getattr(message, name)
+        for each in value if isinstance(value, list) else [value]:
+            if hasattr(each, "get_fields_and_field_types"):
+                require_utf8(each)
+            elif isinstance(each, str):
+                try:
+                    each.encode()
+                except UnicodeEncodeError as error:
+                    raise QueryError(
+                        f"{name} must be UTF-8, got bytes that are none at character {error.start}"
+                    ) from error
+
+
 def answer_value(message: AnswerMessage, query: Query) -> Answer:
     """Return an answer as a value.
 

@@ -7,10 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 
 import rclpy
-from rclpy.signals import SignalHandlerOptions
 
-from nvila_ros.errors import ConfigError
 from nvila_ros.ros.client import NvilaClient
+from nvila_ros.ros.process import init_ros
 
 
 @contextlib.contextmanager
@@ -25,11 +24,7 @@ def connected(node: str, timeout_s: float, ros_args: Sequence[str] = ()) -> Iter
     Raises:
         ConfigError: the ROS arguments are not acceptable.
     """
-    try:
-        # rclpy's own handlers would keep Ctrl-C from the call that waits.
-        rclpy.init(args=["nvila", "--ros-args", *ros_args], signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as error:  # the base of all that rclpy raises here
-        raise ConfigError(f"ROS arguments are not acceptable: {error}") from error
+    init_ros(["nvila", "--ros-args", *ros_args])
     own = rclpy.create_node(f"nvila_call_{os.getpid()}")
     try:
         with NvilaClient(own, node, timeout_s=timeout_s) as client:

@@ -43,7 +43,7 @@ from nvila_ros.ros.diagnostics import diagnostics_message, namesake_warning
 from nvila_ros.ros.door import open_door
 from nvila_ros.ros.feedback import Feedback
 from nvila_ros.ros.managed_model import ManagedModel
-from nvila_ros.ros.parameters import PUBLISHER_QOS, declare_parameters, help_text, warn_of_unused_qos
+from nvila_ros.ros.parameters import PUBLISHER_QOS, declare_parameters, print_help, warn_of_unused_qos
 from nvila_ros.ros.standing_server import StandingQueryServer
 from nvila_ros.serving import slow_answers
 from nvila_ros.serving.answering import Answering
@@ -273,8 +273,7 @@ def main(args: list[str] | None = None, load: Callable[..., VisionLanguageModel]
         0 after a signal, 1 after a fault of its own, 2 if a parameter, the checkpoint or the backend is refused.
     """
     if process.wants_help(args):
-        print(help_text("nvila_node", "Answers questions about what its cameras see.", NodeConfig))
-        return 0
+        return print_help("nvila_node", "Answers questions about what its cameras see.", NodeConfig)
     try:
         signals = process.init(args)
         code = run(load, signals)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,6 +57,17 @@ def _check_qos(node: Node) -> None:
             raise ConfigError(f"qos_overrides.{name} must be one of {policy.short_keys()}, got {value!r}")
         if name.endswith(".depth") and (type(value) is not int or value < 0):
             raise ConfigError(f"qos_overrides.{name} must be a whole number from 0 on, got {value!r}")
+
+
+def print_help(program: str, summary: str, config_type: type) -> int:
+    """Print the help of a node and return its exit code: 2 where the output takes nothing, such as a full disk."""
+    try:
+        print(help_text(program, summary, config_type), flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain again at exit
+        print(f"{program}: error: the help cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def help_text(program: str, summary: str, config_type: type) -> str:

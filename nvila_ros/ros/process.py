@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import rclpy
@@ -74,12 +74,22 @@ def init(args: list[str] | None) -> Signals:
         raise ConfigError(
             f"{' '.join(words)!r} is not understood; parameters are given as --ros-args -p NAME:=VALUE, see --help"
         )
+    init_ros(args)
+    return signals
+
+
+def init_ros(args: Sequence[str] | None) -> None:
+    """Start ROS without its signal handlers: they would end its context while something still waits for it.
+
+    Raises:
+        ConfigError: the ROS arguments are not acceptable, or there is no folder for the log.
+    """
     try:
-        # rclpy's own handlers would end its context before the last answers are out.
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # the base of all that rclpy raises here
+        if "log" in str(error).partition(":")[0]:
+            raise ConfigError(f"{error}; set ROS_LOG_DIR to a folder that this user may write to") from error
         raise ConfigError(f"ROS arguments are not acceptable: {error}") from error
-    return signals
 
 
 def _own_words(args: list[str] | None) -> list[str]:

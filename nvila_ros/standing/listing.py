@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nvila_ros.config import from_dict
 from nvila_ros.errors import ConfigError
+from nvila_ros.files import read_yaml
 from nvila_ros.standing.query import YAML_HINT, StandingQuery
-
-MAX_FILE_BYTES = 1 << 20
 
 
 def read_queries(path: Path) -> tuple[StandingQuery, ...]:
@@ -44,13 +41,9 @@ def query_from_dict(values: Mapping[str, Any]) -> StandingQuery:
 
 def _load(path: Path) -> Any:
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path} must have at most {MAX_FILE_BYTES} bytes, got {path.stat().st_size}")
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except ConfigError:
-        raise
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not readable as YAML: {error}") from error
+        return read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not readable as YAML: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _read_query(place: str, values: Any) -> StandingQuery:

@@ -14,10 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-
 from nvila_ros.config import from_dict
-from nvila_ros.errors import QueryError
+from nvila_ros.errors import QueryError, shown
+from nvila_ros.files import parse_yaml
 from nvila_ros.standing.query import StandingQuery
 from nvila_ros.tools.options import positive, words
 from nvila_ros.types import Answer
@@ -199,11 +198,11 @@ def _set(args: argparse.Namespace) -> dict[str, Any]:
     for word in args.set:
         name, sign, text = word.partition("=")
         try:
-            values[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[name] = parse_yaml(text)
+        except ValueError:
             sign = ""
         if not sign or not name:
-            raise QueryError(f"--set takes FIELD=VALUE, the value as in YAML, got {word!r}")
+            raise QueryError(f"--set takes FIELD=VALUE, the value as in YAML, got {shown(word)}")
     return values
 
 

@@ -77,6 +77,8 @@ class _Version(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    if sys.stdout is None:  # the shell closed it
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     name = next((word for word in argv if not word.startswith("-")), "")
     try:
         with_arguments = _import_verb(name) if name in VERBS else None
@@ -129,7 +131,7 @@ def _drop_output() -> None:
 
 
 def _complain(name: str, text: str) -> int:
-    print(f"nvila {name}: error: {text}", file=sys.stderr)
+    print(f"{' '.join(filter(None, ['nvila', name]))}: error: {text}", file=sys.stderr)
     return 2
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nvila_ros.errors import size_text
 from nvila_ros.models.variants import (
     PRECISIONS,
     VARIANTS,
@@ -185,7 +186,7 @@ def _files_cell(part: Values) -> str:
     if not part["files"]:
         return "none"
     plural = "s" if part["files"] > 1 else ""
-    return f"{', '.join(part['dtypes'])}, {_size(part['bytes_in_files'])}, {part['files']} file{plural}"
+    return f"{', '.join(part['dtypes'])}, {size_text(part['bytes_in_files'])}, {part['files']} file{plural}"
 
 
 def _costs_table(page: Values) -> Table:
@@ -202,13 +203,13 @@ def _costs_table(page: Values) -> Table:
 
 def _cost_cells(cost: Values, page: Values) -> Sequence[str]:
     counts = [f"{cost[name]:,}" if name in cost else "" for name in ("num_tiles", "num_visual", "num_positions")]
-    return *counts, _size(page["kv_bytes_per_1000_positions"] * cost["num_positions"] // 1000)
+    return *counts, size_text(page["kv_bytes_per_1000_positions"] * cost["num_positions"] // 1000)
 
 
 def _bytes_table(page: Values) -> Table:
     table = _table("memory of live weights", *PART_NAMES.values(), "together")
     for precision, by_part in page["bytes_by_precision"].items():
-        table.add_row(precision, *(_size(by_part[part]) for part in PART_NAMES), _size(sum(by_part.values())))
+        table.add_row(precision, *(size_text(by_part[part]) for part in PART_NAMES), size_text(sum(by_part.values())))
     return table
 
 
@@ -227,10 +228,3 @@ def _table(first: str, *others: str) -> Table:
     for name in others:
         table.add_column(name)
     return table
-
-
-def _size(num_bytes: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if num_bytes >= factor:
-            return f"{num_bytes / factor:.2f} {unit}"
-    return f"{num_bytes} B"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 
 import pytest
@@ -16,9 +17,12 @@ from nvila_ros.client import (
     FinishReason,
     ModelState,
     NvilaClient,
+    StandingQuery,
 )
 from nvila_ros.errors import (
+    ConfigError,
     NoFramesError,
+    NvilaError,
     QueryError,
     ServerError,
     ServerTimeoutError,
@@ -293,3 +297,35 @@ def test_model_that_fails_is_reported(client: NvilaClient) -> None:
 def test_no_event_in_time_is_an_error(client: NvilaClient) -> None:
     with client.events("lamp") as events, pytest.raises(ServerTimeoutError, match="no event of lamp"):
         events.next(0.1)
+
+
+NO_UTF8 = "ab\udce9"
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda client: client.ask(NO_UTF8), "question must be UTF-8, got bytes that are none at character 2"),
+        (lambda client: client.ask_video("what", choices=["a", NO_UTF8]), "choices must be UTF-8"),
+        (lambda client: client.add_query(StandingQuery(name="a", question=NO_UTF8)), "question must be UTF-8"),
+        (lambda client: client.remove_query(NO_UTF8), "name must be UTF-8"),
+        (lambda client: client.ask("what", timeout_s=math.nan), "timeout_s must be positive, got nan"),
+    ],
+)
+def test_what_no_message_holds_is_refused_before_it_is_sent(
+    client: NvilaClient, ask: Callable[[NvilaClient], object], message: str
+) -> None:
+    with pytest.raises(NvilaError, match=message):
+        ask(client)
+
+
+@pytest.mark.parametrize("name", ["a b", "", NO_UTF8])
+def test_what_names_no_node_is_refused(caller: Node, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of a node"):
+        NvilaClient(caller, name)
+
+
+@pytest.mark.parametrize("times", [{"timeout_s": 0.0}, {"discovery_s": -1.0}, {"timeout_s": math.nan}])
+def test_times_of_a_client_are_positive(caller: Node, times: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="must be positive"):
+        NvilaClient(caller, **times)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 
 from nvila_ros.config import NodeConfig, bounds
 from nvila_ros.errors import ConfigError
-from nvila_ros.standing.listing import MAX_FILE_BYTES, read_queries
+from nvila_ros.files import MAX_YAML_BYTES
+from nvila_ros.standing.listing import read_queries
 from nvila_ros.standing.query import StandingQuery, complete
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +61,8 @@ def test_an_empty_list_is_none(tmp_path: Path) -> None:
         ("", "must hold a list of standing queries, got NoneType"),
         ("name: door", "must hold a list of standing queries, got dict"),
         ("- [", "is not readable as YAML"),
+        ("- " * 5000 + "x", "line 1 is nested deeper than 64 levels"),
+        ("- &a [x, x]\n- [*a, *a]", "line 2 has an alias"),
         ("- !!python/object/apply:os.system [true]", "is not readable as YAML"),
         ("- door", "query 1 must be a mapping"),
         ("- 1: door", "query 1 must be a mapping"),
@@ -83,8 +87,12 @@ def test_list_that_breaks_a_rule_is_refused_by_place_and_name(tmp_path: Path, te
 def test_missing_and_huge_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not readable"):
         read_queries(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="at most 1048576 bytes"):
-        read_queries(write(tmp_path, "#" * (MAX_FILE_BYTES + 1)))
+    with pytest.raises(ConfigError, match="at most 1,048,576 bytes"):
+        read_queries(write(tmp_path, "#" * (MAX_YAML_BYTES + 1)))
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="must be a regular file"):
+            read_queries(path)
 
 
 def main() -> None:

@@ -143,12 +143,22 @@ def test_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         run("fail")
 
 
-def test_full_disk_behind_the_output_is_one_line_and_code_2() -> None:
+@pytest.mark.parametrize(
+    ("words", "name"), [(("plan", "nvila-lite-2b.orin-nano"), "nvila plan"), (("--version",), "nvila")]
+)
+def test_full_disk_behind_the_output_is_one_line_and_code_2(words: tuple[str, ...], name: str) -> None:
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "nvila_ros.tools.cli", "plan", "nvila-lite-2b.orin-nano"]
+        command = [sys.executable, "-m", "nvila_ros.tools.cli", *words]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
 
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "nvila plan: error: the output cannot be written: No space left on device; make room, or write elsewhere"
+        f"{name}: error: the output cannot be written: No space left on device; make room, or write elsewhere"
     )
+
+
+def test_closed_output_is_nobody_s_traceback() -> None:
+    command = [sys.executable, "-m", "nvila_ros.tools.cli", "plan", "nvila-lite-2b.orin-nano"]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")

@@ -25,7 +25,7 @@ from typing import Any
 
 import onnx
 
-from nvila_ros.errors import CheckpointError, ConfigError, NvilaError
+from nvila_ros.errors import CheckpointError, ConfigError, NvilaError, size_text
 from nvila_ros.export.forms import TRT_BASE, TRT_KV, GraphForm
 from nvila_ros.export.parts import write_parts
 from nvila_ros.files import write_atomic
@@ -141,7 +141,7 @@ def _stage_graphs(build: Build, job: CompileJob) -> Iterator[Path]:
         needed = DISK_FACTOR * sum(path.stat().st_size for path in build.path.glob("*.safetensors"))
         free = shutil.disk_usage(staging).free
         if free < needed:
-            raise ConfigError(f"plans need about {needed / 1e9:.1f} GB, {staging} has {free / 1e9:.1f} GB; make room")
+            raise ConfigError(f"plans need about {size_text(needed)}, {staging} has {size_text(free)}; make room")
         _log.info("exporting graphs for %s", job.machine)
         write_parts(build.spec, build.weights(), staging, [job.form])
         for part in PARTS:
