@@ -1,4 +1,5 @@
 # make demo   ask the real node about live video, on this machine's CPU; no ROS, GPU or account needed
+# make drive  a simulated robot in unseen rooms, driven by a model through ten instructions; table, picture, animation
 # make test   every test that this machine can run; DISTRO=jazzy: those of the node, on ROS 2 Jazzy and without torch
 # make test-fast   the tests that take seconds: no ROS, no training, no compiling; under two minutes on two idle cores
 # make test-native the C++ kernels against plain loops, on random models under sanitizers; two minutes on two idle cores
@@ -27,10 +28,13 @@ BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmak
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH RMW_IMPLEMENTATION
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo test test-fast test-native check clean mutation bench-engines bench-stream train-tiny
+.PHONY: demo drive test test-fast test-native check clean mutation bench-engines bench-stream train-tiny
 
 demo: $(VENV)/ready
 	$(BIN)/nvila demo $(ARGS)
+
+drive: $(VENV)/ready
+	$(BIN)/nvila drive $(ARGS)
 
 test: $(VENV)/ready-to-test
 	$(BIN)/python -m pytest $(if $(filter kilted,$(DISTRO)),,-m ros) $(ARGS)

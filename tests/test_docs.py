@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from nvila_ros.config import NodeConfig, bounds
+from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.tools.cli import VERBS
 from nvila_ros.tools.inspect_checkpoint import FAMILY_COLUMNS, family_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def parameter_table() -> str:
-    """The node's parameters as a Markdown table."""
-    default = NodeConfig()
+def parameter_table(config_type: type = NodeConfig) -> str:
+    """A node's parameters as a Markdown table."""
+    default = config_type()
     rows = ["| parameter | default | range | |", "|---|---|---|---|"]
-    for name, bound in bounds(NodeConfig).items():
+    for name, bound in bounds(config_type).items():
         value = getattr(default, name)
         value = list(value) if isinstance(value, tuple) else value
         limits = " or ".join(map(str, bound.choices))
@@ -55,6 +56,7 @@ TABLES = {
     "launch": ("docs/reference.md", partial(launch_table, "nvila.launch.py")),
     "demo": ("docs/reference.md", partial(launch_table, "demo.launch.py")),
     "parameters": ("docs/reference.md", parameter_table),
+    "drive parameters": ("docs/drive.md", partial(parameter_table, DriveConfig)),
     "verbs": ("docs/reference.md", verb_table),
     "family": ("docs/models.md", family_table),
 }

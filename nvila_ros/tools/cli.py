@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("serve", "serve OpenAI's API and a page about a video, a webcam or the world, without ROS"),
     "call": ("call", "ask the running node: questions, standing queries, events, status"),
     "camera": ("camera", "publish the synthetic world or a video file as a ROS camera"),
+    "drive": ("drive.drive", "let a model drive a simulated robot by ten instructions, and show its ways"),
     "sim": ("sim", "simulate a robot with a camera in a house, as a ROS node"),
     "eval": ("evaluate", "measure how often a checkpoint answers right"),
     "doctor": ("doctor.doctor", "show what this machine is, and what of the package works on it"),
