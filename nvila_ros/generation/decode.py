@@ -6,7 +6,7 @@ Shapes: L tokens, D decoder width, V vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -15,18 +15,18 @@ from nvila_ros.runtime.contract import Cache, Engine
 
 
 def decode_greedy(
-    engine: Engine, logits_V: np.ndarray, cache: Cache, *, stop_id: int | None, never: np.ndarray
+    engine: Engine, logits_V: np.ndarray, cache: Cache, *, stop_ids: Collection[int], never: np.ndarray
 ) -> Iterator[int]:
-    """Yield the most likely tokens up to the stop token, which is left out; without one this never ends.
+    """Yield the most likely tokens up to a stop token, which is left out; without any this never ends.
 
     Args:
         engine: runs the decoder.
         logits_V: the logits after the prompt.
         cache: holds the prompt.
-        stop_id: the stop token, if any.
+        stop_ids: the stop tokens.
         never: ids that must not be sampled, such as those of media tokens inside the table.
     """
-    while (token := most_likely(logits_V, never)) != stop_id:
+    while (token := most_likely(logits_V, never)) not in stop_ids:
         yield token
         logits_V = engine.forward(engine.embed(np.array([token])), cache)
 

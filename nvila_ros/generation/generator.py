@@ -23,7 +23,6 @@ from nvila_ros.generation.grammar import Constraint, Grammars
 from nvila_ros.generation.prefix import CachedPrefix, PrefixCache, identify, shared_length
 from nvila_ros.prompt.answer_kinds import Constrained, Scored
 from nvila_ros.prompt.chat import PLACEHOLDER
-from nvila_ros.prompt.text_stream import TextStream
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.request import Request, RequestGroup
 from nvila_ros.runtime.contract import Engine, TopEngine
@@ -62,7 +61,7 @@ class Generator:
         self._engine, self._tokenizer = engine, tokenizer
         vocab_size = engine.spec.decoder.vocab_size
         self._never_sampled = tokenizer.never_sampled(vocab_size)
-        self._grammars = Grammars(tokenizer, vocab_size, tokenizer.im_end)
+        self._grammars = Grammars(tokenizer, vocab_size, tokenizer.answer_end)
         self._top = engine if isinstance(engine, TopEngine) else None
         self.prefixes = PrefixCache(engine, num_prefixes)
 
@@ -74,7 +73,7 @@ class Generator:
         """
         kind = request.kind
         spellings = kind.spellings if isinstance(kind, Scored) else ()
-        sequences = [[*self._tokenizer.encode(spelling), self._tokenizer.im_end] for spelling in spellings]
+        sequences = [[*self._tokenizer.encode(spelling), self._tokenizer.answer_end] for spelling in spellings]
         constraint = self._grammars.constrain(kind) if isinstance(kind, Constrained) else None
         return PreparedPrompt(request, ids_L, visual_GD, sequences, constraint)
 
@@ -191,7 +190,7 @@ class Generator:
         check_finite(logits_V)
         try:
             token = int(np.where(prompt.constraint.allowed(), logits_V, -np.inf).argmax())
-            if token != self._tokenizer.im_end:
+            if token not in self._tokenizer.stop_ids:
                 prompt.constraint.push(token)
         except QueryError as error:  # a schema may turn out too complex only as it is followed
             prompt.request.end(FinishReason.INVALID, str(error))
@@ -202,7 +201,7 @@ class Generator:
     def _note_logprob(self, request: Request, logits_V: np.ndarray, token: int) -> None:
         """Keep how likely a chosen token was, where that was asked for and it is part of the answer."""
         num_top = request.query.top_logprobs
-        if num_top is None or token == self._tokenizer.im_end:
+        if num_top is None or token in self._tokenizer.stop_ids:
             return
         total = log_total(logits_V)
         likeliest = np.argpartition(-logits_V, num_top)[:num_top]
@@ -216,8 +215,8 @@ class Generator:
 
     def _emit_token(self, request: Request, token: int) -> bool:
         """Emit a token and return whether the answer goes on behind it."""
-        request.stream = request.stream or TextStream(self._tokenizer.decode, request.query.stop)
-        if token == self._tokenizer.im_end:
+        request.stream = request.stream or self._tokenizer.text_stream(request.query.stop)
+        if token in self._tokenizer.stop_ids:
             request.end(FinishReason.STOP)
             return False
         request.count_token()

@@ -2,8 +2,9 @@
 
 A value under which a checkpoint would load but answer differently than it was trained to is refused by name. Keys that
 only training reads are ignored: a published config may have 226 kB of them. Defaults are those of the classes that
-upstream loads a config into. Source: the configs published with NVLabs/VILA; transformers' Qwen2Config and
-SiglipVisionConfig.
+upstream loads a config into. A Llama decoder means VILA 1.5, from which NVILA grew and whose relatives are NaVILA and
+VILA-M3; its config does not say what else differs. Source: the configs published with NVLabs/VILA; transformers'
+Qwen2Config, LlamaConfig and SiglipVisionConfig.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from nvila_ros.errors import CheckpointError, shown
 from nvila_ros.models.spec import (
     DOWNSAMPLE_BY_PROJECTOR,
     NO_POOL,
+    VIDEO_MODES,
     DecoderSpec,
     ModelSpec,
     Pool,
@@ -32,6 +34,18 @@ ENCODERS = {"image_encoder": ("BasicImageEncoder",), "video_encoder": ("BasicVid
 """Known kinds by the key that names one; the first is the default."""
 
 
+class DecoderDefaults(NamedTuple):
+    """What transformers takes where a decoder's config says nothing; None are as many kv heads as heads."""
+
+    vocab_size: int
+    num_kv_heads: int | None
+    max_positions: int
+
+
+DECODERS = {"qwen2": DecoderDefaults(151936, 32, 32768), "llama": DecoderDefaults(32000, None, 2048)}
+"""Known kinds of language models."""
+
+
 def read_spec(name: str, top: Config, *, vision: Config, llm: Config, projector: Config) -> ModelSpec:
     """Return the spec that a checkpoint's configs describe.
 
@@ -44,6 +58,10 @@ def read_spec(name: str, top: Config, *, vision: Config, llm: Config, projector:
         image_wrap, _ = _encoder(top, "image_encoder")
         video_wrap, video_pools = _encoder(top, "video_encoder")
         _check_top(top)
+        is_vila15 = llm.get("model_type") == "llama"
+        if is_vila15:
+            _check_vila15(top, projector)
+            image_wrap = video_wrap = Wrap(end="")
         return ModelSpec(
             name=name,
             vision=vision_spec,
@@ -51,6 +69,7 @@ def read_spec(name: str, top: Config, *, vision: Config, llm: Config, projector:
                 kind=_projector_kind(projector["mm_projector_type"]),
                 in_width=_get(top, "mm_hidden_size", vision_spec.width * max(len(scales), 1)),
                 out_width=llm["hidden_size"],
+                is_column_major=is_vila15,
             ),
             decoder=_decoder_spec(llm),
             image_mode="dynamic_s2" if scales else top.get("image_aspect_ratio") or "resize",
@@ -63,6 +82,8 @@ def read_spec(name: str, top: Config, *, vision: Config, llm: Config, projector:
             image_wrap=image_wrap,
             video_wrap=video_wrap,
             video_pools=video_pools,
+            has_text_newlines=is_vila15,
+            video_mode=VIDEO_MODES[is_vila15],
         )
 
 
@@ -134,27 +155,34 @@ def _vision_spec(config: Config, select_layer: int) -> VisionSpec:
 
 
 def _decoder_spec(config: Config) -> DecoderSpec:
-    if config.get("model_type") != "qwen2":
-        raise CheckpointError(f"the language model must be of type qwen2, got {shown(config.get('model_type'))}")
+    kind = config.get("model_type")
+    if kind not in DECODERS:
+        raise CheckpointError(f"the language model must be of type qwen2 or llama, got {shown(kind)}")
+    preset = DECODERS[kind]
     rope = config.get("rope_parameters") or {}
     for stretched in (config.get("rope_scaling"), rope):
         if stretched and stretched.get("rope_type", stretched.get("type", "default")) != "default":
             raise CheckpointError(f"rotary positions must not be scaled, got {shown(stretched)}")
     _only(config, "hidden_act", "silu")
-    _only(config, "use_sliding_window", False)
+    for key in ("use_sliding_window", "attention_bias", "mlp_bias"):
+        _only(config, key, False)
     num_heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads", 32)
+    kv_heads = config.get("num_key_value_heads", preset.num_kv_heads)
+    positions = config.get("max_position_embeddings", preset.max_positions)
+    if kind == "llama":  # upstream cuts the end off of what is longer than it was trained on
+        positions = min(positions, _get(config, "tokenizer_model_max_length", positions))
     spec = DecoderSpec(
         width=config["hidden_size"],
         num_layers=config["num_hidden_layers"],
         num_heads=num_heads,
         num_kv_heads=num_heads if kv_heads is None else kv_heads,
         mlp_width=config["intermediate_size"],
-        vocab_size=config.get("vocab_size", 151936),
+        vocab_size=config.get("vocab_size", preset.vocab_size),
         rope_theta=_get(config, "rope_theta", rope.get("rope_theta", 1e4)),
         is_tied=_flag(config, "tie_word_embeddings"),
-        max_positions=config.get("max_position_embeddings", 32768),
+        max_positions=positions,
         norm_eps=config.get("rms_norm_eps", 1e-6),
+        has_bias=kind == "qwen2",
     )
     _only(config, "head_dim", spec.head_size)
     return spec
@@ -211,6 +239,17 @@ def _check_top(top: Config) -> None:
     _only(top, "ps3", False)
     if _flag(top, "s2") and not _flag(top, "dynamic_s2"):
         raise CheckpointError("s2 at fixed scales is not NVILA's; known are dynamic_s2, dynamic and resize")
+
+
+def _check_vila15(top: Config, projector: Config) -> None:
+    """Refuse a Llama in any frame but VILA 1.5's: which order its tokens come in, and what follows them, is unknown."""
+    _only(projector, "mm_projector_type", "mlp_downsample")
+    _only(top, "image_aspect_ratio", "resize")
+    odd = [key for key in ("image_encoder", "video_encoder", "text_config") if top.get(key)]
+    if odd:
+        raise CheckpointError(
+            f"a Llama decoder is known in VILA 1.5's layout alone, which has no {odd}; NVILA's decoder is a Qwen2"
+        )
 
 
 def _get(config: Config, key: str, default: Any) -> Any:

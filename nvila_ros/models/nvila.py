@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from nvila_ros.models.decoder import Decoder
 from nvila_ros.models.projector import Projector
-from nvila_ros.models.qwen2 import Qwen2Decoder
 from nvila_ros.models.siglip import VisionTower
 from nvila_ros.models.spec import ModelSpec
 
@@ -21,7 +21,7 @@ class Nvila(nn.Module):
         self.spec = spec
         self.vision_tower = nn.ModuleDict({"vision_model": VisionTower(spec.vision)})
         self.mm_projector = Projector(spec.projector)
-        self.llm = Qwen2Decoder(spec.decoder)
+        self.llm = Decoder(spec.decoder)
 
     def vision(self, tile_NCHW: Tensor) -> Tensor:
         """Return the tower's features, (N, P, E)."""

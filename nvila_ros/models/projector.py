@@ -16,11 +16,14 @@ from nvila_ros.models.spec import ProjectorSpec
 
 
 class SpaceToDepth(nn.Module):
-    """Merge each r x r block of a square patch grid into one row of r*r*E channels."""
+    """Merge each r x r block of a square patch grid into one row of r*r*E channels.
 
-    def __init__(self, r: int) -> None:
+    Blocks come row by row, or column by column as VILA 1.5 was trained.
+    """
+
+    def __init__(self, r: int, is_column_major: bool = False) -> None:
         super().__init__()
-        self.r = r
+        self.r, self.is_column_major = r, is_column_major
 
     def forward(self, feat_NPE: Tensor) -> Tensor:
         """Return (N, ceil(grid/r)^2, r*r*E)."""
@@ -29,7 +32,8 @@ class SpaceToDepth(nn.Module):
         pad = -grid % r
         feat = functional.pad(feat_NPE.view(n, grid, grid, width), (0, 0, 0, pad, 0, pad))
         blocks = (grid + pad) // r
-        feat = feat.view(n, blocks, r, blocks, r, width).permute(0, 1, 3, 2, 4, 5)
+        order = (3, 1) if self.is_column_major else (1, 3)
+        feat = feat.view(n, blocks, r, blocks, r, width).permute(0, *order, 2, 4, 5)
         return feat.reshape(n, blocks * blocks, r * r * width)
 
 
@@ -39,7 +43,7 @@ class Projector(nn.Module):
     def __init__(self, spec: ProjectorSpec) -> None:
         super().__init__()
         r, e, d = spec.downsample, spec.in_width, spec.out_width
-        merged = [SpaceToDepth(r), nn.LayerNorm(r * r * e)]
+        merged = [SpaceToDepth(r, spec.is_column_major), nn.LayerNorm(r * r * e)]
         if spec.kind == "mlp_downsample_3x3_fix":
             merged += [nn.Linear(r * r * e, 3 * e), nn.GELU(), nn.LayerNorm(3 * e), nn.Linear(3 * e, d)]
         else:
@@ -47,5 +51,5 @@ class Projector(nn.Module):
         self.layers = nn.Sequential(*merged, nn.GELU(), nn.Linear(d, d))
 
     def forward(self, feat_NPE: Tensor) -> Tensor:
-        """Return the visual tokens of each tile, in raster order."""
+        """Return the visual tokens of each tile."""
         return self.layers(feat_NPE)

@@ -31,9 +31,9 @@ def find_faults(spec: ModelSpec, found: Mapping[str, tuple[int, ...]]) -> list[s
 def _llm_shapes(spec: DecoderSpec) -> Shapes:
     d, kv, h = spec.width, spec.num_kv_heads * spec.head_size, spec.mlp_width
     layer: Shapes = {
-        **_linear("self_attn.q_proj", d, d),
-        **_linear("self_attn.k_proj", kv, d),
-        **_linear("self_attn.v_proj", kv, d),
+        **_linear("self_attn.q_proj", d, d, spec.has_bias),
+        **_linear("self_attn.k_proj", kv, d, spec.has_bias),
+        **_linear("self_attn.v_proj", kv, d, spec.has_bias),
         "self_attn.o_proj.weight": (d, d),
         "mlp.gate_proj.weight": (h, d),
         "mlp.up_proj.weight": (h, d),
@@ -79,8 +79,9 @@ def _projector_shapes(spec: ProjectorSpec) -> Shapes:
     return {f"mm_projector.layers.{key}": shape for key, shape in shapes.items()}
 
 
-def _linear(name: str, out_width: int, in_width: int) -> Shapes:
-    return {f"{name}.weight": (out_width, in_width), f"{name}.bias": (out_width,)}
+def _linear(name: str, out_width: int, in_width: int, has_bias: bool = True) -> Shapes:
+    bias = {f"{name}.bias": (out_width,)} if has_bias else {}
+    return {f"{name}.weight": (out_width, in_width), **bias}
 
 
 def _norm(name: str, width: int) -> Shapes:

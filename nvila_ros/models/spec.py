@@ -60,6 +60,7 @@ class VisionSpec:
         """Check that every size is within its bound."""
         check_sizes(self, "width", "num_layers", "num_heads", "mlp_width", "image_px", "patch_px")
         check_numbers(self, "norm_eps")
+        check_most("patch size", self.patch_px, self.image_px)
         check_most("patches of a tile", self.num_patches, MAX_PATCHES)
         if type(self.num_live_layers) is not int or not 0 <= self.num_live_layers <= self.num_layers:
             raise CheckpointError(
@@ -68,7 +69,7 @@ class VisionSpec:
 
     @property
     def grid(self) -> int:
-        """Patches along one side of a tile."""
+        """Patches along one side of a tile; pixels behind the last whole one are not seen, as at 384 px by 14."""
         return self.image_px // self.patch_px
 
     @property
@@ -79,11 +80,15 @@ class VisionSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProjectorSpec:
-    """Space-to-depth, then an MLP from `in_width` channels per patch to the decoder's width."""
+    """Space-to-depth, then an MLP from `in_width` channels per patch to the decoder's width.
+
+    `is_column_major`: visual tokens come column by column, as VILA had them before NVILA.
+    """
 
     kind: str
     in_width: int
     out_width: int
+    is_column_major: bool = False
 
     def __post_init__(self) -> None:
         """Check that the kind is known and every size within its bound."""
@@ -98,7 +103,10 @@ class ProjectorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
-    """Qwen2 decoder. `vocab_size` is the number of rows in the file; ids above it are media and are never sampled."""
+    """Qwen2 decoder, or a Llama, whose query, key and value maps have no bias.
+
+    `vocab_size` is the number of rows in the file; ids above it are media and are never sampled.
+    """
 
     width: int
     num_layers: int
@@ -110,6 +118,7 @@ class DecoderSpec:
     is_tied: bool
     max_positions: int
     norm_eps: float = 1e-6
+    has_bias: bool = True
 
     def __post_init__(self) -> None:
         """Check that every size is within its bound."""
@@ -149,7 +158,7 @@ class Wrap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A whole NVILA.
+    """A whole NVILA, or a VILA 1.5.
 
     Attributes:
         image_mode: `image_aspect_ratio` upstream, one of `IMAGE_MODES`.
@@ -162,6 +171,7 @@ class ModelSpec:
         video_pools: pooling levels of the video encoder; their tokens follow one another.
         image_wrap: text around the tokens of a tile or image.
         video_wrap: text around the tokens of a frame, after pooling.
+        has_text_newlines: the prompt's text has a newline behind each image and frame, as VILA 1.5 writes it.
         num_video_frames: frames that a video is sampled to by default.
         pixel_dtype: one of `PIXEL_DTYPES`.
         dtype: dtype of the weights, as the config states it.
@@ -182,13 +192,13 @@ class ModelSpec:
     video_pools: tuple[Pool, ...] = (NO_POOL,)
     image_wrap: Wrap = Wrap()
     video_wrap: Wrap = Wrap()
+    has_text_newlines: bool = False
     pixel_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
         check_sizes(self, "num_video_frames", "min_tiles", "max_tiles")
         vision, projector, decoder = self.vision, self.projector, self.decoder
-        check_multiple("image size", vision.image_px, "patch size", vision.patch_px)
         check_multiple("vision width", vision.width, "vision heads", vision.num_heads)
         check_multiple("decoder width", decoder.width, "attention heads", decoder.num_heads)
         check_multiple("attention heads", decoder.num_heads, "kv heads", decoder.num_kv_heads)
@@ -209,6 +219,8 @@ class ModelSpec:
             raise CheckpointError(f"min_tiles must not exceed max_tiles, got {self.min_tiles} and {self.max_tiles}")
         self._check_scales()
         self._check_pools()
+        if projector.is_column_major and (self.scales or any(pool[1:] != NO_POOL[1:] for pool in self.video_pools)):
+            raise CheckpointError("tokens that come column by column can be neither pooled nor joined over tiles")
 
     def _check_scales(self) -> None:
         check_most("number of scales", len(self.scales), MAX_SCALES)
@@ -263,7 +275,7 @@ class Overrides:
     """Choices of the user beside the checkpoint; the defaults are as published.
 
     Attributes:
-        video_mode: one of `VIDEO_MODES`.
+        video_mode: one of `VIDEO_MODES`; a model without a video encoder is shown images in either.
         pixel_dtype: one of `PIXEL_DTYPES`.
         max_tiles: most tiles of a cut image; 0 keeps the checkpoint's number.
     """
@@ -279,7 +291,8 @@ class Overrides:
             CheckpointError: a value does not suit the checkpoint.
         """
         tiles = self.max_tiles or spec.max_tiles
-        return replace(spec, video_mode=self.video_mode, pixel_dtype=self.pixel_dtype, max_tiles=tiles)
+        mode = spec.video_mode if self.video_mode == VIDEO_MODES[0] else self.video_mode
+        return replace(spec, video_mode=mode, pixel_dtype=self.pixel_dtype, max_tiles=tiles)
 
 
 PUBLISHED = Overrides()

@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from nvila_ros.models.published_specs import nvila_spec, vila15_spec
 from nvila_ros.models.shapes import HEAD, Shapes, expected_shapes
-from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec, Wrap
+from nvila_ros.models.spec import NO_POOL, ModelSpec, Wrap
 
 PRECISIONS = ("fp32", "fp16", "w8a8+w4a16")
 """Precisions of weights; `weight_bytes` defines each."""
@@ -81,11 +82,19 @@ def count_parameters(spec: ModelSpec) -> dict[str, Parameters]:
 
 
 def dead_shapes(spec: ModelSpec) -> Shapes:
-    """Return the shapes of tensors in published files that no answer needs, by `part.key`."""
+    """Return the shapes of tensors in published files that no answer needs, by `part.key`; VILA 1.5 has a head more."""
     whole = expected_shapes(replace(spec, vision=replace(spec.vision, num_live_layers=spec.vision.num_layers)))
     live = expected_shapes(spec)
-    norm = {f"vision_tower.vision_model.post_layernorm.{key}": (spec.vision.width,) for key in ("weight", "bias")}
-    return {key: shape for key, shape in whole.items() if key not in live} | norm
+    stem, e, h = "vision_tower.vision_model", spec.vision.width, spec.vision.mlp_width
+    shapes = {key: shape for key, shape in whole.items() if key not in live}
+    shapes |= {f"{stem}.post_layernorm.{key}": (e,) for key in ("weight", "bias")}
+    if not spec.has_text_newlines:
+        return shapes
+    head = {"probe": (1, 1, e), "attention.in_proj_weight": (3 * e, e), "attention.in_proj_bias": (3 * e,)}
+    head |= {"attention.out_proj.weight": (e, e), "attention.out_proj.bias": (e,)}
+    head |= {"layernorm.weight": (e,), "layernorm.bias": (e,)}
+    head |= {"mlp.fc1.weight": (h, e), "mlp.fc1.bias": (h,), "mlp.fc2.weight": (e, h), "mlp.fc2.bias": (e,)}
+    return shapes | {f"{stem}.head.{key}": shape for key, shape in head.items()}
 
 
 def weight_bytes(
@@ -145,7 +154,7 @@ def image_cost(spec: ModelSpec, grid_tiles: int) -> MediaCost:
         spec: the model; a text of its wraps counts as one token, which the published newline is.
         grid_tiles: tiles of the grid that follows the image's aspect, within `tile_range`.
     """
-    around = _num_tokens(spec.image_wrap.start, spec.image_wrap.end)
+    around = _num_tokens(spec.image_wrap.start, spec.image_wrap.end) + spec.has_text_newlines
     if spec.image_mode == "resize":
         return MediaCost(1, spec.tokens_per_tile, spec.tokens_per_tile + around)
     if spec.image_mode == "dynamic":
@@ -173,16 +182,20 @@ def clip_cost(spec: ModelSpec, num_frames: int) -> MediaCost:
         num_groups = num_frames // frames
         level = num_groups * spec.tokens_per_tile // (rows * columns)
         num_visual += level
-        num_positions += level + num_groups * _num_tokens(wrap.start, wrap.end) + _num_tokens(wrap.sep) * as_video
+        around = _num_tokens(wrap.start, wrap.end) + (spec.has_text_newlines and not as_video)
+        num_positions += level + num_groups * around + _num_tokens(wrap.sep) * as_video
     return MediaCost(num_frames, num_visual, num_positions)
 
 
 def nearest_variant(spec: ModelSpec) -> Variant | None:
     """Return the variant with the same dimensions and kinds, or None.
 
-    Vocabulary, positions and number of frames are not compared, since fine-tuned copies change them.
+    Vocabulary, positions and number of frames are not compared, since fine-tuned copies change them. Of several, which
+    differ in their weights alone, it is the one of that name.
     """
-    return next((variant for variant in VARIANTS.values() if _identity(variant.spec) == _identity(spec)), None)
+    alike = [variant for variant in VARIANTS.values() if _identity(variant.spec) == _identity(spec)]
+    named = [each for each in alike if spec.name in (each.name, *(repo.rpartition("/")[2] for repo in each.repos))]
+    return next(iter(named or alike), None)
 
 
 def _identity(spec: ModelSpec) -> tuple[object, ...]:
@@ -223,58 +236,20 @@ def _int8_bytes(key: str, shape: tuple[int, ...]) -> int:
 
 
 _OWNER = "Efficient-Large-Model"
-_SO400M = VisionSpec(
-    width=1152, num_layers=27, num_heads=16, mlp_width=4304, image_px=448, patch_px=14, num_live_layers=26
-)
-# Rows of the embedding table: 151,643 of plain text, the tokenizer's own specials (3 and 22), [BOS] and [PAD].
-_QWEN2_VOCAB, _QWEN25_VOCAB = 151648, 151667
-
-
-def _qwen(width: int, num_layers: int, num_heads: int, num_kv_heads: int, mlp_width: int, vocab: int) -> DecoderSpec:
-    return DecoderSpec(
-        width=width,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        mlp_width=mlp_width,
-        vocab_size=vocab,
-        rope_theta=1e6,
-        is_tied=width < 2048,  # only the smallest shares its embeddings with the head
-        max_positions=32768,
-    )
-
-
-_DECODERS = {
-    "Qwen2.5-1.5B": _qwen(1536, 28, 12, 2, 8960, _QWEN25_VOCAB),
-    "Qwen2.5-7B": _qwen(3584, 28, 28, 4, 18944, _QWEN2_VOCAB),
-    "Qwen2-7B": _qwen(3584, 28, 28, 4, 18944, _QWEN2_VOCAB),
-    "Qwen2.5-14B": _qwen(5120, 48, 40, 8, 13824, _QWEN25_VOCAB),
-}
 
 
 def _variant(name: str, language_model: str, *, repos: tuple[str, ...] = (), note: str, inferred: str) -> Variant:
-    is_lite, is_video = "-Lite-" in name, name.endswith("-Video")
-    scales = () if is_lite or is_video else (448, 896, 1344)
-    decoder = _DECODERS[language_model]
-    spec = ModelSpec(
-        name=name,
-        vision=_SO400M,
-        projector=ProjectorSpec(
-            kind="mlp_downsample_3x3_fix" if is_lite else "mlp_downsample" if scales else "mlp_downsample_2x2_fix",
-            in_width=_SO400M.width * max(len(scales), 1),
-            out_width=decoder.width,
-        ),
-        decoder=decoder,
-        image_mode="resize" if is_video else "dynamic" if is_lite else "dynamic_s2",
-        num_video_frames=256 if is_video else 8,
-        dtype="bfloat16",
-        scales=scales,
-        video_pools=((8, 1, 1),) if is_video else (NO_POOL,),
-    )
     names = tuple(f"{_OWNER}/{name}{suffix}" for suffix in ("", *repos))
+    spec = nvila_spec(name, language_model)
     return Variant(name=name, spec=spec, language_model=language_model, repos=names, note=note, inferred=inferred)
 
 
+def _vila15(name: str, language_model: str, *, repos: tuple[str, ...], note: str) -> Variant:
+    spec = vila15_spec(name, language_model)
+    return Variant(name=name, spec=spec, language_model=language_model, repos=repos, note=note, inferred=_FROM_CODE)
+
+
+_FROM_CODE = "all from the training and evaluation code, the language model's shape from the one it grew from"
 _FROM_SIZES = "the tower and {} from the sizes of the published files, the modes from the training scripts"
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
@@ -328,6 +303,36 @@ VARIANTS: dict[str, Variant] = {
             inferred="frames, pooling and image mode from NVILA-8B-Video, pooling unconfirmed; the language model "
             "from the size of the published files, its vocabulary unseen",
         ),
+        _vila15(
+            "NaVILA-8B",
+            "Llama-3-8B",
+            repos=("a8cheng/navila-llama3-8b-8f",),
+            note="robot navigation: the next move from eight frames and an instruction",
+        ),
+        _vila15(
+            "VILA-M3-8B",
+            "Llama-3-8B",
+            repos=("MONAI/Llama3-VILA-M3-8B",),
+            note="medical images, for research: it is no medical device",
+        ),
+        _vila15(
+            "VILA-M3-3B",
+            "Sheared-LLaMA-2.7B",
+            repos=("MONAI/Llama3-VILA-M3-3B",),
+            note="as VILA-M3-8B with a smaller language model, which is no Llama-3",
+        ),
+        _vila15(
+            "VILA-M3-13B",
+            "Vicuna-13B",
+            repos=("MONAI/Llama3-VILA-M3-13B",),
+            note="as VILA-M3-8B with a larger language model, which is no Llama-3",
+        ),
+        _vila15(
+            "Llama-3-VILA1.5-8B",
+            "Llama-3-8B",
+            repos=(f"{_OWNER}/Llama-3-VILA1.5-8B",),
+            note="the general model from which NaVILA and VILA-M3 were tuned",
+        ),
     )
 }
-"""Every row of the family by its name."""
+"""Every row of the family by its name; those of VILA 1.5, from which NVILA grew, last."""

@@ -1,8 +1,8 @@
-"""The prompt that NVILA was trained on: ChatML with media in the user's turn.
+"""The prompt that the model was trained on: the frame of its template with text and media in the user's turns.
 
 Visual tokens are `PLACEHOLDER` in the ids, one per row of the projector's output; text that an encoder puts around them
-is ordinary ids. The user's text is tokenized piece by piece between specials and media, so a newline and the text after
-it merge as they do upstream. Source: NVLabs/VILA `qwen2` conversation, `media.py` and `media_encoder.py`.
+is ordinary ids. Text is tokenized piece by piece between specials and media, so a newline and the text after it merge
+as they do upstream. Source: NVLabs/VILA `conversation.py`, `media.py`, `media_encoder.py` and `tokenizer_image_token`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 from nvila_ros.prompt.tokenizer import MEDIA_NAMES, ChatTokenizer
 
 PLACEHOLDER = -1
-SYSTEM = "You are a helpful assistant"  # without a final period, as in the checkpoints' chat template
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def build_prompt(
     parts: Sequence[PromptPart],
     turns: Sequence[tuple[Sequence[PromptPart], str]] = (),
     *,
-    system: str = SYSTEM,
+    system: str = "",
 ) -> np.ndarray:
     """Return the ids of a whole prompt, (L,) int64, ready for the answer's first token.
 
@@ -51,37 +50,53 @@ def build_prompt(
         tokenizer: of the checkpoint.
         parts: of the user's last turn.
         turns: earlier turns of a conversation, the user's parts and the answer of each.
-        system: of the system turn.
+        system: of the system turn; empty is the template's.
     """
     users = [*(parts for parts, _ in turns), parts]
-    ids = open_chat(tokenizer, users[0], system)
+    ids = ask(tokenizer, users[0], is_first=True, system=system)
     for (_, answer), following in zip(turns, users[1:], strict=True):
-        ids += [*answer_frame(tokenizer), *tokenizer.encode(answer), tokenizer.im_end, *next_turn(tokenizer, following)]
-    return np.array(ids + answer_frame(tokenizer), dtype=np.int64)
+        ids += [*tokenizer.encode(answer), tokenizer.turn_end, *ask(tokenizer, following, is_first=False)]
+    return np.array(ids, dtype=np.int64)
 
 
-def open_chat(tokenizer: ChatTokenizer, parts: Sequence[PromptPart], told: str = SYSTEM) -> list[int]:
-    """Return system turn and first user turn, without the user's `<|im_end|>`."""
-    system = [tokenizer.im_start, *tokenizer.encode(f"system\n{told}"), tokenizer.im_end]
-    return [*system, *tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, parts)]
+def ask(tokenizer: ChatTokenizer, parts: Sequence[PromptPart], *, is_first: bool, system: str = "") -> list[int]:
+    """Return the ids of a user's turn, with the system's before the first one, up to where its answer begins."""
+    template = tokenizer.template
+    before = _opening(tokenizer, system) if is_first else [(template.next_turn, True)]
+    return _turn(tokenizer, before, parts, template.reply, is_first)
 
 
-def next_turn(tokenizer: ChatTokenizer, parts: Sequence[PromptPart]) -> list[int]:
-    """Return the ids of a next user turn behind an answer's `<|im_end|>`, without the closing frame."""
-    return [*tokenizer.encode("\n"), tokenizer.im_start, *_user(tokenizer, parts)]
+def open_chat(tokenizer: ChatTokenizer, parts: Sequence[PromptPart]) -> list[int]:
+    """Return system turn and first user turn, without the frame of the answer."""
+    return _turn(tokenizer, _opening(tokenizer, ""), parts, "", is_first=True)
 
 
 def answer_frame(tokenizer: ChatTokenizer) -> list[int]:
-    """Return the end of the user's turn and the start of the assistant's."""
-    return [tokenizer.im_end, *tokenizer.encode("\n"), tokenizer.im_start, *tokenizer.encode("assistant\n")]
+    """Return the end of the user's turn and the start of the assistant's, behind text."""
+    return tokenizer.encode_marked(tokenizer.template.reply)
 
 
-def _user(tokenizer: ChatTokenizer, parts: Sequence[PromptPart]) -> list[int]:
+def _opening(tokenizer: ChatTokenizer, system: str) -> list[tuple[str, bool]]:
+    template = tokenizer.template
+    return [(template.before_system, True), (system or template.system, False), (template.opening, True)]
+
+
+def _turn(
+    tokenizer: ChatTokenizer,
+    before: Sequence[tuple[str, bool]],
+    parts: Sequence[PromptPart],
+    after: str,
+    is_first: bool,
+) -> list[int]:
     texts, media = _split(parts)
-    texts[0] = "user\n" + texts[0]
-    ids = tokenizer.encode(texts[0])
-    for shown, text in zip(media, texts[1:], strict=True):
-        ids += [i for run in shown.layout for i in _run(tokenizer, run)] + tokenizer.encode(text)
+    ids = list(tokenizer.first_ids) if is_first else []
+    for i, text in enumerate(texts):
+        around = before if i == 0 else [], [(after, True)] if i == len(media) else []
+        piece = tokenizer.encode_piece([*around[0], (text, False), *around[1]], is_start=is_first or i > 0)
+        if i:
+            ids += [idx for run in media[i - 1].layout for idx in _run(tokenizer, run)]
+            piece = piece[tokenizer.num_cut :]
+        ids += piece
     return ids
 
 

@@ -17,14 +17,15 @@ class TextStream:
     Args:
         decode: returns the text of ids.
         stop: texts before the first of which the stream ends; what may be the beginning of one is held back as well.
+        front: what a tokenizer puts before every text; left out at the beginning.
 
     Attributes:
         is_stopped: whether one has come; nothing is given out any more.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = (), front: str = "") -> None:
         self.is_stopped = False
-        self._decode, self._stop = decode, tuple(stop)
+        self._decode, self._stop, self._front = decode, tuple(stop), front
         self._held: list[int] = []
         self._text = ""  # whole, but it may be the beginning of a stop
 
@@ -46,6 +47,8 @@ class TextStream:
 
     def _pass_on(self, text: str) -> str:
         """Return as much of the text as belongs to the answer for sure."""
+        if text and self._front:
+            text, self._front = text.removeprefix(self._front), ""
         if not self._stop or self.is_stopped:
             return "" if self.is_stopped else text
         text = self._text + text

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.models import qwen2
+from nvila_ros.models import decoder
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.quantization.int4 import fake_int4, group_scales
 from nvila_ros.quantization.layers import Tap
@@ -55,7 +55,7 @@ TAPPED = {reader: site.readers[0] for site in (ATTENTION, VALUE, GATE_UP, DOWN) 
 """The tap that records a linear map's inputs: that of the first map that reads them."""
 
 
-def sites_of(layer: qwen2.DecoderLayer) -> tuple[Site, ...]:
+def sites_of(layer: decoder.DecoderLayer) -> tuple[Site, ...]:
     """Return the sites of a layer; VALUE is none under grouped-query attention, where heads share values."""
     is_square = layer.self_attn.v_proj.weight.shape == layer.self_attn.o_proj.weight.shape
     return (ATTENTION, *([VALUE] if is_square else []), GATE_UP, DOWN)
@@ -63,7 +63,11 @@ def sites_of(layer: qwen2.DecoderLayer) -> tuple[Site, ...]:
 
 @torch.inference_mode()
 def fold_scales(
-    spec: DecoderSpec, layer: qwen2.DecoderLayer, prompts_LD: Sequence[Tensor], taps: Mapping[str, Tap], group_size: int
+    spec: DecoderSpec,
+    layer: decoder.DecoderLayer,
+    prompts_LD: Sequence[Tensor],
+    taps: Mapping[str, Tap],
+    group_size: int,
 ) -> dict[str, Tensor]:
     """Search the scale of every site and fold it into the layer, whose float outputs stay the same.
 
@@ -156,7 +160,7 @@ def pick_prompts(prompts_LD: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _measured_output(
-    spec: DecoderSpec, layer: qwen2.DecoderLayer, site: Site, prompts_LD: Sequence[Tensor], taps: Mapping[str, Tap]
+    spec: DecoderSpec, layer: decoder.DecoderLayer, site: Site, prompts_LD: Sequence[Tensor], taps: Mapping[str, Tap]
 ) -> Callable[[], Tensor]:
     """Return a function that computes a site's measured output on calibration inputs."""
     module = layer.get_submodule(site.measured)
@@ -164,12 +168,12 @@ def _measured_output(
         rows_TK = taps[TAPPED[site.readers[0]]].rows()
         return lambda: module(rows_TK)
     calls = [
-        (layer.input_layernorm(x)[None], *qwen2.rotary_tables(spec, torch.arange(len(x))), None) for x in prompts_LD
+        (layer.input_layernorm(x)[None], *decoder.rotary_tables(spec, torch.arange(len(x))), None) for x in prompts_LD
     ]
     return lambda: torch.cat([module(*call)[0] for call in calls])
 
 
-def _linears(layer: qwen2.DecoderLayer, names: Sequence[str]) -> list[nn.Linear]:
+def _linears(layer: decoder.DecoderLayer, names: Sequence[str]) -> list[nn.Linear]:
     return [layer.get_submodule(name) for name in names]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nvila_ros.models import qwen2, siglip
+from nvila_ros.models import decoder, siglip
 from nvila_ros.models.spec import DecoderSpec, VisionSpec
 
 NUM_SAMPLED = 1024
@@ -103,8 +103,8 @@ def run_tower_layer(layer: siglip.VisionLayer, feat_NPE: Tensor) -> None:
 
 
 @torch.inference_mode()
-def run_decoder_layer(spec: DecoderSpec, layer: qwen2.DecoderLayer, prompts_LD: list[Tensor]) -> None:
+def run_decoder_layer(spec: DecoderSpec, layer: decoder.DecoderLayer, prompts_LD: list[Tensor]) -> None:
     """Run a layer over all prompts one by one, replacing the list's entries."""
     for i, hidden_LD in enumerate(prompts_LD):
-        tables = qwen2.rotary_tables(spec, torch.arange(len(hidden_LD)))
+        tables = decoder.rotary_tables(spec, torch.arange(len(hidden_LD)))
         prompts_LD[i] = layer(hidden_LD[None], *tables, None)[0]

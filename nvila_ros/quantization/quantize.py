@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.errors import CheckpointError, ConfigError
-from nvila_ros.models import qwen2, siglip
+from nvila_ros.models import decoder, siglip
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, NamedWeights
 from nvila_ros.models.shapes import HEAD
@@ -180,7 +180,7 @@ def _input_scale(maps: Sequence[nn.Linear], tap: Tap, divisor_K: Tensor) -> floa
 
 def _decoder_layer(checkpoint: Checkpoint, options: DecoderOptions, i: int, hidden: list[Tensor]) -> NamedWeights:
     spec, name = checkpoint.spec.decoder, f"{DECODER}.layers.{i}"
-    layer = build_part(qwen2.DecoderLayer, checkpoint.weights("llm"), name, spec, i)
+    layer = build_part(decoder.DecoderLayer, checkpoint.weights("llm"), name, spec, i)
     prompts_LD = awq.pick_prompts(hidden) if hidden else []
     with listen(layer, sorted(set(awq.TAPPED.values())), sum(map(len, hidden))) as taps:
         run_decoder_layer(spec, layer, hidden)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from nvila_ros.models.checkpoint import Checkpoint
+from nvila_ros.models.decoder import KvCache
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.models.qwen2 import KvCache
 from nvila_ros.models.threads import set_threads
 from nvila_ros.runtime.checks import check_append, check_copy, check_tree, check_truncation
 from nvila_ros.runtime.contract import Tree
@@ -56,6 +56,11 @@ class TorchEngine:
     def project(self, feat_NPE: np.ndarray) -> np.ndarray:
         """Return the visual tokens, (N, G, D)."""
         return self.model.project(torch.from_numpy(feat_NPE).double()).float().numpy()
+
+    @torch.inference_mode()
+    def downsample(self, feat_NPE: np.ndarray) -> np.ndarray:
+        """Return what the projector's first map reads, (N, G, r * r * E), to be compared with the reference's."""
+        return self.model.mm_projector.layers[0](torch.from_numpy(feat_NPE)).numpy()
 
     @torch.inference_mode()
     def embed(self, ids_L: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from nvila_ros.errors import BackendError, QueryError
 from nvila_ros.generation.generator import Generator, PreparedPrompt
 from nvila_ros.models.spec import PUBLISHED, Overrides
-from nvila_ros.prompt.chat import SYSTEM, build_prompt
+from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.request import ModelInfo, Request, RequestGroup, StopWork, Turn
 from nvila_ros.runtime.contract import Engine
@@ -200,7 +200,7 @@ class VisionLanguageModel:
             raise QueryError("a question must hold text, got none")
         history = self._history(request, visual)
         turns = [([*exchange.visual.parts, exchange.question], exchange.answer) for exchange in history]
-        ids_L = build_prompt(tokenizer, [*visual.parts, query.question], turns, system=query.system or SYSTEM)
+        ids_L = build_prompt(tokenizer, [*visual.parts, query.question], turns, system=query.system)
         prompt = self._generator.prepare(request, ids_L, all_visual(history, visual))
         if len(ids_L) + prompt.num_more > self._num_positions:
             raise QueryError(self._too_long(len(ids_L), prompt.num_more))

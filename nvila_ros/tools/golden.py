@@ -32,7 +32,9 @@ from nvila_ros.visual.views import View, view_clip, view_image, view_images, who
 
 SUFFIX = ".fp32.json"
 MEDIA = "media/"
-NUM_AXES = {"input_ids": 2, "inputs_embeds": 3, "logits": 3, "greedy_ids": 2}
+NUM_AXES = {"input_ids": 2, "inputs_embeds": 3, "logits": 3, "last_logits": 3, "greedy_ids": 2, "answer_ids": 2}
+MAX_ANSWER = 32
+"""Ids at which the reference ends an answer without a stop token."""
 Images = list[np.ndarray]
 
 
@@ -99,7 +101,8 @@ def read_case(path: Path) -> Case:
 def compute(case: Case, engine: Engine, tokenizer: ChatTokenizer) -> dict[str, np.ndarray]:
     """Return what the engine gives at every stage of a case, under the reference's names; B is 1 where it has one.
 
-    `logits` has every position where the engine gives them, else the last one alone.
+    `logits` has every position where the engine gives them, else the last one alone; `projector_downsampled` is there
+    where it shows what its projector's map reads.
 
     Raises:
         NvilaError: media are missing or unreadable, or the prompt holds no text.
@@ -127,17 +130,20 @@ def compute(case: Case, engine: Engine, tokenizer: ChatTokenizer) -> dict[str, n
     empty_GD = np.empty((0, engine.spec.decoder.width), np.float32)
     embeds_LD = embed_prompt(engine, build_prompt(tokenizer, parts), np.concatenate([empty_GD, *visual]))
     num_ids = case.want["greedy_ids"].shape[-1] if "greedy_ids" in case.want else 0
-    if len(embeds_LD) + num_ids > engine.spec.decoder.max_positions:
+    num_more = max(num_ids, MAX_ANSWER if "answer_ids" in case.want else 0)
+    if len(embeds_LD) + num_more > engine.spec.decoder.max_positions:
         raise ConfigError(
-            f"{case.path} has {len(embeds_LD)} positions and {num_ids} ids, which must fit "
+            f"{case.path} has {len(embeds_LD)} positions and {num_more} ids, which must fit "
             f"{engine.spec.decoder.max_positions}"
         )
-    logits, ids = _decode(engine, tokenizer, embeds_LD, num_ids)
+    logits, ids = _decode(engine, tokenizer, embeds_LD, num_more)
     return got | {
         "input_ids": input_ids[None],
         "inputs_embeds": embeds_LD[None],
         "logits": logits[None],
-        "greedy_ids": ids[None],
+        "last_logits": logits[None, -1:],
+        "greedy_ids": ids[None, :num_ids],
+        **({"answer_ids": ids[None, : _answer_length(ids, tokenizer)]} if "answer_ids" in case.want else {}),
     }
 
 
@@ -188,8 +194,10 @@ def _encode(engine: Engine, view: View, stages: dict[str, list[np.ndarray]]) -> 
     feat_NPE = np.concatenate([engine.vision(tile_NCHW[i : i + 1]) for i in range(len(tile_NCHW))])
     merged_BPE = merge_features(engine.spec, view, feat_NPE)
     visual_BGD = engine.project(merged_BPE)
-    named = {"pixel_values": tile_NCHW, "vision_features": feat_NPE}
-    for name, array in (named | {"projector_in": merged_BPE, "projector_out": visual_BGD}).items():
+    named = {"pixel_values": tile_NCHW, "vision_features": feat_NPE, "projector_in": merged_BPE}
+    if downsample := getattr(engine, "downsample", None):
+        named["projector_downsampled"] = downsample(merged_BPE)
+    for name, array in (named | {"projector_out": visual_BGD}).items():
         stages.setdefault(name, []).append(array)
     return arrange(engine.spec, view, visual_BGD)
 
@@ -216,8 +224,14 @@ def _decode(
     forward_all = getattr(engine, "forward_all", None)
     logits = forward_all(embeds_LD) if forward_all else last_V[None]
     never = tokenizer.never_sampled(engine.spec.decoder.vocab_size)
-    tokens = decode_greedy(engine, last_V, cache, stop_id=None, never=never)
+    tokens = decode_greedy(engine, last_V, cache, stop_ids=(), never=never)
     return logits, np.array([token for _, token in zip(range(num_ids), tokens, strict=False)], np.int64)
+
+
+def _answer_length(ids: np.ndarray, tokenizer: ChatTokenizer) -> int:
+    """Return how many ids an answer has with its stop token, which the reference keeps."""
+    stops = np.flatnonzero(np.isin(ids[:MAX_ANSWER], list(tokenizer.stop_ids)))
+    return int(stops[0]) + 1 if stops.size else MAX_ANSWER
 
 
 def _find_media(case: Case, entry: str) -> Path:

@@ -188,7 +188,8 @@ def _read_weights(found: Inspection, spec: ModelSpec, on_read: OnRead) -> None:
 
 def _check_tokens(found: Inspection, spec: ModelSpec, tokenizer: ChatTokenizer, top: Config) -> None:
     num_rows = spec.decoder.vocab_size
-    for name, idx in (("<|im_start|>", tokenizer.im_start), ("<|im_end|>", tokenizer.im_end)):
+    for name in tokenizer.template.tokens:
+        idx = tokenizer.named_ids[name]
         if idx >= num_rows:
             found.faults.append(
                 f"{name} must be a row of the embedding table, got id {idx} and {num_rows} rows; "

@@ -59,7 +59,7 @@ class LikelihoodScorer:
         """
         visual = self._frame_encoder.encode_frames(frames, SilentProgress())
         ids_L = build_prompt(self._tokenizer, [*visual.parts, question])
-        sequences = [[*self._tokenizer.encode(text), self._tokenizer.im_end] for text in texts]
+        sequences = [[*self._tokenizer.encode(text), self._tokenizer.answer_end] for text in texts]
         room = self._engine.spec.decoder.max_positions - len(ids_L)
         for text, ids in zip(texts, sequences, strict=True):
             if not text or len(ids) > room:

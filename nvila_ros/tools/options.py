@@ -15,7 +15,7 @@ from nvila_ros.models.spec import PIXEL_DTYPES, PUBLISHED, VIDEO_MODES, Override
 from nvila_ros.runtime.loading import AUTO, BACKENDS
 from nvila_ros.runtime.rounded import PRECISIONS
 
-MIN_WIDTH = 110  # characters
+MIN_WIDTH = 126  # characters
 
 
 def add_model_options(

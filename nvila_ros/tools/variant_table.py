@@ -22,7 +22,7 @@ from nvila_ros.models.variants import (
     tile_range,
     weight_bytes,
 )
-from nvila_ros.prompt.tokenizer import MEDIA_NAMES, SENTINEL, SPECIAL_NAMES, ChatTokenizer
+from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.tools.inspection import Inspection, tensor_bytes
 from nvila_ros.visual.tiling import choose_grid
 
@@ -114,7 +114,7 @@ def _kinds(spec: ModelSpec) -> dict[str, Values]:
             f"{projector.out_width}, {spec.tokens_per_tile} tokens a tile",
         },
         "llm": {
-            "kind": "Qwen2",
+            "kind": "Qwen2" if decoder.has_bias else "Llama",
             "sizes": f"{decoder.width} wide, {decoder.num_heads} heads, {decoder.num_kv_heads} kv heads, "
             f"MLP {decoder.mlp_width}, vocabulary {decoder.vocab_size}, {head}",
             "layers": decoder.num_layers,
@@ -162,14 +162,12 @@ def _camera(spec: ModelSpec, width: int, height: int) -> Values:
 
 
 def _tokens(tokenizer: ChatTokenizer, spec: ModelSpec | None) -> list[Values]:
-    names = (*SPECIAL_NAMES, SENTINEL, *MEDIA_NAMES)
-    ids = (tokenizer.im_start, tokenizer.im_end, tokenizer.sentinel_id, tokenizer.image_id, tokenizer.video_id)
     return [
         {
             "name": name,
             "id": idx,
-            "is_stop": idx == tokenizer.im_end,
+            "is_stop": idx in tokenizer.stop_ids,
             "is_in_table": idx < spec.decoder.vocab_size if spec else None,
         }
-        for name, idx in zip(names, ids, strict=True)
+        for name, idx in tokenizer.named_ids.items()
     ]

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, answer_frame, next_turn, open_chat
+from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, answer_frame, ask, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.token_labels import IGNORE
 from nvila_ros.world.named_places import Place
@@ -69,7 +69,7 @@ def encode_branches(
     chat = Chat(list(shared), [*silent], list(range(len(shared))), [PREFIX] * len(shared), [*silent], [*silent])
     for owner, turn in enumerate(turns, start=1):
         asked = tokenizer.encode(turn.text) + frame
-        answer = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        answer = [*tokenizer.encode(turn.answer), tokenizer.answer_end]
         branch = [*asked, *answer][:-1]
         chat.ids.extend(branch)
         chat.labels.extend([IGNORE] * (len(asked) - 1) + answer)
@@ -98,9 +98,8 @@ def _encode_turns(
     ids: list[int] = []
     is_answer: list[bool] = []
     for i, turn in enumerate(turns):
-        asked = next_turn(tokenizer, [turn.text]) if i else open_chat(tokenizer, [media, turn.text])
-        asked = asked + answer_frame(tokenizer)
-        answer = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        asked = ask(tokenizer, [turn.text] if i else [media, turn.text], is_first=not i)
+        answer = [*tokenizer.encode(turn.answer), tokenizer.answer_end]
         ids += asked + answer
         is_answer += [False] * len(asked) + [True] * len(answer)
     labels = [token if counts else IGNORE for token, counts in zip(ids, is_answer, strict=True)]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nvila_ros.models.decoder import rotary_tables
 from nvila_ros.models.nvila import Nvila
-from nvila_ros.models.qwen2 import rotary_tables
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.training.batches import Batch
 from nvila_ros.training.chats import PREFIX, Rows

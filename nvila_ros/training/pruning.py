@@ -105,7 +105,7 @@ def check_tokenizers(large: Scorer, small: Scorer) -> None:
     """
     first, second = large.tokenizer, small.tokenizer
     size = max(first.num_tokens, second.num_tokens)
-    is_same = (first.im_start, first.im_end) == (second.im_start, second.im_end)
+    is_same = first.named_ids == second.named_ids and first.first_ids == second.first_ids
     if not is_same or first.token_bytes(size) != second.token_bytes(size):
         raise CheckpointError(
             f"the two models must have one tokenizer, those of {large.name} and {small.name} differ; "

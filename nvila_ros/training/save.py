@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from nvila_ros.files import atomic_folder
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
-from nvila_ros.prompt.chat import SYSTEM
+from nvila_ros.prompt.template import SYSTEM
 
 
 def save_checkpoint(model: Nvila, tokenizer: Path, folder: Path) -> None:

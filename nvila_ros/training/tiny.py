@@ -14,8 +14,8 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
-from nvila_ros.prompt.chat import SYSTEM
-from nvila_ros.prompt.tokenizer import QWEN2_WORDS
+from nvila_ros.prompt.byte_pairs import QWEN2_WORDS
+from nvila_ros.prompt.template import SYSTEM
 from nvila_ros.training.save import write_json
 from nvila_ros.world.questions import all_texts
 

@@ -52,7 +52,7 @@ def arrange(spec: ModelSpec, view: View, visual_BGD: np.ndarray) -> VisualPrompt
         # In raster order over the whole image, not block by block.
         image_HWD = join_tiles(visual_BGD, *view.grids[spec.merge_scale])
         visual_BGD = image_HWD.reshape(1, -1, image_HWD.shape[-1])
-    newline = ("\n",) if view.mode == "tiled" else ()
+    newline = ("\n",) if view.mode == "tiled" or spec.has_text_newlines else ()
     shown = MediaTokens(_layout(spec.image_wrap.start, visual_BGD.shape[1], spec.image_wrap.end))
     return VisualPrompt(visual_BGD.reshape(-1, visual_BGD.shape[-1]), (shown, *newline) * len(visual_BGD))
 

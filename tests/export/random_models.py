@@ -15,15 +15,29 @@ GROUP = 16
 HEAD = "llm.lm_head"
 
 
-def make_spec(projector: str, is_tied: bool, kv_heads: int, rows: int, grid: int, head_size: int = 16) -> ModelSpec:
-    """Return a small model; every width is a multiple of the group size."""
+def make_spec(
+    projector: str,
+    is_tied: bool,
+    kv_heads: int,
+    rows: int,
+    grid: int,
+    head_size: int = 16,
+    is_vila15: bool = False,
+) -> ModelSpec:
+    """Return a small model; every width is a multiple of the group size. That of a VILA 1.5 has a rest of pixels."""
     width = head_size * kv_heads * rows
     return ModelSpec(
         name="random",
         vision=VisionSpec(
-            width=32, num_layers=3, num_heads=2, mlp_width=48, image_px=14 * grid, patch_px=14, num_live_layers=2
+            width=32,
+            num_layers=3,
+            num_heads=2,
+            mlp_width=48,
+            image_px=14 * grid + 6 * is_vila15,
+            patch_px=14,
+            num_live_layers=2,
         ),
-        projector=ProjectorSpec(kind=projector, in_width=32, out_width=width),
+        projector=ProjectorSpec(kind=projector, in_width=32, out_width=width, is_column_major=is_vila15),
         decoder=DecoderSpec(
             width=width,
             num_layers=2,
@@ -34,6 +48,7 @@ def make_spec(projector: str, is_tied: bool, kv_heads: int, rows: int, grid: int
             rope_theta=1e4,
             is_tied=is_tied,
             max_positions=64,
+            has_bias=not is_vila15,
         ),
         image_mode="resize",
         num_video_frames=8,

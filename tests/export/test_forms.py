@@ -40,6 +40,7 @@ specs = st.builds(
     kv_heads=st.sampled_from([1, 2]),
     rows=st.sampled_from([1, 3]),
     grid=st.sampled_from([3, 4]),
+    is_vila15=st.booleans(),
 )
 
 

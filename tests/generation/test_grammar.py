@@ -23,7 +23,7 @@ from nvila_ros.runtime.torch_engine import TorchEngine
 TINY = share_path("checkpoints") / "nvila-tiny"
 TOKENIZER = ChatTokenizer.from_folder(TINY / "llm")
 VOCAB_SIZE = 512  # more rows than tokens
-STOP = TOKENIZER.im_end
+STOP = TOKENIZER.answer_end
 BYTES = TOKENIZER.token_bytes(VOCAB_SIZE)
 BYTE_IDS = {written: idx for idx, written in enumerate(BYTES) if len(written) == 1}
 MAX_TOKENS = 4000
@@ -210,7 +210,12 @@ def can_say(constraint: Constraint, text: bytes) -> bool:
 def test_what_no_token_of_text_owns_is_never_allowed(grammars: Grammars) -> None:
     constraint = grammars.constrain(json_kind({"type": "string"}))
     never = [idx for idx, written in enumerate(BYTES) if not written]
-    assert set(never) > {*range(TOKENIZER.num_tokens, VOCAB_SIZE), TOKENIZER.image_id, TOKENIZER.im_start, STOP}
+    assert set(never) > {
+        *range(TOKENIZER.num_tokens, VOCAB_SIZE),
+        TOKENIZER.image_id,
+        TOKENIZER.named_ids["<|im_start|>"],
+        STOP,
+    }
 
     for mark in '"<':
         assert not constraint.allowed()[never].any()

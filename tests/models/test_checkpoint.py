@@ -162,13 +162,15 @@ def test_missing_tensor_is_named(copy: Path) -> None:
         ("llm/config.json", "intermediate_size", None, "mlp_width must be a whole number from 1 to 1048576, got None"),
         ("llm/config.json", "vocab_size", "x", "vocab_size must be a whole number from 1 to 4194304, got 'x'"),
         ("mm_projector/config.json", "mm_projector_type", "resampler", "known are .*mlp_downsample"),
-        ("llm/config.json", "model_type", "llama", "must be of type qwen2"),
+        ("llm/config.json", "model_type", "mistral", "must be of type qwen2 or llama, got 'mistral'"),
+        ("llm/config.json", "model_type", "llama", "mm_projector_type must be 'mlp_downsample'"),
+        ("llm/config.json", "attention_bias", True, "attention_bias must be False"),
         ("llm/config.json", "num_key_value_heads", 3, "multiple of kv heads, got 4 and 3"),
         ("llm/config.json", "rope_scaling", {"type": "yarn", "factor": 4.0}, "must not be scaled"),
         ("llm/config.json", "use_sliding_window", True, "use_sliding_window must be False"),
         ("llm/config.json", "hidden_act", "gelu", "hidden_act must be 'silu', got 'gelu'"),
         ("vision_tower/config.json", "model_type", "ps3_vision_model", "must be 'siglip_vision_model'"),
-        ("vision_tower/config.json", "patch_size", 13, "image size must be a multiple of patch size"),
+        ("vision_tower/config.json", "patch_size", 113, "patch size must be at most 112"),
     ],
 )
 def test_config_outside_the_family_is_refused_by_rule(

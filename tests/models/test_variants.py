@@ -35,12 +35,21 @@ def size_mb(name: str, part: str) -> float:
     return count_parameters(VARIANTS[name].spec)[part].in_file * 2 / 1e6
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+VILA15 = [name for name, variant in VARIANTS.items() if variant.spec.has_text_newlines]
+NVILA = [name for name in VARIANTS if name not in VILA15]
+
+
+@pytest.mark.parametrize("name", NVILA)
 def test_tower_is_the_published_file(name: str) -> None:
     parameters = count_parameters(VARIANTS[name].spec)["vision_tower"]
 
     assert parameters.in_file / 1e6 == pytest.approx(413.33, abs=0.005)
     assert size_mb(name, "vision_tower") == pytest.approx(827, abs=0.5)
+
+
+@pytest.mark.parametrize("name", VILA15)
+def test_tower_of_vila15_is_the_published_file_with_its_dead_head(name: str) -> None:
+    assert size_mb(name, "vision_tower") == pytest.approx(857, abs=0.6)  # the header is 0.05
 
 
 @pytest.mark.parametrize(
@@ -58,7 +67,10 @@ def test_projector_is_the_published_file(name: str, megabytes: float) -> None:
     assert size_mb(name, "mm_projector") == pytest.approx(megabytes, abs=0.5)
 
 
-@pytest.mark.parametrize(("name", "gigabytes"), [("NVILA-Lite-8B", 15.22), ("NVILA-Lite-15B-Video", 29.5)])
+@pytest.mark.parametrize(
+    ("name", "gigabytes"),
+    [("NVILA-Lite-8B", 15.22), ("NVILA-Lite-15B-Video", 29.5), ("VILA-M3-8B", 16.07), ("VILA-M3-3B", 5.40)],
+)
 def test_language_model_is_the_published_file(name: str, gigabytes: float) -> None:
     assert size_mb(name, "llm") / 1e3 == pytest.approx(gigabytes, rel=2e-3)
 
@@ -71,13 +83,17 @@ def test_language_model_is_the_published_file(name: str, gigabytes: float) -> No
         ("NVILA-8B", 12, MediaCost(17, 3072, 3073)),
         ("NVILA-8B", 9, MediaCost(14, 2304, 2305)),
         ("NVILA-8B-Video", 1, MediaCost(1, 256, 257)),
+        ("NaVILA-8B", 1, MediaCost(1, 196, 197)),
     ],
 )
 def test_image_costs_what_the_reference_embeds(name: str, grid_tiles: int, cost: MediaCost) -> None:
     assert image_cost(VARIANTS[name].spec, grid_tiles) == cost
 
 
-@pytest.mark.parametrize(("name", "positions"), [("NVILA-Lite-2B", 976), ("NVILA-8B", 2056), ("NVILA-8B-Video", 8224)])
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [("NVILA-Lite-2B", 976), ("NVILA-8B", 2056), ("NVILA-8B-Video", 8224), ("NaVILA-8B", 8 * 197)],
+)
 def test_clip_costs_what_the_reference_embeds(name: str, positions: int) -> None:
     spec = VARIANTS[name].spec
 
@@ -142,6 +158,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
             rope_theta=1e6,
             is_tied=draw(st.booleans()),
             max_positions=2048,
+            has_bias=draw(st.booleans()),
         ),
         image_mode=mode,
         num_video_frames=8,
@@ -153,6 +170,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         video_pools=draw(st.sampled_from([(NO_POOL,), ((4, 1, 1),), ((2, 1, 1), (8, 1, 1))])),
         image_wrap=Wrap(start=draw(st.sampled_from(["", "<"])), end=draw(st.sampled_from(["", "\n"]))),
         video_wrap=Wrap(sep=draw(st.sampled_from(["", "|"]))),
+        has_text_newlines=draw(st.booleans()) and mode == "resize",
     )
 
 
@@ -162,7 +180,7 @@ def test_parameters_are_those_of_the_parts_written_out(spec: ModelSpec) -> None:
     e, h, d, m = vision.width, vision.mlp_width, decoder.width, decoder.mlp_width
     kv = decoder.num_kv_heads * decoder.head_size
     tower_layer = 4 * (e * e + e) + (h * e + h) + (e * h + e) + 4 * e
-    decoder_layer = 2 * d * d + d + 2 * (kv * d + kv) + 3 * m * d + 2 * d
+    decoder_layer = 2 * d * d + 2 * kv * d + (d + 2 * kv) * decoder.has_bias + 3 * m * d + 2 * d
     n = spec.projector.downsample**2 * spec.projector.in_width
     c = 3 * spec.projector.in_width
     is_3x3 = spec.projector.downsample == 3
@@ -171,7 +189,9 @@ def test_parameters_are_those_of_the_parts_written_out(spec: ModelSpec) -> None:
     found = count_parameters(spec)
 
     assert found["vision_tower"].live == e * 13 + vision.num_patches * e + vision.num_live_layers * tower_layer
-    assert found["vision_tower"].dead == (vision.num_layers - vision.num_live_layers) * tower_layer + 2 * e
+    head = e + 4 * (e * e + e) + 2 * e + (h * e + h) + (e * h + e)
+    dead = (vision.num_layers - vision.num_live_layers) * tower_layer + 2 * e + head * spec.has_text_newlines
+    assert found["vision_tower"].dead == dead
     assert found["mm_projector"].live == projector
     embeddings = decoder.vocab_size * d * (1 if decoder.is_tied else 2)
     assert found["llm"].live == decoder.num_layers * decoder_layer + d + embeddings
@@ -221,9 +241,11 @@ def test_clip_costs_what_it_becomes(spec: ModelSpec, num_groups: int, video_mode
 @pytest.mark.parametrize("name", VARIANTS)
 def test_variant_is_found_whatever_its_vocabulary(name: str) -> None:
     spec = VARIANTS[name].spec
-    tuned = replace(spec, name="mine", decoder=replace(spec.decoder, vocab_size=7), num_video_frames=64)
+    tuned = replace(spec, name=name, decoder=replace(spec.decoder, vocab_size=7), num_video_frames=64)
 
     assert nearest_variant(tuned) is VARIANTS[name]
+    assert nearest_variant(replace(tuned, name=VARIANTS[name].repos[0].split("/")[1])) is VARIANTS[name]
+    assert (nearest_variant(replace(tuned, name="mine")) is VARIANTS[name]) == (name not in VILA15[1::3])
 
 
 def test_other_dimensions_are_no_variant() -> None:
@@ -232,7 +254,7 @@ def test_other_dimensions_are_no_variant() -> None:
     assert nearest_variant(replace(spec, decoder=replace(spec.decoder, num_layers=27))) is None
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", NVILA)
 def test_variant_is_published_under_its_name(name: str) -> None:
     owner, repo = VARIANTS[name].repos[0].split("/")
 

@@ -8,7 +8,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, PromptPart, answer_frame, build_prompt, next_turn, open_chat
+from nvila_ros.prompt.chat import PLACEHOLDER, MediaTokens, PromptPart, answer_frame, ask, build_prompt, open_chat
 from nvila_ros.prompt.tokenizer import MEDIA_NAMES, SENTINEL, ChatTokenizer
 from tests.golden_cases import ALL_CASES, CHECKPOINT, GOLDEN, load_told
 from tests.prompt.conftest import NVILA_8B, Pair
@@ -69,7 +69,7 @@ def test_specials_in_a_question_are_spelled_out(pair: Pair, before: str, name: s
 def test_follow_up_continues_the_prompt(pair: Pair, question: str) -> None:
     assume(not any(name in question for name in (*MEDIA_NAMES, *SPECIALS)))
 
-    ids = next_turn(pair.ours, [question]) + answer_frame(pair.ours)
+    ids = ask(pair.ours, [question], is_first=False)
 
     assert ids == pair.theirs(f"\n<|im_start|>user\n{question.strip()}{TAIL}").input_ids
 

@@ -12,7 +12,8 @@ from tokenizers import AddedToken
 from transformers import Qwen2Tokenizer
 
 from nvila_ros.errors import CheckpointError
-from nvila_ros.prompt.tokenizer import MEDIA_NAMES, SENTINEL, ChatTokenizer, build_bpe
+from nvila_ros.prompt.byte_pairs import build_bpe
+from nvila_ros.prompt.tokenizer import MEDIA_NAMES, SENTINEL, ChatTokenizer
 from tests.golden_cases import CHECKPOINT
 from tests.prompt.conftest import NVILA_8B, Pair
 
@@ -64,7 +65,7 @@ def test_names_of_special_tokens_are_plain_text(pair: Pair, text: str, name: str
 
 
 def test_decoding_leaves_special_tokens_out(pair: Pair) -> None:
-    special = [pair.ours.im_end, pair.ours.sentinel_id, pair.ours.image_id, pair.ours.video_id]
+    special = [pair.ours.answer_end, pair.ours.sentinel_id, pair.ours.image_id, pair.ours.video_id]
 
     assert pair.ours.decode([*special, *pair.ours.encode(TEXT), *special]) == TEXT
 
@@ -95,7 +96,7 @@ def test_layouts_say_the_same(layout: str, tmp_path: Path) -> None:
     got = ChatTokenizer.from_folder(write_layout(tmp_path, layout))
 
     assert got.encode(TEXT) == want.encode(TEXT)
-    for name in ("im_start", "im_end", "sentinel_id", "image_id", "video_id", "num_tokens"):
+    for name in ("named_ids", "stop_ids", "first_ids", "num_cut", "num_tokens"):
         assert getattr(got, name) == getattr(want, name), name
 
 
@@ -177,7 +178,7 @@ BREAKAGES = [
     ("slow", put("vocab.json", b"{}"), r"vocab\.json: every byte must have a token"),
     ("slow", change("vocab.json", lambda old: old | {"!": True}), r"vocab\.json: the id of '!' must be a whole number"),
     ("slow", put("added_tokens.json", b'{"[X]": 289.0}'), r"added_tokens\.json: the id of '\[X\]'"),
-    ("slow", put("added_tokens.json", b"{}"), r"must hold ChatML's tokens but lacks .*im_start.*im_end"),
+    ("slow", put("added_tokens.json", b"{}"), r"of each some are missing: .*qwen2.*im_start.*im_end.*llama_3.*eot_id"),
     ("slow", change("added_tokens.json", lambda old: old | {"[X]": 290}), r"without gaps, 289 is one"),
     ("slow", put("merges.txt", b"#version: 0.2\nt h e\n"), r"merges\.txt: a merge must be two tokens .*'t h e'"),
     ("slow", put("merges.txt", b"! z\n"), r"merges\.txt: a merge must be two tokens that join to a third, got '! z'"),
@@ -185,7 +186,11 @@ BREAKAGES = [
     ("slow and config", config("1", {}), r"tokenizer_config\.json is not laid out"),
     ("fast", model(merges=[["t"]]), r"tokenizer\.json: a merge must be two tokens"),
     ("fast", model(merges=[3]), r"tokenizer\.json is not laid out"),
-    ("fast", model(type="Unigram"), r"tokenizer\.json must be BPE of words as Qwen2 splits them, got Unigram"),
+    (
+        "fast",
+        model(type="Unigram"),
+        r"tokenizer\.json must be BPE of words as Qwen2 or Llama-3 splits them, got Unigram",
+    ),
     (
         "fast",
         change("tokenizer.json", lambda old: old | {"pre_tokenizer": None}),
@@ -216,6 +221,11 @@ def test_special_tokens_in_a_text_of_the_checkpoint_are_special() -> None:
 
     ids = tokenizer.encode_marked("<|im_start|>user<image>\n")
 
-    assert ids == [tokenizer.im_start, *tokenizer.encode("user"), tokenizer.image_id, *tokenizer.encode("\n")]
+    assert ids == [
+        tokenizer.named_ids["<|im_start|>"],
+        *tokenizer.encode("user"),
+        tokenizer.image_id,
+        *tokenizer.encode("\n"),
+    ]
     assert tokenizer.encode_marked("") == []
     assert tokenizer.encode_marked("plain text") == tokenizer.encode("plain text")

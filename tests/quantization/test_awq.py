@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nvila_ros.models import qwen2
+from nvila_ros.models import decoder
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.quantization import awq
@@ -25,11 +25,13 @@ def prompts(calibration: Calibration) -> list[Tensor]:
     return [torch.from_numpy(prompt_LD.copy()) for prompt_LD in calibration.prompts_LD]
 
 
-def load_layer(checkpoint: Checkpoint) -> qwen2.DecoderLayer:
-    return build_part(qwen2.DecoderLayer, checkpoint.weights("llm"), f"{DECODER}.layers.0", checkpoint.spec.decoder, 0)
+def load_layer(checkpoint: Checkpoint) -> decoder.DecoderLayer:
+    return build_part(
+        decoder.DecoderLayer, checkpoint.weights("llm"), f"{DECODER}.layers.0", checkpoint.spec.decoder, 0
+    )
 
 
-def run(spec: DecoderSpec, layer: qwen2.DecoderLayer, prompts: list[Tensor]) -> Tensor:
+def run(spec: DecoderSpec, layer: decoder.DecoderLayer, prompts: list[Tensor]) -> Tensor:
     outputs = list(prompts)
     run_decoder_layer(spec, layer, outputs)
     return torch.cat(outputs)
@@ -40,7 +42,7 @@ def assert_same(got: Tensor, want: Tensor) -> None:
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
 
 
-def fold(spec: DecoderSpec, layer: qwen2.DecoderLayer, prompts: list[Tensor]) -> dict[str, Tensor]:
+def fold(spec: DecoderSpec, layer: decoder.DecoderLayer, prompts: list[Tensor]) -> dict[str, Tensor]:
     with listen(layer, sorted(set(awq.TAPPED.values())), sum(map(len, prompts))) as taps:
         run(spec, layer, prompts)
     return awq.fold_scales(spec, layer, prompts, taps, GROUP)
@@ -60,7 +62,7 @@ def test_folding_leaves_a_layers_float_outputs_equal(checkpoint: Checkpoint, pro
 def test_without_grouped_queries_the_value_map_is_folded_too(checkpoint: Checkpoint, prompts: list[Tensor]) -> None:
     spec = dataclasses.replace(checkpoint.spec.decoder, num_kv_heads=checkpoint.spec.decoder.num_heads)
     torch.manual_seed(0)
-    layer = qwen2.DecoderLayer(spec, 0).eval().requires_grad_(False)
+    layer = decoder.DecoderLayer(spec, 0).eval().requires_grad_(False)
     before_LD = run(spec, layer, prompts)
 
     divisors = fold(spec, layer, prompts)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -29,15 +30,26 @@ from tests.golden_cases import CHECKPOINT, assert_near
 ATOL_BY_PRECISION = {"fp32": 1e-4}
 TOKENIZER = CHECKPOINT / "llm"
 STOP = 286
+NO_ENCODERS = {"image_encoder": None, "video_encoder": None}
 
 
-def make_spec(projector: str, is_tied: bool, kv_heads: int, groups: int, grid: int = 4) -> ModelSpec:
+def make_spec(
+    projector: str, is_tied: bool, kv_heads: int, groups: int, grid: int = 4, is_vila15: bool = False
+) -> ModelSpec:
     return ModelSpec(
         name="random",
         vision=VisionSpec(
-            width=32, num_layers=3, num_heads=2, mlp_width=48, image_px=14 * grid, patch_px=14, num_live_layers=2
+            width=32,
+            num_layers=3,
+            num_heads=2,
+            mlp_width=48,
+            image_px=14 * grid + 6 * is_vila15,
+            patch_px=14,
+            num_live_layers=2,
         ),
-        projector=ProjectorSpec(kind=projector, in_width=32, out_width=16 * kv_heads * groups),
+        projector=ProjectorSpec(
+            kind=projector, in_width=32, out_width=16 * kv_heads * groups, is_column_major=is_vila15
+        ),
         decoder=DecoderSpec(
             width=16 * kv_heads * groups,
             num_layers=2,
@@ -48,6 +60,7 @@ def make_spec(projector: str, is_tied: bool, kv_heads: int, groups: int, grid: i
             rope_theta=1e4,
             is_tied=is_tied,
             max_positions=128,
+            has_bias=not is_vila15,
         ),
         image_mode="resize",
         num_video_frames=8,
@@ -62,6 +75,10 @@ def make_checkpoint(folder: Path, spec: ModelSpec, seed: int) -> Checkpoint:
     for name in ("vocab.json", "merges.txt", "added_tokens.json"):
         (files / name).write_bytes((TOKENIZER / name).read_bytes())
     save_checkpoint(Nvila(spec), files, folder / "random")
+    if not spec.decoder.has_bias:  # as VILA 1.5 says it, which is all that its configs do
+        for name, changes in (("llm/config.json", {"model_type": "llama"}), ("config.json", NO_ENCODERS)):
+            path = folder / "random" / name
+            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return open_checkpoint(folder / "random")
 
 
@@ -167,6 +184,7 @@ def engine() -> OnnxRuntimeEngine:
     kv_heads=st.sampled_from([1, 2]),
     groups=st.sampled_from([1, 3]),
     grid=st.sampled_from([3, 4]),
+    is_vila15=st.booleans(),
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     seed=st.integers(0, 99),
 )
@@ -177,10 +195,11 @@ def test_onnxruntime_matches_torch_at_every_stage(
     kv_heads: int,
     groups: int,
     grid: int,
+    is_vila15: bool,
     lengths: list[int],
     seed: int,
 ) -> None:
-    spec = make_spec(projector, is_tied, kv_heads, groups, grid)
+    spec = make_spec("mlp_downsample" if is_vila15 else projector, is_tied, kv_heads, groups, grid, is_vila15)
     got, want = both(make_checkpoint(tmp_path_factory.mktemp("ckpt"), spec, seed))
     assert_same_at_every_stage(got, want, lengths, seed)
 
@@ -208,13 +227,13 @@ def test_greedy_decoding_stops_at_the_stop_token(engine: OnnxRuntimeEngine) -> N
     logits_V = np.zeros(289, np.float32)
     logits_V[STOP] = 1
 
-    assert list(decode_greedy(engine, logits_V, cache, stop_id=STOP, never=np.array([], np.int64))) == []
+    assert list(decode_greedy(engine, logits_V, cache, stop_ids={STOP}, never=np.array([], np.int64))) == []
 
 
 def test_ids_that_must_not_be_sampled_never_are(engine: OnnxRuntimeEngine) -> None:
     logits_V = np.arange(289, dtype=np.float32)
 
-    tokens = decode_greedy(engine, logits_V, engine.new_cache(1), stop_id=STOP, never=np.array([288, 287]))
+    tokens = decode_greedy(engine, logits_V, engine.new_cache(1), stop_ids={STOP}, never=np.array([288, 287]))
 
     assert list(tokens) == []  # 286 is the stop token and next in line
 

@@ -42,7 +42,7 @@ def test_scores_are_those_of_one_token_after_another(loaded: tuple[Engine, ChatT
     ids_L = build_prompt(tokenizer, [*seen.parts, question])
 
     for text, told in zip(TEXTS, LikelihoodScorer(engine, tokenizer).score(frames, question, TEXTS), strict=True):
-        ids = [*tokenizer.encode(text), tokenizer.im_end]
+        ids = [*tokenizer.encode(text), tokenizer.answer_end]
         cache = engine.new_cache(len(ids_L) + len(ids))
         logits_V = engine.forward(embed_prompt(engine, ids_L, seen.visual_GD), cache)
         expected, is_greedy = [], True

@@ -15,7 +15,7 @@ from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.torch_engine import TorchEngine
 from nvila_ros.tools.cli import main
 from nvila_ros.tools.golden import compute, read_case
-from tests.golden_cases import ALL_CASES, GOLDEN
+from tests.golden_cases import ALL_CASES, GOLDEN, VILA15_CASES
 
 VIDEO = ("ckpt", "image.fp32.json", "image.fp32.safetensors")
 
@@ -44,7 +44,7 @@ def test_every_golden_case_passes(capsys: pytest.CaptureFixture[str], backend: s
 
     assert code == 0
     flat = sum(case.startswith("s2/") for case in ALL_CASES)
-    assert told["cases"] == len(ALL_CASES) + flat + 2
+    assert told["cases"] == len(ALL_CASES) + len(VILA15_CASES) + flat + 2
     assert told["failed"] == 0
     assert told["ids_equal"]
     assert 0 < told["max_error"] <= 1e-4

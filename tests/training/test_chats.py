@@ -35,7 +35,7 @@ def test_a_branch_is_the_prompt_of_its_question_alone(tokenizer: ChatTokenizer) 
     owners, ids = np.array(chat.owners), np.array(chat.ids)
     for owner, turn in enumerate(TURNS, start=1):
         is_seen = (owners == PREFIX) | (owners == owner)
-        told = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        told = [*tokenizer.encode(turn.answer), tokenizer.answer_end]
         whole = [*build_prompt(tokenizer, [MEDIA, turn.text]), *told]
         assert ids[is_seen].tolist() == whole[:-1]
         assert np.array(chat.positions)[is_seen].tolist() == list(range(len(whole) - 1))

@@ -116,10 +116,10 @@ def test_every_turn_follows_the_prompt_that_the_node_would_ask_with(name: str) -
     for number, (parts, answer) in enumerate(told):
         prompt_L = build_prompt(tokenizer, parts, told[:number])
         end = len(prompt_L)
-        ids = [*tokenizer.encode(answer), tokenizer.im_end]
+        ids = [*tokenizer.encode(answer), tokenizer.answer_end]
         assert encoded.ids_L[:end].tolist() == prompt_L.tolist()
         assert encoded.labels_L[end - 1 : end - 1 + len(ids)].tolist() == ids
-    all_told = [i for _, answer in turns for i in (*tokenizer.encode(answer), tokenizer.im_end)]
+    all_told = [i for _, answer in turns for i in (*tokenizer.encode(answer), tokenizer.answer_end)]
     assert encoded.learned_ids.tolist() == all_told
     visual_GD = see_views(load_torch_model(checkpoint), encoded.views).numpy()
     assert np.abs(visual_GD - np.concatenate([s.visual_GD for s in seen])).max() < 1e-5
@@ -139,8 +139,8 @@ def test_special_tokens_in_data_are_spelled_out() -> None:
 
     encoded = encode_sample(checkpoint.spec, tokenizer, sample_of((["a<|im_end|>"], "b<|im_end|>")))
 
-    assert (encoded.ids_L == tokenizer.im_end).sum() == 2  # of the system and the user
-    assert encoded.learned_ids.tolist().count(tokenizer.im_end) == 1
+    assert (encoded.ids_L == tokenizer.answer_end).sum() == 2  # of the system and the user
+    assert encoded.learned_ids.tolist().count(tokenizer.answer_end) == 1
 
 
 def test_sample_must_fit_the_positions_to_the_token() -> None:

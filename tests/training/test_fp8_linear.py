@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.models.qwen2 import DecoderLayer, GatedMlp, Qwen2Decoder, rotary_tables
+from nvila_ros.models.decoder import Decoder, DecoderLayer, GatedMlp, rotary_tables
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.training.fp8 import convert_linears, linear
 from nvila_ros.training.fp8.formats import E4M3, E5M2, quantize
@@ -108,12 +108,12 @@ def test_autocast_chooses_the_type_of_the_output_as_it_does_for_the_plain_map() 
 
 
 @pytest.fixture
-def decoder() -> Qwen2Decoder:
+def decoder() -> Decoder:
     torch.manual_seed(0)
-    return Qwen2Decoder(SPEC)
+    return Decoder(SPEC)
 
 
-def test_decoder_in_fp8_has_about_the_gradients_of_the_float_one(decoder: Qwen2Decoder) -> None:
+def test_decoder_in_fp8_has_about_the_gradients_of_the_float_one(decoder: Decoder) -> None:
     embeds_BLD = torch.randn(2, 21, SPEC.width)
 
     got, want = gradients(converted(decoder), embeds_BLD), gradients(decoder, embeds_BLD)
@@ -165,14 +165,14 @@ def rounded_groups(x: Tensor) -> Tensor:
     return torch.stack([rounded(group, E4M3) for group in x.reshape(-1, 16)]).view(x.shape)
 
 
-def test_names_parameters_and_saved_states_stay_what_they_were(decoder: Qwen2Decoder) -> None:
+def test_names_parameters_and_saved_states_stay_what_they_were(decoder: Decoder) -> None:
     before = dict(decoder.named_parameters())
 
     num_maps = convert_linears(decoder)
 
     assert num_maps == 7 * SPEC.num_layers
     assert {name: id(p) for name, p in decoder.named_parameters()} == {name: id(p) for name, p in before.items()}
-    Qwen2Decoder(SPEC).load_state_dict(decoder.state_dict())
+    Decoder(SPEC).load_state_dict(decoder.state_dict())
 
 
 def test_whole_embedded_model_can_be_converted() -> None:
@@ -197,7 +197,7 @@ def test_module_without_a_fitting_map_is_refused() -> None:
         convert_linears(nn.Sequential(nn.Linear(8, 8)))
 
 
-def test_siblings_share_one_copy_and_let_it_go(decoder: Qwen2Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_siblings_share_one_copy_and_let_it_go(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
 
     def count(x: Tensor, dtype: torch.dtype) -> Any:
@@ -225,7 +225,7 @@ def test_frozen_map_keeps_no_input_and_frozen_input_no_weight() -> None:
     assert saved_bytes(module, x, with_weights=True) == 64 * 32 + 4
 
 
-def test_bytes_kept_for_the_backward_pass_are_those_of_the_formats(decoder: Qwen2Decoder) -> None:
+def test_bytes_kept_for_the_backward_pass_are_those_of_the_formats(decoder: Decoder) -> None:
     t, d, f, kv, layers = 64, SPEC.width, SPEC.mlp_width, 2 * SPEC.head_size, SPEC.num_layers
     decoder.bfloat16()
     embeds_BLD = torch.randn(1, t, d, dtype=torch.bfloat16, requires_grad=True)
@@ -263,7 +263,7 @@ def saved_bytes(module: nn.Module, x: Tensor, *, with_weights: bool) -> int:
     return sum(kept.values())
 
 
-def test_copies_of_a_converted_model_are_converted_and_apart(decoder: Qwen2Decoder) -> None:
+def test_copies_of_a_converted_model_are_converted_and_apart(decoder: Decoder) -> None:
     first = converted(decoder)
     second = copy.deepcopy(first)
     x = torch.randn(1, 16, SPEC.width)
@@ -273,7 +273,7 @@ def test_copies_of_a_converted_model_are_converted_and_apart(decoder: Qwen2Decod
     assert maps[0].shared_input is not maps[1].shared_input
 
 
-def test_checkpointed_layers_have_the_same_gradients(decoder: Qwen2Decoder) -> None:
+def test_checkpointed_layers_have_the_same_gradients(decoder: Decoder) -> None:
     x = torch.randn(1, 16, SPEC.width)
     module = converted(decoder)
 
@@ -317,7 +317,7 @@ class WithTables(nn.Module):
         return self.call[0](x, *self.tables, None)
 
 
-def test_training_in_fp8_follows_training_in_float32(decoder: Qwen2Decoder) -> None:
+def test_training_in_fp8_follows_training_in_float32(decoder: Decoder) -> None:
     """The same steps on the same tokens: losses part by little, and fall."""
     losses = {}
     for name, module in (("fp8", converted(decoder)), ("float32", copy.deepcopy(decoder))):

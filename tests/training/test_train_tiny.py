@@ -77,7 +77,7 @@ def test_loss_counts_answers_and_their_ends_alone(tokenizer: ChatTokenizer) -> N
 
     ids, labels = chat.ids, chat.labels
     told = [label for label in labels if label != IGNORE]
-    assert told == [*tokenizer.encode("red"), tokenizer.im_end, *tokenizer.encode("2"), tokenizer.im_end]
+    assert told == [*tokenizer.encode("red"), tokenizer.answer_end, *tokenizer.encode("2"), tokenizer.answer_end]
     assert [ids[i + 1] for i, label in enumerate(labels[:-1]) if label != IGNORE] == told[:-1]
 
 

@@ -115,7 +115,7 @@ def build_projector(spec: ProjectorSpec, grid: int, weights: Weights, store: Wei
     """Build `feat` (1, P, E) to `visual` (1, G, D)."""
     builder, name = ModelBuilder(weights, store), "mm_projector.layers"
     feat = parameter("feat", [1, grid * grid, spec.in_width])
-    x = _space_to_depth(feat, grid, spec.downsample, spec.in_width)
+    x = _space_to_depth(feat, grid, spec)
     x = builder.linear(builder.layer_norm(x, f"{name}.1", 1e-5), f"{name}.2")
     x = ops.gelu(x, "erf").output(0)
     if spec.kind == "mlp_downsample_3x3_fix":
@@ -126,12 +126,16 @@ def build_projector(spec: ProjectorSpec, grid: int, weights: Weights, store: Wei
     return finish("projector", {"visual": x}, [feat])
 
 
-def _space_to_depth(feat: Value, grid: int, r: int, e: int) -> Value:
+def _space_to_depth(feat: Value, grid: int, spec: ProjectorSpec) -> Value:
     """Zero-pad at the bottom and right, then merge blocks in the order (row in block, column in block, channel)."""
+    r, e = spec.downsample, spec.in_width
     pad = -grid % r
     blocks = (grid + pad) // r
     x = ops.pad(ops.reshape(feat, ints(1, grid, grid, e), False), ints(0, 0, 0, 0), ints(0, pad, pad, 0), "constant")
-    x = ops.transpose(ops.reshape(x, ints(blocks, r, blocks, r, e), False), ints(0, 2, 1, 3, 4))
+    x = ops.transpose(
+        ops.reshape(x, ints(blocks, r, blocks, r, e), False),
+        ints(*((2, 0) if spec.is_column_major else (0, 2)), 1, 3, 4),
+    )
     return ops.reshape(x, ints(1, blocks * blocks, r * r * e), False).output(0)
 
 

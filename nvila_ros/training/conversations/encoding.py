@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.prompt.chat import PromptPart, answer_frame, next_turn, open_chat
+from nvila_ros.prompt.chat import PromptPart, ask, open_chat
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.training.conversations.bad_samples import SampleError
 from nvila_ros.training.conversations.record_media import read_medium
@@ -67,12 +67,13 @@ def encode_sample(spec: ModelSpec, tokenizer: ChatTokenizer, sample: Sample) -> 
     ids: list[int] = []
     is_learned: list[bool] = []
     views: list[View] = []
-    for turn in sample.turns:
+    for i, turn in enumerate(sample.turns, start=1):
         shown = _view_turn(spec, turn, sample.name)
         views += shown
         parts = [*(part for view in shown for part in layout(spec, view)), turn.text]
-        asked = (next_turn if ids else open_chat)(tokenizer, parts) + answer_frame(tokenizer)
-        answer = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        asked = ask(tokenizer, parts, is_first=not ids)
+        end = tokenizer.answer_end if i == len(sample.turns) else tokenizer.turn_end
+        answer = [*tokenizer.encode(turn.answer), end]
         ids += asked + answer
         is_learned += [False] * len(asked) + [True] * len(answer)
     ids_L = np.array(ids, np.int64)
@@ -95,8 +96,8 @@ def _encode_branches(spec: ModelSpec, tokenizer: ChatTokenizer, sample: Sample) 
     shared = open_chat(tokenizer, media) if media else []
     ids, labels, branches = list(shared), [IGNORE] * len(shared), [0] * len(shared)
     for number, turn in enumerate(sample.turns, 1):
-        asked = open_chat(tokenizer, [*media, turn.text])[len(shared) :] + answer_frame(tokenizer)
-        answer = [*tokenizer.encode(turn.answer), tokenizer.im_end]
+        asked = ask(tokenizer, [*media, turn.text], is_first=True)[len(shared) :]
+        answer = [*tokenizer.encode(turn.answer), tokenizer.answer_end]
         ids += [*asked, *answer[:-1]]
         labels += [*([IGNORE] * (len(asked) - 1)), *answer]
         branches += [number] * (len(asked) + len(answer) - 1)

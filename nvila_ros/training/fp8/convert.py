@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from nvila_ros.errors import ConfigError
-from nvila_ros.models.qwen2 import GatedMlp
+from nvila_ros.models.decoder import GatedMlp
 from nvila_ros.training.fp8.formats import GROUP
 from nvila_ros.training.fp8.linear import MULTIPLE, Fp8Linear, SharedInput
 from nvila_ros.training.fp8.nonlinear import Fp8Mlp, Fp8RmsNorm

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nvila_ros.models.qwen2 import GatedMlp
+from nvila_ros.models.decoder import GatedMlp
 from nvila_ros.training.fp8.formats import E4M3, Quantized, dequantize_groups, quantize_groups
 
 

@@ -99,6 +99,7 @@ class FakeCheckpoint:
     kv_heads=st.sampled_from([1, 2]),
     groups=st.sampled_from([1, 3]),
     grid=st.sampled_from([3, 4]),
+    is_vila15=st.booleans(),
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     seed=st.integers(0, 99),
 )
@@ -109,10 +110,11 @@ def test_float_model_matches_torch_at_every_stage(
     kv_heads: int,
     groups: int,
     grid: int,
+    is_vila15: bool,
     lengths: list[int],
     seed: int,
 ) -> None:
-    spec = make_spec(projector, is_tied, kv_heads, groups, grid)
+    spec = make_spec("mlp_downsample" if is_vila15 else projector, is_tied, kv_heads, groups, grid, is_vila15)
     checkpoint = make_checkpoint(tmp_path_factory.mktemp("ckpt"), spec, seed)
     assert_same_at_every_stage(load(checkpoint, threads=1), TorchEngine(checkpoint), lengths, seed)
 
@@ -264,7 +266,7 @@ def test_nvila_tiny_decodes_the_references_greedy_ids() -> None:
         visual_GD = engine.project(engine.vision(tile_NCHW))[0]
         cache = engine.new_cache(len(visual_GD) + 40)
         logits_V = engine.forward(np.concatenate([visual_GD, engine.embed(ids_L)]), cache)
-        tokens = decode_greedy(engine, logits_V, cache, stop_id=None, never=np.array([], np.int64))
+        tokens = decode_greedy(engine, logits_V, cache, stop_ids=(), never=np.array([], np.int64))
         return list(itertools.islice(tokens, 20))
 
     assert decode(load(checkpoint, threads=1)) == decode(TorchEngine(checkpoint))

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight
 from nvila_ros.models.shapes import EMBEDDING
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
@@ -23,6 +24,7 @@ from nvila_ros.runtime.cpu.native_decoder import MATRICES, NativeDecoder, Unknow
 from nvila_ros.runtime.cpu.native_library import libraries
 from nvila_ros.runtime.rounded import round_int8
 from nvila_ros.runtime.torch_engine import TorchEngine
+from tests.golden_cases import GOLDEN
 from tests.runtime.cpu.test_cpu_engine import HEAD, FakeCheckpoint, round_to_int4, stand_for
 from tests.runtime.test_engines import assert_tree_matches_runs, make_checkpoint, make_spec
 
@@ -286,3 +288,16 @@ def test_products_are_right_by_narrow_vnni(tmp_path: Path) -> None:
     options = ["-mavx2", "-mf16c", "-mfma", "-mavx512vl", "-mavx512vnni", "-DNVILA_NARROW"]
 
     assert run_products(tmp_path, "c++", options).startswith("avxvnni")
+
+
+@each_library
+def test_llama_of_the_reference_is_decoded_as_torch_does(library: ctypes.CDLL) -> None:
+    """It has no biases, and its base of the angles and eps are others."""
+    checkpoint = open_checkpoint(GOLDEN / "vila15" / "llama3_bos" / "ckpt")
+    weights = quantize(checkpoint.load(), 16, {}, None)
+    got, want = native(checkpoint.spec, weights, library), rounding_torch(checkpoint.spec, weights)
+    ids_L = np.random.default_rng(0).integers(0, 367, 24)
+
+    assert_rounds_alike(
+        got.forward(got.embed(ids_L), got.new_cache(32)), want.forward(want.embed(ids_L), want.new_cache(32))
+    )

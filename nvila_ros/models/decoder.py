@@ -1,7 +1,9 @@
-"""The Qwen2 decoder with an explicit KV cache: embeddings in, logits out.
+"""The decoder, of Qwen2 or Llama, with an explicit KV cache: embeddings in, logits out.
 
 Module names are upstream's, so a checkpoint's keys are this module's keys. Positions are plain 1-D RoPE over the
-spliced sequence; media rows count as ordinary tokens. Source: Qwen2 (arXiv 2407.10671) as NVILA uses it.
+spliced sequence; media rows count as ordinary tokens. The two kinds differ in what the spec says: biases, the base of
+the angles, the norms' eps. Source: Qwen2 (arXiv 2407.10671) as NVILA uses it, Llama (arXiv 2307.09288, 2407.21783) as
+VILA 1.5 does.
 
 Shapes: B batch, L tokens in this call, T of them wanted, M tokens in the cache including this call, D
 width, A query heads, K kv heads, S head size, V vocabulary.
@@ -51,8 +53,8 @@ class KvCache:
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
 
-class Qwen2Decoder(nn.Module):
-    """Qwen2ForCausalLM: `model.*` and, where not tied, `lm_head`."""
+class Decoder(nn.Module):
+    """Qwen2ForCausalLM or LlamaForCausalLM: `model.*` and, where not tied, `lm_head`."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
@@ -130,16 +132,16 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderAttention(nn.Module):
-    """Causal grouped-query attention; query, key and value maps carry a bias, the output map does not."""
+    """Causal grouped-query attention; query, key and value maps may carry a bias, the output map does not."""
 
     def __init__(self, spec: DecoderSpec, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
         self.head_size = spec.head_size
         kv_width = spec.num_kv_heads * spec.head_size
-        self.q_proj = nn.Linear(spec.width, spec.width)
-        self.k_proj = nn.Linear(spec.width, kv_width)
-        self.v_proj = nn.Linear(spec.width, kv_width)
+        self.q_proj = nn.Linear(spec.width, spec.width, bias=spec.has_bias)
+        self.k_proj = nn.Linear(spec.width, kv_width, bias=spec.has_bias)
+        self.v_proj = nn.Linear(spec.width, kv_width, bias=spec.has_bias)
         self.o_proj = nn.Linear(spec.width, spec.width, bias=False)
 
     def forward(

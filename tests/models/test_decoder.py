@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from nvila_ros.errors import ShapeError
-from nvila_ros.models.qwen2 import KvCache, Qwen2Decoder, attend, rotary_tables
+from nvila_ros.models.decoder import Decoder, KvCache, attend, rotary_tables
 from nvila_ros.models.spec import DecoderSpec
 
 SPEC = DecoderSpec(
@@ -45,7 +45,7 @@ def test_attention_that_learns_is_torchs_there_and_back(dtype: torch.dtype, atol
 
 def test_wanted_rows_of_a_layer_are_those_of_all_there_and_back() -> None:
     torch.manual_seed(0)
-    layer = Qwen2Decoder(SPEC).model["layers"][0]
+    layer = Decoder(SPEC).model["layers"][0]
     x_BLD = torch.randn(2, 11, 32, requires_grad=True)
     positions_B1L = torch.stack([torch.arange(11), torch.arange(11) // 2])[:, None]
     rotary, sees = rotary_tables(SPEC, positions_B1L), _some_sight(2, 11)
@@ -71,7 +71,7 @@ def test_cache_refuses_more_tokens_than_it_holds() -> None:
 
 
 def test_wanted_tokens_without_a_mask_are_refused() -> None:
-    decoder = Qwen2Decoder(SPEC)
+    decoder = Decoder(SPEC)
     tables = rotary_tables(SPEC, torch.arange(2))
 
     with pytest.raises(ShapeError, match="give sees_LM"):
