@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from nvila_ros.models.host import processor_flags
 from nvila_ros.ros.domain import free_domain
 from nvila_ros.runtime.cpu import native_library
-from nvila_ros.runtime.host import processor_flags
 from nvila_ros.types import FinishReason
 
 ROOT = Path(__file__).parents[1]

@@ -26,13 +26,13 @@ from nvila_ros.errors import CheckpointError, ConfigError, size_text
 from nvila_ros.files import PART, atomic_file, write_atomic, write_errors
 from nvila_ros.models.build import MANIFEST, fingerprint, to_tensors, write_manifest
 from nvila_ros.models.checkpoint import PARTS, Checkpoint
+from nvila_ros.models.host import available_memory
 from nvila_ros.models.quantized import NamedWeights, Weight
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.variants import MediaCost, clip_cost, image_cost, tile_range, weight_bytes
 from nvila_ros.quantization.calibration import Calibration
 from nvila_ros.quantization.options import DecoderOptions, OnLayer, TowerOptions
 from nvila_ros.quantization.quantize import keep_part, quantize_decoder, quantize_tower, to_half
-from nvila_ros.runtime.host import available_memory
 
 SHARD_BYTES = 1 << 28
 TOWER_TOKENS = 16384  # patches that the tower is calibrated on; more do not change the ranges

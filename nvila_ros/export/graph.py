@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.export.forms import ORT, GraphForm
+from nvila_ros.models.host import sums_int8_exactly
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, Weights, as_array, pack_nibbles
 
 BLOCK_ROWS = 8192  # packed at a time: a whole vocabulary in bytes would be the largest array in memory
@@ -255,11 +256,16 @@ class GraphBuilder:
         """Multiply in integers, the input rounded by its scale or, without one, each row by its own maximum.
 
         Explicit, since ONNX Runtime recognizes only some products of Q/DQ pairs as integer products. The inputs have an
-        offset of 128 in uint8: it multiplies two signed matrices ten times slower.
+        offset of 128 in uint8: it multiplies two signed matrices ten times slower. So have the weights where its
+        product of unsigned and signed numbers saturates.
         """
-        values = self._store(f"{name}.T", np.ascontiguousarray(weight.values_KN))
+        values_KN = np.ascontiguousarray(weight.values_KN)
         rows, row_scale = self._round_rows(x, weight.input_scale)
-        sums = self.op("MatMulInteger", rows, values, self._middle())
+        if sums_int8_exactly():
+            sums = self.op("MatMulInteger", rows, self._store(f"{name}.T", values_KN), self._middle())
+        else:
+            values = self._store(f"{name}.T.u8", values_KN.view(np.uint8) ^ 0x80)
+            sums = self.op("MatMulInteger", rows, values, self._middle(), self._middle())
         y = self.op("Mul", self.op("Cast", sums, to=TensorProto.FLOAT), self._scale(name, weight.scale_N))
         return self.op("Mul", y, row_scale)
 

@@ -21,10 +21,10 @@ from nvila_ros.errors import BackendError
 from nvila_ros.models.build import Build
 from nvila_ros.models.build_shapes import TABLES
 from nvila_ros.models.checkpoint import Checkpoint
+from nvila_ros.models.host import available_memory
 from nvila_ros.models.quantized import INT4_RANGE, INT8_RANGE, Int4Weight, Int8Weight, Weight
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.spec import ModelSpec
-from nvila_ros.runtime.host import available_memory
 
 AUTO, FLOAT = "auto", "fp32"
 BITS = {"w8": 8, "w4": 4}

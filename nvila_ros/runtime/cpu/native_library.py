@@ -16,7 +16,7 @@ import numpy as np
 
 import nvila_ros
 from nvila_ros.errors import ShapeError
-from nvila_ros.runtime.host import processor_flags
+from nvila_ros.models.host import processor_flags
 
 _log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from nvila_ros.models.host import sums_int8_exactly
 from nvila_ros.models.quantized import Int8Weight, Weight, Weights, join_outputs
 from nvila_ros.models.spec import DecoderSpec, ProjectorSpec, VisionSpec
-from nvila_ros.runtime.host import sums_int8_exactly
 from nvila_ros.runtime.openvino.api import ops, ov
 from nvila_ros.runtime.openvino.weights import Value, WeightStore
 

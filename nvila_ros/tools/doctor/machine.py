@@ -16,9 +16,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from nvila_ros.models.host import CPUINFO, processor_flags
 from nvila_ros.paths import PROFILE_VARIABLES, build_folder, images_profile, version
 from nvila_ros.runtime.cpu.native_library import libraries
-from nvila_ros.runtime.host import CPUINFO, processor_flags
 
 BOARD = Path("/proc/device-tree/model")
 JETSON_RELEASE = Path("/etc/nv_tegra_release")
