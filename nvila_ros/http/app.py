@@ -17,7 +17,7 @@ from nvila_ros.http.api import Api
 from nvila_ros.http.chat import ChatEndpoint
 from nvila_ros.http.chat_request import LIVE_MODEL
 from nvila_ros.http.errors import ApiError
-from nvila_ros.http.guard import COOKIE, HEADERS, Guard
+from nvila_ros.http.guard import COOKIE, HEADERS, Guard, is_login
 from nvila_ros.http.limits import MAX_BODY_BYTES
 from nvila_ros.http.metrics import Metrics
 from nvila_ros.http.openapi import document
@@ -124,9 +124,8 @@ class Plain:
 
     async def page(self, request: web.Request) -> web.StreamResponse:
         """Serve a file of the page; `/?token=...` keeps the token in a cookie and leads to the address without it."""
-        given = request.query.get("token")
-        if given is not None and request.path == "/":
-            return self._log_in(given)
+        if is_login(request):
+            return self._log_in(request.query["token"])
         name = request.match_info.get("name") or "index.html"
         path = PAGE / name
         if (

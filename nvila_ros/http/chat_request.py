@@ -12,7 +12,7 @@ from nvila_ros.http import fields
 from nvila_ros.http.answer_format import AnswerFormat, read_format
 from nvila_ros.http.errors import ApiError
 from nvila_ros.http.fields import invalid
-from nvila_ros.http.limits import MAX_MESSAGES, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS
+from nvila_ros.http.limits import MAX_MESSAGES, MAX_STOP_BYTES, MAX_STOPS, MAX_TEXT_BYTES, MAX_TOP_LOGPROBS
 from nvila_ros.http.media_parts import MediaReader, ShownMedia
 from nvila_ros.request import Turn
 from nvila_ros.serving.admission import MAX_PRIORITY
@@ -108,42 +108,43 @@ def read_chat(body: Mapping[str, Any], answering: Answering, deadline_s: float |
         ApiError: a field breaks its rule.
     """
     _refuse_unsupported(body)
-    form = read_format(body)
     reader = MediaReader(answering.buffer)
     messages = _messages(body, reader)
     talk = [message for message in messages if message.role in ("user", "assistant")]
     if not talk or talk[-1].role != "user":
         raise invalid("messages", "a conversation that ends with a message of the user", [m.role for m in talk[-2:]])
-    conversation, media = fields.text(body, "conversation"), talk[-1].media
-    is_live = media.window is not None or (body.get("model") == LIVE_MODEL and not media.images)
-    is_follow_up = bool(conversation) and not media.images and media.window is None
-    now_ns = time.monotonic_ns()
-    seconds = fields.number(body, "deadline_s", 0.001, MAX_DEADLINE_S) or deadline_s
-    query = Query(
-        query_id=answering.new_id(),
-        question=talk[-1].text,
-        system="\n".join(message.text for message in messages if message.role in ("system", "developer")),
-        conversation=conversation,
-        is_follow_up=is_follow_up,
-        is_blind=not is_live and not is_follow_up and not media.images,
-        is_unstamped=reader.num_images > 0 and not reader.has_stamps,
-        priority=fields.integer(body, "priority", 0, MAX_PRIORITY) or 0,
-        stop=_stops(body),
-        top_logprobs=_top_logprobs(body),
-        max_tokens=_max_tokens(body, answering.config()),
-        accepted_ns=now_ns,
-        deadline_ns=now_ns + round(seconds * NS_PER_S) if seconds else None,
-        **_frames_of(media, reader, answering.config()),
-        **form.fields,
-    )
+    form, is_kept = read_format(body), bool(body.get("conversation"))
+    system = "\n".join(message.text for message in messages if message.role in ("system", "developer"))
+    fields_of_frames = _frames_of(talk[-1].media, body, reader, answering.config())
     return ChatRequest(
-        query=query,
-        turns=() if conversation else _turns(talk[:-1], answering),
+        query=Query(
+            query_id=answering.new_id(),
+            question=talk[-1].text,
+            system=system,
+            **fields_of_frames,
+            **_limits_of(body, answering.config(), deadline_s),
+            **form.fields,
+        ),
+        turns=() if is_kept else _turns(talk[:-1], answering),
         form=form,
-        ignored=_ignored(body, talk[:-1], is_kept=bool(conversation)),
+        ignored=_ignored(body, talk[:-1], is_kept=is_kept),
         is_stream=fields.flag(body, "stream"),
         has_usage=fields.flag(fields.mapping(body, "stream_options"), "include_usage"),
     )
+
+
+def _limits_of(body: Mapping[str, Any], config: NodeConfig, deadline_s: float | None) -> dict[str, Any]:
+    """Return the fields of a query that say when it is answered, and where its answer ends."""
+    now_ns = time.monotonic_ns()
+    seconds = fields.number(body, "deadline_s", 0.001, MAX_DEADLINE_S) or deadline_s
+    return {
+        "priority": fields.integer(body, "priority", 0, MAX_PRIORITY) or 0,
+        "stop": _stops(body),
+        "top_logprobs": _top_logprobs(body),
+        "max_tokens": _max_tokens(body, config),
+        "accepted_ns": now_ns,
+        "deadline_ns": now_ns + round(seconds * NS_PER_S) if seconds else None,
+    }
 
 
 def _refuse_unsupported(body: Mapping[str, Any]) -> None:
@@ -162,7 +163,11 @@ def _messages(body: Mapping[str, Any], reader: MediaReader) -> list[_Message]:
     given = body.get("messages")
     if not isinstance(given, list) or not 1 <= len(given) <= MAX_MESSAGES:
         raise invalid("messages", f"a list of 1 to {MAX_MESSAGES} messages", given)
-    return [_message(message, f"messages[{i}]", reader) for i, message in enumerate(given)]
+    messages = [_message(message, f"messages[{i}]", reader) for i, message in enumerate(given)]
+    num_bytes = sum(len(message.text.encode()) for message in messages)
+    if num_bytes > MAX_TEXT_BYTES:
+        raise invalid("messages", f"at most {MAX_TEXT_BYTES} bytes of text together", num_bytes)
+    return messages
 
 
 def _message(given: Any, param: str, reader: MediaReader) -> _Message:
@@ -208,14 +213,27 @@ def _mixed(param: str) -> ApiError:
     return ApiError(400, f"a message {rule}", param=param, code="conflict")
 
 
-def _frames_of(media: ShownMedia, reader: MediaReader, config: NodeConfig) -> dict[str, Any]:
-    """Return the fields of a query that choose its frames; what the address leaves out is the parameters'."""
+def _frames_of(media: ShownMedia, body: Mapping[str, Any], reader: MediaReader, config: NodeConfig) -> dict[str, Any]:
+    """Return the fields of a query that choose its frames; what an address leaves out is the parameters'."""
+    conversation = fields.text(body, "conversation")
+    found: dict[str, Any] = {
+        "conversation": conversation,
+        "is_unstamped": reader.num_images > 0 and not reader.has_stamps,
+    }
     if media.images:
-        return {"images": reader.in_order(media.images), "num_frames": 0, "sampling": ""}
+        return found | {"images": reader.in_order(media.images), "num_frames": 0, "sampling": ""}
     window = media.window or {}
     cameras = window.get("cameras") or config.cameras
-    default = {"num_frames": config.num_frames_of(cameras), "window_s": config.window_s}
-    return default | window | {"cameras": cameras}
+    is_follow_up = bool(conversation) and media.window is None
+    return {
+        **found,
+        "num_frames": config.num_frames_of(cameras),
+        "window_s": config.window_s,
+        **window,
+        "cameras": cameras,
+        "is_follow_up": is_follow_up,
+        "is_blind": media.window is None and not is_follow_up and body.get("model") != LIVE_MODEL,
+    }
 
 
 def _turns(talk: Sequence[_Message], answering: Answering) -> tuple[Turn, ...]:

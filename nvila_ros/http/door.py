@@ -36,6 +36,7 @@ class HttpDoor:
 
     Attributes:
         url: where it listens.
+        feed: what happens.
     """
 
     def __init__(self, services: Services, access: Access) -> None:
@@ -43,11 +44,13 @@ class HttpDoor:
         self._loop = asyncio.new_event_loop()
         self._is_draining = False
         self._chat: ChatEndpoint | None = None
+        self._connections: Connections | None = None
         self._started = threading.Event()
         self._stop = asyncio.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="nvila_http")
         self.url = ""
+        self.feed = Feed(self._loop, services.answering.clock_ns)
 
     def start(self) -> None:
         """Listen.
@@ -61,6 +64,10 @@ class HttpDoor:
             self._thread.join()
             where = f"{self._access.host}:{self._access.port}"
             raise ConfigError(f"the HTTP door cannot listen on {where}: {self._error}; choose another http_port")
+
+    def num_connections(self) -> int:
+        """Return how many connections are open."""
+        return self._connections.num_open if self._connections is not None else 0
 
     def drain(self) -> None:
         """Take no more questions, and let those in progress come to their end, for a bounded time."""
@@ -92,7 +99,7 @@ class HttpDoor:
 
     async def _serve(self) -> None:
         services, guard = self._services, Guard(self._access)
-        feed, pictures = Feed(self._loop, services.answering.clock_ns), Pictures(services.answering)
+        feed, pictures = self.feed, Pictures(services.answering)
         metrics = Metrics(services)
         chat = self._chat = ChatEndpoint(services, guard, lambda: self._is_draining)
         plain = Plain(services, guard, metrics, lambda: self._is_draining)
@@ -114,8 +121,8 @@ class HttpDoor:
     async def _listen(self, runner: web.AppRunner) -> asyncio.Server:
         assert runner.server is not None, "the runner was set up"
         options: dict[str, Any] = {"keepalive_timeout": KEEPALIVE_S, "access_log": None, "lingering_time": 1.0}
-        make = Connections(runner.server, **options)
-        server = await self._loop.create_server(make, self._access.host, self._access.port, backlog=64)
+        self._connections = Connections(runner.server, **options)
+        server = await self._loop.create_server(self._connections, self._access.host, self._access.port, backlog=64)
         port = server.sockets[0].getsockname()[1]
         host = self._access.host if is_loopback(self._access.host) else server.sockets[0].getsockname()[0]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -130,5 +137,5 @@ class HttpDoor:
 
     def _standing(self, name: str) -> dict[str, Any]:
         """Return how a standing query stands, or that there is none of that name any more."""
-        states = [state for state in self._services.standing.states() if state.query.name == name]
-        return {"name": name, "state": standing_view(states[0]) if states else None}
+        state = self._services.standing.state(name)
+        return {"name": name, "state": None if state is None else standing_view(state)}

@@ -55,7 +55,7 @@ class Guard:
         """
         self._check_host(request.headers.get("Host", ""))
         self._check_origin(request)
-        is_free = request.path in OPEN_PATHS or request.method == "OPTIONS"
+        is_free = request.path in OPEN_PATHS or request.method == "OPTIONS" or is_login(request)
         if self._access.token and not is_free and not self.knows_token(request):
             raise ApiError(401, "a token is needed: send the header Authorization: Bearer TOKEN", code="no_token")
 
@@ -116,6 +116,11 @@ class Guard:
             )
 
 
+def is_login(request: web.Request) -> bool:
+    """Whether a browser opens the page with the token in its address, which is looked at there."""
+    return request.path == "/" and "token" in request.query
+
+
 def _host_name(host: str) -> str:
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
@@ -146,6 +151,11 @@ class Connections:
     def __call__(self) -> web.RequestHandler:
         """Return the protocol of a connection that comes."""
         return _BoundedHandler(self, self._server, loop=asyncio.get_running_loop(), **self._options)
+
+    @property
+    def num_open(self) -> int:
+        """Connections that are open."""
+        return self._by_client.total()
 
     def enter(self, client: str) -> bool:
         """Count a connection, where there is room for it."""

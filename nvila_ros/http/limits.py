@@ -6,6 +6,8 @@ MAX_BODY_BYTES = 32 << 20
 """Of a request; a video or several pictures as base64."""
 MAX_MESSAGES = 64
 """Turns of a conversation that a request brings along."""
+MAX_TEXT_BYTES = 256 << 10
+"""Of all messages of a request together; the parameter `max_question_bytes` bounds the last one."""
 MAX_JSON_DEPTH = 64
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256

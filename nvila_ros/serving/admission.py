@@ -121,7 +121,8 @@ def _check_sizes(query: Query, config: NodeConfig) -> None:
             raise QueryError(f"{name} must be at most {most}, got {len(items)}")
     check_lengths(query.answer_type, query.json_schema)
     rule = f"at most max_question_bytes = {config.max_question_bytes} bytes"
-    for name, text in (("question", query.question), *(("a choice", choice) for choice in query.choices)):
+    texts = (("question", query.question), ("system", query.system))
+    for name, text in (*texts, *(("a choice", choice) for choice in query.choices)):
         if (num_bytes := _num_bytes(name, text)) > config.max_question_bytes:
             raise QueryError(f"{name} must have {rule}, got {num_bytes}")
     names = (("conversation", query.conversation), ("sampling", query.sampling))

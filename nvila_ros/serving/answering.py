@@ -91,10 +91,12 @@ class Answering:
         """
 
         def tell(answer: Answer) -> None:
-            for listener in self.listeners:
-                listener.on_answer(answer)
-            if on_answer is not None:
-                on_answer(answer)
+            try:
+                for listener in self.listeners:
+                    listener.on_answer(answer)
+            finally:  # whoever asked waits for it
+                if on_answer is not None:
+                    on_answer(answer)
 
         def tell_piece(piece: Piece) -> None:
             for listener in self.listeners:

@@ -208,6 +208,10 @@ class QueryRegistry:
         """Return how each query stands, in the order in which they were added."""
         return [_state(entry) for entry in self._entries.values()]
 
+    def state(self, name: str) -> StandingState | None:
+        """Return how the query of that name stands, None where there is none."""
+        return _state(self._entries[name]) if name in self._entries else None
+
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries) or list(self._entries)

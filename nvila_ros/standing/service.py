@@ -113,6 +113,11 @@ class StandingService:
         with self._lock:
             return self._registry.states()
 
+    def state(self, name: str) -> StandingState | None:
+        """Return how the query of that name stands, None where there is none."""
+        with self._lock:
+            return self._registry.state(name)
+
     def counts(self) -> dict[str, int]:
         """Return how many queries stand, and the sum of what is counted of them."""
         states = self.states()
