@@ -14,6 +14,8 @@ from nvila_ros.types import FinishReason, FrameRef, Query, RawFrame, RawImage
 from nvila_ros.video.deferred import DeferredFrame
 
 CRASH = "crash"
+UNLIKE = "what is unlike its world"
+"""Asked about that, the fake model remarks it from then on."""
 DEADLY = "deadly"
 NO_NUMBER = "no number"
 KNOWN = "known"
@@ -49,6 +51,7 @@ class FakeModel:
         self.num_warm_ups = 0
         self.prefetched: list[int] = []
         self.is_slow_ahead = False
+        self.remarked = ""
         self._token_s, self._now_ns = token_s, now_ns
         self._thread: threading.Thread | None = None
         self._is_busy = threading.Lock()
@@ -80,6 +83,9 @@ class FakeModel:
     def counters(self) -> dict[str, int]:
         return {"frames_encoded": len(self.prefetched)}
 
+    def remark(self) -> str:
+        return self.remarked
+
     def words(self, query: Query, frames: Sequence[DeferredFrame]) -> list[str]:
         """Return the answer, word by word."""
         return list(query.choices[:1]) or query.question.split(" ")
@@ -104,6 +110,8 @@ class FakeModel:
             raise NumericsError("1 logit is NaN")
         if query.question == TOO_LONG:
             raise QueryError("prompt and answer must fit 8 positions, got 9")
+        if query.question == UNLIKE:
+            self.remarked = UNLIKE
         request.begin(self.info, _refs(frames), self._now_ns)
         request.choices = query.choices
         request.probabilities = tuple(float(i == 0) for i in range(len(query.choices)))
@@ -120,7 +128,9 @@ class FakeModel:
         request.end(FinishReason.STOP)
 
 
-def load_fake(model: str, *, backend: str, threads: int, overrides: object, limits: object) -> FakeModel:
+def load_fake(
+    model: str, *, backend: str, threads: int, overrides: object, limits: object, precision: str = ""
+) -> FakeModel:
     """Stand in for `load_model`; the token time comes with the model's name, e.g. `fake:0.01`."""
     return FakeModel(token_s=float(model.partition(":")[2] or 0))
 

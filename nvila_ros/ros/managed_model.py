@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rclpy.node import Node
@@ -54,7 +55,7 @@ class ManagedModel:
         self._configured: Future | None = None
         self._is_starting = config().autostart
         self._statuses = node.create_publisher(StatusMessage, "~/status", messages.STATUS)
-        self.is_shut_down = False
+        self.is_shut_down = self._is_remarked = False
         self.lifecycle = Lifecycle(
             node,
             TransitionActions(
@@ -144,6 +145,16 @@ class ManagedModel:
             log.info(line)
         else:
             log.info(line, throttle_duration_sec=PROGRESS_EVERY_S)
+
+    def tell_remark(self) -> None:
+        """Tell once, in the log and the status, what people should know of the model's answers."""
+        remark = self.host.remark()
+        if not remark or self._is_remarked or self.status.state is not ModelState.READY:
+            return
+        self._is_remarked = True
+        self._node.get_logger().warning(remark)
+        self.status = replace(self.status, text=remark)
+        self._statuses.publish(messages.status_message(self.status, self._node.get_clock().now().nanoseconds))
 
     def values(self) -> dict[str, object]:
         """Return what the diagnostics show of it."""

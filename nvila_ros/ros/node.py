@@ -235,6 +235,7 @@ class NvilaNode(Node):
     def _on_second(self) -> None:
         checked = [camera.check() for camera in self._cameras]
         faults, is_error = self.model.faults()
+        self.model.tell_remark()
         namesake = namesake_warning(self)
         if namesake:
             self.get_logger().warning(namesake, throttle_duration_sec=REPEAT_S)

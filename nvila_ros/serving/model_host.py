@@ -81,6 +81,10 @@ class ModelHost:
         """Return the model's counters; none without one."""
         return self.worker.counters() if self.worker is not None else {}
 
+    def remark(self) -> str:
+        """Return what people should know of the model's answers so far, or an empty text."""
+        return self.worker.remark() if self.worker is not None else ""
+
     def faults(self) -> list[str]:
         """Return why nothing is answered until somebody acts."""
         if self.worker is None:

@@ -26,6 +26,7 @@ from nvila_ros.serving.conversations import ConversationStore, Exchange, all_vis
 from nvila_ros.types import Answer, FinishReason, Frame, FrameRef, OnPiece, Query, ShouldStop, Stage
 from nvila_ros.visual.encode import VisualPrompt
 from nvila_ros.visual.frame_encoder import FrameEncoder, FrameLike, SilentProgress
+from nvila_ros.visual.known_world import KnownWorld, WorldWatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,7 @@ class VisionLanguageModel:
 
     Attributes:
         info: name, backend and precision, as in every answer.
+        watch: judges whether what it sees is of its world.
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class VisionLanguageModel:
         *,
         backend: str,
         limits: CacheLimits = CacheLimits(),
+        world: KnownWorld | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.info = ModelInfo(engine.spec.name, backend, engine.precision)
         self._num_positions = engine.spec.decoder.max_positions
         self._tokenizer, self._now_ns = tokenizer, now_ns
-        self._frame_encoder = FrameEncoder(engine, limits.frame_bytes, limits.repeat_threshold)
+        self.watch = WorldWatch(world, engine.spec.name)
+        self._frame_encoder = FrameEncoder(engine, limits.frame_bytes, limits.repeat_threshold, self.watch.see)
         self._generator = Generator(engine, tokenizer, limits.num_prefixes)
         self._conversations = ConversationStore()
         self._num_tokens = self._num_reused = 0
@@ -156,6 +160,11 @@ class VisionLanguageModel:
         """Run the model once, so that the first question finds everything allocated."""
         pixels = np.zeros((8, 8, 3), np.uint8)
         self.answer(Query(query_id="warm-up", question="?", max_tokens=1), [Frame(image=pixels, stamp_ns=0)])
+        self.watch.forget()
+
+    def remark(self) -> str:
+        """Return what people should know of the answers so far, or an empty text; from any thread."""
+        return self.watch.warning()
 
     def _answer_about(self, visual: VisualPrompt, frames: tuple[FrameRef, ...], group: RequestGroup) -> None:
         prompts = []
@@ -254,4 +263,5 @@ def load_model(
     source = replace(source, spec=overrides.apply(source.spec))
     tokenizer = ChatTokenizer.from_folder(source.tokenizer_folder)
     engine = load_engine(source, backend, threads, precision)
-    return VisionLanguageModel(engine, tokenizer, backend=backend, limits=limits)
+    world = KnownWorld.of(source.path, source.spec.decoder.width)
+    return VisionLanguageModel(engine, tokenizer, backend=backend, limits=limits, world=world)

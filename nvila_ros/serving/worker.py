@@ -46,6 +46,10 @@ class WorkerModel(Protocol):
         """Return how much work was done and spared; from any thread."""
         ...
 
+    def remark(self) -> str:
+        """Return what people should know of the answers so far, or an empty text; from any thread."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LookAhead:
@@ -123,6 +127,11 @@ class Worker:
         """Return the model's counters; from any thread."""
         model = self._model
         return model.counters() if model is not None else {}
+
+    def remark(self) -> str:
+        """Return the model's remark; from any thread."""
+        model = self._model
+        return model.remark() if model is not None else ""
 
     def _run(self) -> None:
         error = "the worker thread ended"

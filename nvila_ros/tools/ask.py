@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         lines = filter(None, (describe(answer), slow_answers.explain(answer)))
         Console(stderr=True).print(*lines, sep="\n", style="dim", markup=False, highlight=False, soft_wrap=True)
+    if warning := vlm.watch.warning(least=1):
+        print(f"nvila ask: warning: {warning}", file=sys.stderr)
     return 0
 
 

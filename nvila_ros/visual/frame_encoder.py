@@ -80,6 +80,7 @@ class FrameEncoder:
         max_bytes: of visual tokens kept; 0 keeps none.
         repeat_threshold: a frame whose thumbnail differs nowhere by more than this share of full scale from an encoded
             one of its camera takes that one's tokens; 0 never does.
+        on_encoded: takes the visual tokens of each frame that went through the tower.
 
     Attributes:
         cache: the encoded frames.
@@ -88,9 +89,15 @@ class FrameEncoder:
         num_shared: frames that took the tokens of a near repeat.
     """
 
-    def __init__(self, engine: Engine, max_bytes: int, repeat_threshold: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_bytes: int,
+        repeat_threshold: float,
+        on_encoded: Callable[[np.ndarray], None] = lambda visual_BGD: None,
+    ) -> None:
         self._engine, self._spec = engine, engine.spec
-        self._threshold = repeat_threshold
+        self._threshold, self._on_encoded = repeat_threshold, on_encoded
         self.cache = FrameCache(max_bytes)
         self.num_encoded = self.num_found = self.num_shared = 0
 
@@ -124,6 +131,7 @@ class FrameEncoder:
         else:
             encoded = replace(self._encode(frame.image, progress, key.is_alone), thumbnail=small)
             self.num_encoded += 1
+            self._on_encoded(encoded.visual_BGD)
         self.cache.put(key, encoded)
         return encoded
 

@@ -131,3 +131,15 @@ def test_description_names_stamps_and_speed() -> None:
     assert describe(answer) == (
         "2 frames at 2.00 s + [0.00 0.50] s, yes 0.750 no 0.250, first token 42 ms, 200 tokens/s, m b p"
     )
+
+
+def test_what_is_unlike_the_models_world_is_warned_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = pytest.importorskip("skimage", reason="pip install 'nvila_ros[photographs]'").__path__[0]
+    for source, is_far in ((folder, False), (Path(data, "data", "coffee.png"), True)):
+        assert main(["ask", str(source), QUESTION, "--threads", "1"]) == 0
+
+        out, err = capsys.readouterr()
+        assert (
+            "warning: what is seen looks unlike the coloured shapes that nvila-tiny was trained on" in err
+        ) is is_far
+        assert "warning" not in out
