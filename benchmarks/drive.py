@@ -21,7 +21,7 @@ from rich.table import Table
 from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.tools.drive.choosers import BlobChooser, ModelChooser
 from nvila_ros.tools.drive.course import Chooser, Course
-from nvila_ros.tools.progress import CountProgress
+from nvila_ros.tools.step_progress import StepProgress
 from nvila_ros.world.rooms.instructions import eval_task
 
 CONFIG = DriveConfig(max_steps=40)
@@ -32,12 +32,13 @@ def run_tasks(name: str, chooser: Chooser, num_tasks: int, path: Path) -> list[d
     """Run tasks from 0 on; those that the file holds are read from there."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     path.parent.mkdir(parents=True, exist_ok=True)
-    with CountProgress(name, num_tasks, done=len(rows)) as progress, path.open("a") as file:
+    with StepProgress([name]) as progress, path.open("a") as file:
+        count = progress.counter(name, num_tasks, len(rows))
         for number in range(len(rows), num_tasks):
             rows.append(_run(number, chooser))
             file.write(json.dumps(rows[-1]) + "\n")
             file.flush()
-            progress.advance()
+            count()
     return rows[:num_tasks]
 
 

@@ -18,7 +18,7 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools import finetune
 from nvila_ros.tools.options import positive
-from nvila_ros.tools.progress import CountProgress
+from nvila_ros.tools.step_progress import StepProgress
 from nvila_ros.training.finetuning.results import RUN_FOLDER
 from nvila_ros.training.nav_data import LOOK, RECORDS, WALK, count_walks, write_walks
 
@@ -54,8 +54,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out {args.out} holds something that is no checkpoint; choose another folder")
     data = args.work / "data"
     px = open_checkpoint(find_checkpoint(args.start)).spec.vision.image_px
-    with CountProgress("walks", args.walks, done=count_walks(data, args.walks)) as progress:
-        write_walks(data, args.walks, image_px=px, num_workers=args.workers, on_walk=progress.advance)
+    with StepProgress(["walks"]) as progress:
+        on_walk = progress.counter("walks", args.walks, count_walks(data, args.walks))
+        write_walks(data, args.walks, image_px=px, num_workers=args.workers, on_walk=on_walk)
     start = args.start
     for stage, steps in ((LOOK, args.look_steps), (WALK, args.walk_steps)):
         out = args.work / f"{stage}-{args.walks}-{steps}"
