@@ -4,6 +4,7 @@
 # make test-fast   the tests that take seconds: no ROS, no training, no compiling; under two minutes on two idle cores
 # make test-native the C++ kernels against plain loops, on random models under sanitizers; two minutes on two idle cores
 # make check  format, lint, spelling, types and import contracts
+# make release   the sdist, this machine's wheel and the notes, each tried in a bare environment, in build/release
 # make clean  forget everything that was built
 # make bench-engines   measure the CPU engine beside llama.cpp, onnxruntime-genai, openvino-genai and transformers
 # make train-tiny      train the embedded model from nothing into build/nvila-tiny, and examine it; go on after a stop
@@ -28,7 +29,7 @@ BUILT_FROM := setup.py pyproject.toml package.xml CMakeLists.txt $(wildcard cmak
 unexport AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH LD_LIBRARY_PATH PYTHONPATH RMW_IMPLEMENTATION
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
-.PHONY: demo drive test test-fast test-native check clean mutation bench-engines bench-stream train-tiny
+.PHONY: demo drive test test-fast test-native check clean mutation bench-engines bench-stream release train-tiny
 
 demo: $(VENV)/ready
 	$(BIN)/nvila demo $(ARGS)
@@ -69,6 +70,9 @@ bench-engines: $(VENV)/ready-to-bench
 train-tiny: $(VENV)/ready-to-test
 	$(BIN)/nvila train-tiny --out build/nvila-tiny --work build/train-tiny $(ARGS)
 	$(BIN)/nvila eval build/nvila-tiny
+
+release: $(VENV)/bin/python
+	$(BIN)/python .ci/release.py
 
 clean:
 	rm -rf .venv .venv-jazzy build mutants *.egg-info

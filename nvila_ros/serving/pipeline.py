@@ -26,7 +26,7 @@ from nvila_ros.serving.conversations import ConversationStore, Exchange, all_vis
 from nvila_ros.types import Answer, FinishReason, Frame, FrameRef, OnPiece, Query, ShouldStop, Stage
 from nvila_ros.visual.encode import VisualPrompt
 from nvila_ros.visual.frame_encoder import FrameEncoder, FrameLike, SilentProgress
-from nvila_ros.visual.known_world import KnownWorld, WorldWatch
+from nvila_ros.visual.known_world import WorldScore, WorldWatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class VisionLanguageModel:
         *,
         backend: str,
         limits: CacheLimits = CacheLimits(),
-        world: KnownWorld | None = None,
+        world: WorldScore | None = None,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.info = ModelInfo(engine.spec.name, backend, engine.precision)
@@ -263,5 +263,5 @@ def load_model(
     source = replace(source, spec=overrides.apply(source.spec))
     tokenizer = ChatTokenizer.from_folder(source.tokenizer_folder)
     engine = load_engine(source, backend, threads, precision)
-    world = KnownWorld.of(source.path, source.spec.decoder.width)
+    world = WorldScore.of(source.path, source.spec.decoder.width)
     return VisionLanguageModel(engine, tokenizer, backend=backend, limits=limits, world=world)

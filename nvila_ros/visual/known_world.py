@@ -47,14 +47,14 @@ def weights_digest(folder: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownWorld:
+class WorldScore:
     """A linear score, (4 D,) float32 weights and a bias; above 0 a frame lies outside."""
 
     weights: np.ndarray
     bias: float
 
     @classmethod
-    def of(cls, folder: Path, width: int) -> KnownWorld | None:
+    def of(cls, folder: Path, width: int) -> WorldScore | None:
         """Return that of a checkpoint's folder, for tokens of a width; None where there is none.
 
         Raises:
@@ -85,7 +85,7 @@ class WorldWatch:
         name: of the model.
     """
 
-    def __init__(self, world: KnownWorld | None, name: str) -> None:
+    def __init__(self, world: WorldScore | None, name: str) -> None:
         self._world, self._name = world, name
         self._last: deque[bool] = deque(maxlen=NUM_LAST)
 

@@ -13,14 +13,14 @@ from nvila_ros.paths import share_path
 from nvila_ros.runtime.loading import load_engine, open_model
 from nvila_ros.types import Frame
 from nvila_ros.visual.frame_encoder import FrameEncoder, SilentProgress
-from nvila_ros.visual.known_world import FILE, NUM_LAST, KnownWorld, WorldWatch, pool, weights_digest
+from nvila_ros.visual.known_world import FILE, NUM_LAST, WorldScore, WorldWatch, pool, weights_digest
 from nvila_ros.world.photographs import EXAMINATION, crop_photograph
 from nvila_ros.world.wide_suite import eval_wide_case, render_either
 
 TINY = share_path("checkpoints", "nvila-tiny")
 WIDTH = 256
 NEAR, FAR = np.full((1, 4, 2), -1.0), np.full((1, 4, 2), 1.0)
-SIMPLE = KnownWorld(np.array([1, 1, 0, 0, 0, 0, 0, 0], np.float32), 0.0)
+SIMPLE = WorldScore(np.array([1, 1, 0, 0, 0, 0, 0, 0], np.float32), 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def encoder() -> FrameEncoder:
 
 
 def share_far(encoder: FrameEncoder, images: list[np.ndarray]) -> float:
-    world = KnownWorld.of(TINY, WIDTH)
+    world = WorldScore.of(TINY, WIDTH)
     assert world is not None
     frames = [Frame(image=image, stamp_ns=k) for k, image in enumerate(images)]
     encoded = [encoder.encode(frame, SilentProgress(), is_alone=True) for frame in frames]
@@ -81,7 +81,7 @@ def test_warning_needs_most_of_several_frames() -> None:
 
 
 def test_model_without_a_score_is_never_judged(tmp_path: Path) -> None:
-    assert KnownWorld.of(tmp_path, WIDTH) is None
+    assert WorldScore.of(tmp_path, WIDTH) is None
     watch = WorldWatch(None, "other")
     for _ in range(NUM_LAST):
         watch.see(FAR)
@@ -96,11 +96,11 @@ def test_damaged_score_is_refused_by_name(text: str, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(text)
 
     with pytest.raises(CheckpointError, match=FILE):
-        KnownWorld.of(tmp_path, 2)
+        WorldScore.of(tmp_path, 2)
 
 
 def test_score_that_is_no_number_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(json.dumps({"weights": [float("nan")] * 8, "bias": 0}))
 
     with pytest.raises(CheckpointError, match="finite weights"):
-        KnownWorld.of(tmp_path, 2)
+        WorldScore.of(tmp_path, 2)

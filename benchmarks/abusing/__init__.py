@@ -1,0 +1,1 @@
+"""What `benchmarks.abuse` throws at the node."""
