@@ -16,10 +16,11 @@ from functools import cached_property
 
 import numpy as np
 
-from nvila_ros.errors import QueryError, ShapeError
+from nvila_ros.errors import CheckpointError, QueryError, ShapeError
 from nvila_ros.generation.branches import Branch, TreeBatch
 from nvila_ros.generation.decode import check_finite, log_total, most_likely, score_sequences
 from nvila_ros.generation.grammar import Constraint, Grammars
+from nvila_ros.generation.intervals import NUM_STARTS, TimeOdds, restrict
 from nvila_ros.generation.prefix import CachedPrefix, PrefixCache, identify, shared_length
 from nvila_ros.prompt.answer_kinds import Constrained, Scored
 from nvila_ros.prompt.chat import PLACEHOLDER
@@ -61,6 +62,10 @@ class Generator:
         self._engine, self._tokenizer = engine, tokenizer
         vocab_size = engine.spec.decoder.vocab_size
         self._never_sampled = tokenizer.never_sampled(vocab_size)
+        self._never_untimed = np.union1d(self._never_sampled, np.array(tokenizer.time_ids, np.int64))
+        last = max(tokenizer.time_ids, default=0)
+        if last >= vocab_size:
+            raise CheckpointError(f"time tokens must be rows of the embedding table, got id {last} of {vocab_size}")
         self._grammars = Grammars(tokenizer, vocab_size, tokenizer.answer_end)
         self._top = engine if isinstance(engine, TopEngine) else None
         self.prefixes = PrefixCache(engine, num_prefixes)
@@ -178,13 +183,13 @@ class Generator:
         is_judged = prompt.constraint is not None or prompt.request.query.top_logprobs is not None
         if is_judged or self._top is None:
             return self._choose_token(prompt, prefix.append_token(token))
-        allowed = [best for best in prefix.append_top(self._top, token) if best not in self._never_sampled]
+        allowed = [best for best in prefix.append_top(self._top, token) if best not in self._never(prompt.request)]
         return allowed[0] if allowed else self._choose_token(prompt, self._top.fetch_logits())
 
     def _choose_token(self, prompt: PreparedPrompt, logits_V: np.ndarray) -> int | None:
         """Return the likeliest token that may come next; None where the answer ends, since nothing may."""
         if prompt.constraint is None:
-            token = most_likely(logits_V, self._never_sampled)
+            token = most_likely(logits_V, self._never(prompt.request))
             self._note_logprob(prompt.request, logits_V, token)
             return token
         check_finite(logits_V)
@@ -213,9 +218,38 @@ class Generator:
     def _token_bytes(self) -> list[bytes]:
         return self._tokenizer.token_bytes(self._engine.spec.decoder.vocab_size)
 
+    def _never(self, request: Request) -> np.ndarray:
+        """Return the ids that a text must not hold: times belong to clips."""
+        return self._never_sampled if _clip_stamps(request) else self._never_untimed
+
+    def locate(self, ids_L: np.ndarray, visual_GD: np.ndarray, group: RequestGroup) -> TimeOdds:
+        """Return the probabilities of an event's begin and end behind a prompt that asks for them.
+
+        An answer is a time token, a blank and a second one, not before the first; nothing else is looked at.
+
+        Raises:
+            StopWork: nobody waits for the answer any more.
+            NumericsError: the model computed a NaN or an infinity.
+        """
+        times, blank = self._tokenizer.time_ids, self._tokenizer.encode(" ")
+        keys_L2 = identify(ids_L, visual_GD)
+        num_starts = min(NUM_STARTS, len(times))
+        with self.prefixes.take(keys_L2[:-1], len(ids_L) + num_starts * (1 + len(blank))) as prefix:
+            logits_V = prefix.prefill(embed_prompt(self._engine, ids_L, visual_GD), keys_L2, group.check)
+            check_finite(logits_V)
+            start_N = restrict(logits_V, times)
+            starts_K = np.argsort(-start_N, kind="stable")[:num_starts]
+            batch = TreeBatch(self._engine, prefix.cache)
+            for start in starts_K:
+                batch.add(Branch(), [times[start], *blank])
+            group.check()
+            rows = zip(batch.forward()[0], starts_K.tolist(), strict=True)
+            end_KN = [restrict(logits_V, times, start) for logits_V, start in rows]
+        return TimeOdds(start_N, starts_K, np.stack(end_KN))
+
     def _emit_token(self, request: Request, token: int) -> bool:
         """Emit a token and return whether the answer goes on behind it."""
-        request.stream = request.stream or self._tokenizer.text_stream(request.query.stop)
+        request.stream = request.stream or self._tokenizer.text_stream(request.query.stop, _clip_stamps(request))
         if token in self._tokenizer.stop_ids:
             request.end(FinishReason.STOP)
             return False
@@ -228,6 +262,12 @@ class Generator:
             request.end(FinishReason.LENGTH)
             return False
         return True
+
+
+def _clip_stamps(request: Request) -> tuple[int, ...]:
+    """Return the stamps of the clip that a request is about; none of a single frame, or of several cameras."""
+    is_clip = len(request.frames) > 1 and len({frame.camera for frame in request.frames}) == 1
+    return tuple(frame.stamp_ns for frame in request.frames) if is_clip else ()
 
 
 def _choose(prompt: PreparedPrompt, logits_V: np.ndarray, log_probs: Sequence[float]) -> None:

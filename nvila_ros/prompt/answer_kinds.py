@@ -6,6 +6,7 @@
     choices       choices              Scored: each as it is written
     integer       minimum, maximum     Scored: up to MAX_SCORED numbers; Constrained: more
     json          json_schema          Constrained: compact JSON that the schema allows
+    when                               Located: intervals in which the event that the question names happens
 
 Empty is `choices` where there are any, else `text`. A scored answer comes with the probability of every choice; a
 constrained one is decoded token by token, each one that the schema allows.
@@ -23,7 +24,7 @@ import numpy as np
 
 from nvila_ros.errors import QueryError
 
-ANSWER_TYPES = ("text", "yes_no", "choices", "integer", "json")
+ANSWER_TYPES = ("text", "yes_no", "choices", "integer", "json", "when")
 MAX_SCORED = 64  # numbers that are scored one by one; more are decoded
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")  # keywords of JSON schemas
 VALUES = ("const", "default", "enum", "examples")  # whose values are no schemas
@@ -84,7 +85,12 @@ class Constrained:
     schema: str
 
 
-AnswerKind = FreeText | Scored | Constrained
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Intervals of a clip, as JSON; see `serving.localization`."""
+
+
+AnswerKind = FreeText | Scored | Constrained | Located
 """A kind of answer."""
 
 # Published NVILA begins a sentence, nvila-tiny was trained on bare words.
@@ -130,6 +136,8 @@ def parse_kind(
         return YES_NO
     if answer_type == "choices":
         return Scored(tuple(Choice(text, (text,)) for text in choices))
+    if answer_type == "when":
+        return Located()
     if answer_type == "integer":
         return _integer(minimum, maximum)
     return _json(json_schema) if answer_type == "json" else FreeText()

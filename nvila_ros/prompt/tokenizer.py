@@ -9,6 +9,7 @@ Source: NVLabs/VILA `language_model/builder.py` and `tokenizer_image_token`.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ import numpy as np
 from nvila_ros.errors import CheckpointError
 from nvila_ros.prompt.template import TEMPLATES, Template
 from nvila_ros.prompt.text_stream import TextStream
+from nvila_ros.prompt.time_tokens import places_in_clip, read_time_tokens, time_of_place
 from nvila_ros.prompt.tokenizer_files import FIX, TextModel, TokenizerFiles, read_files
+from nvila_ros.types import NS_PER_S
 
 SENTINEL = "<vila/sentinel>"
 MEDIA_NAMES = ("<image>", "<vila/video>")
@@ -40,6 +43,7 @@ class ChatTokenizer:
         image_id: id of `<image>`; like the other two often behind the embedding table, so never an input, or
             `NO_MEDIA_TOKEN`.
         video_id: id of `<vila/video>`.
+        time_ids: ids of the time tokens, in order; empty if there are none.
         num_tokens: distinct tokens, media included: upstream's `len(tokenizer)`.
     """
 
@@ -59,6 +63,7 @@ class ChatTokenizer:
         self.num_cut = int(not adds_bos and template.begins_with(bos) and not template.has_media_tokens)
         media_ids = [tokens[name] for name in media_names]
         self.sentinel_id, self.image_id, self.video_id = media_ids or [NO_MEDIA_TOKEN] * 3
+        self.time_ids: tuple[int, ...] = ()
         self.num_tokens = len(tokens)
         self._answer_ids = np.array(sorted(set(tokens.values()) - set(media_ids)), dtype=np.int64)
 
@@ -78,6 +83,8 @@ class ChatTokenizer:
         tokenizer = cls(files.text, tokens, files.added, template, adds_bos)
         if not template.has_media_tokens:  # of NVILA upstream infers the one stop token from the template
             tokenizer.stop_ids |= files.stop_ids
+        tokenizer.time_ids = read_time_tokens(folder, tokens)
+        tokenizer._special_ids.update(tokenizer.time_ids)
         return tokenizer
 
     @property
@@ -112,13 +119,31 @@ class ChatTokenizer:
             run = ""
         return ids + self._text.encode(run, is_start and not ids)
 
-    def text_stream(self, stop: Sequence[str] = ()) -> TextStream:
-        """Return what makes an answer's ids a text as they come, up to a text at which it ends."""
-        return TextStream(self.decode, stop, self._text.front)
+    def text_stream(self, stop: Sequence[str] = (), stamps_ns: Sequence[int] = ()) -> TextStream:
+        """Return what makes an answer's ids a text as they come, up to a text at which it ends.
 
-    def decode(self, ids: list[int]) -> str:
-        """Return the text of ids; added tokens and media are left out, broken UTF-8 becomes U+FFFD."""
-        return self._text.decode([i for i in ids if i not in self._special_ids])
+        Args:
+            stop: texts at which it ends.
+            stamps_ns: of the clip that it is about, which time tokens are told by.
+        """
+        return TextStream(lambda ids: self.decode(ids, stamps_ns), stop, self._text.front)
+
+    def decode(self, ids: list[int], stamps_ns: Sequence[int] = ()) -> str:
+        """Return the text of ids; added tokens and media are left out, broken UTF-8 becomes U+FFFD.
+
+        Time tokens become seconds since the first of a clip's stamps, as in <3.25>.
+        """
+        if not stamps_ns or not self.time_ids:
+            return self._text.decode([i for i in ids if i not in self._special_ids])
+        pieces = [list(run) for _, run in itertools.groupby(ids, key=self.time_ids.__contains__)]
+        return "".join(
+            "".join(self._tell_time(i, stamps_ns) for i in run) if run[0] in self.time_ids else self.decode(run)
+            for run in pieces
+        )
+
+    def _tell_time(self, idx: int, stamps_ns: Sequence[int]) -> str:
+        place = places_in_clip(len(self.time_ids))[self.time_ids.index(idx)]
+        return f"<{(time_of_place(float(place), stamps_ns) - stamps_ns[0]) / NS_PER_S:.2f}>"
 
     def never_sampled(self, vocab_size: int) -> np.ndarray:
         """Return which of `vocab_size` logits are never sampled, (K,) int64, sorted; often none.

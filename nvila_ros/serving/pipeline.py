@@ -16,6 +16,7 @@ import numpy as np
 
 from nvila_ros.errors import BackendError, QueryError
 from nvila_ros.generation.generator import Generator, PreparedPrompt
+from nvila_ros.generation.intervals import TimeOdds
 from nvila_ros.models.spec import PUBLISHED, Overrides
 from nvila_ros.prompt.chat import build_prompt
 from nvila_ros.prompt.tokenizer import ChatTokenizer
@@ -23,6 +24,7 @@ from nvila_ros.request import ModelInfo, Request, RequestGroup, StopWork, Turn
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.runtime.loading import AUTO, choose_backend, find_checkpoint, load_engine, open_model
 from nvila_ros.serving.conversations import ConversationStore, Exchange, all_visual
+from nvila_ros.serving.localization import locate
 from nvila_ros.types import Answer, FinishReason, Frame, FrameRef, OnPiece, Query, ShouldStop, Stage
 from nvila_ros.visual.encode import VisualPrompt
 from nvila_ros.visual.frame_encoder import FrameEncoder, FrameLike, SilentProgress
@@ -104,6 +106,11 @@ class VisionLanguageModel:
         Raises:
             Exception: as the engine does; all requests are answered before.
         """
+        for request in (each for each in requests if each.query.answer_type == "when"):
+            locate(self, request, frames)
+        requests = [each for each in requests if each.query.answer_type != "when"]
+        if not requests:
+            return
         shown = frames[len(frames) - self._frame_encoder.num_shown(frames) :]
         refs = _refs(shown)
         for request in requests:
@@ -124,6 +131,26 @@ class VisionLanguageModel:
         except Exception as failure:
             group.fail(failure)  # what was streamed so far has an end as well
             raise
+
+    @property
+    def has_time_tokens(self) -> bool:
+        """Whether the model can tell times by itself."""
+        return bool(self._tokenizer.time_ids)
+
+    def time_odds(self, question: str, frames: Sequence[FrameLike], request: Request) -> tuple[TimeOdds, list[int]]:
+        """Return what the model says of a begin and an end, and the stamps of the frames that it was shown.
+
+        Raises:
+            StopWork: nobody waits for the answer any more.
+            QueryError: the prompt is too long.
+        """
+        shown = frames[len(frames) - self._frame_encoder.num_shown(frames) :]
+        group = RequestGroup([request])
+        visual = self._frame_encoder.encode_frames(shown, group)
+        ids_L = build_prompt(self._tokenizer, [*visual.parts, question])
+        if len(ids_L) + 64 > self._num_positions:
+            raise QueryError(self._too_long(len(ids_L), 64))
+        return self._generator.locate(ids_L, visual.visual_GD, group), [frame.stamp_ns for frame in shown]
 
     def has_conversation(self, query: Query) -> bool:
         """Whether a query continues a conversation about the frames that it has."""

@@ -56,6 +56,8 @@ def _read_text(query: StandingQuery, text: str) -> str | None:
         return str(number) if number is not None and query.minimum <= number <= query.maximum else None
     if query.answer_type == "json":
         return _canonical_json(text)
+    if query.answer_type == "when":
+        return YES_NO.names[not json.loads(text)["intervals"]]
     folded = " ".join(text.casefold().split()).rstrip(".")
     if query.answer_type == "text":
         return folded

@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-tokens", type=positive, default=64, metavar="N", help="longest answer (default: 64)")
     parser.add_argument("--choices", type=words, default=(), metavar="A,B", help="the only answers allowed")
+    parser.add_argument("--when", action="store_true", help="answer when what QUESTION names happens, as JSON")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the answer")
 
 
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         num_frames=args.frames,
         max_tokens=args.max_tokens,
         choices=args.choices,
+        answer_type="when" * args.when,
     )
     check_query(query, NodeConfig())
     _silence_opencv()
@@ -135,7 +137,7 @@ def describe(answer: Answer) -> str:
     if answer.counts.num_frames_dropped:
         parts.append(f"{answer.counts.num_frames_dropped} older frames dropped, since the clip is pooled in groups")
     if answer.probabilities:
-        chosen = zip(answer.query.choices, answer.probabilities, strict=True)
+        chosen = zip(answer.choices, answer.probabilities, strict=True)
         parts.append(" ".join(f"{choice} {probability:.3f}" for choice, probability in chosen))
     speed = tokens_per_s(answer.counts.num_answer_tokens, answer.timings.decode_s)
     parts += [f"first token {answer.timings.ttft_s * 1e3:.0f} ms", f"{speed:.0f} tokens/s"]
@@ -149,7 +151,7 @@ def as_dict(answer: Answer) -> dict[str, object]:
         "question": answer.query.question,
         "answer": answer.text,
         "finish_reason": answer.finish_reason.name.lower(),
-        "probabilities": dict(zip(answer.query.choices, answer.probabilities, strict=False)),
+        "probabilities": dict(zip(answer.choices, answer.probabilities, strict=False)),
         "stamps_s": [frame.stamp_ns / 1e9 for frame in answer.frames],
         "num_frames_dropped": answer.counts.num_frames_dropped,
         "num_visual_tokens": answer.counts.num_visual_tokens,
