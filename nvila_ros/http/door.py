@@ -23,6 +23,8 @@ from nvila_ros.http.services import Access, Services, is_loopback
 from nvila_ros.http.views import standing_view
 
 LOG = logging.getLogger(__name__)
+PROTOCOL_LOG = logging.getLogger(f"{__name__}.protocol")
+PROTOCOL_LOG.setLevel(logging.CRITICAL)  # bytes that are no HTTP are a client's, who could fill the log with them
 START_S = 10.0
 CLOSE_S = 5.0
 
@@ -121,6 +123,7 @@ class HttpDoor:
     async def _listen(self, runner: web.AppRunner) -> asyncio.Server:
         assert runner.server is not None, "the runner was set up"
         options: dict[str, Any] = {"keepalive_timeout": KEEPALIVE_S, "access_log": None, "lingering_time": 1.0}
+        options["logger"] = PROTOCOL_LOG
         self._connections = Connections(runner.server, **options)
         server = await self._loop.create_server(self._connections, self._access.host, self._access.port, backlog=64)
         port = server.sockets[0].getsockname()[1]
