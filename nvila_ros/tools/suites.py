@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nvila_ros.world import photography
 from nvila_ros.world.questions import EVAL_KINDS, EvalCase, Question, eval_case
 from nvila_ros.world.rendering import Render, render
+from nvila_ros.world.rooms.suite import ROOM_KINDS, choices_of_room, eval_room_case, render_room
 from nvila_ros.world.scale_questions import SCALE_KINDS, eval_scale_case
 from nvila_ros.world.wide_suite import TIERS, choices_of, eval_wide_case, render_either
 
@@ -41,6 +42,7 @@ SUITES: dict[str, Suite] = {
     "tiny-world": Suite(WORLD_KINDS, eval_case),
     "tiny-world-photo": Suite(WORLD_KINDS, eval_case, photography.render),
     "tiny-world-scale": Suite(SCALE_KINDS, eval_scale_case),
+    "tiny-world-rooms": Suite(ROOM_KINDS, eval_room_case, render_room, choices_of_room),
     "tiny-world-wide": Suite(tuple(TIERS), eval_wide_case, render_either, choices_of),
 }
 """By name; `tiny-world-photo` asks the questions of `tiny-world` of the second camera's pictures. The kinds of

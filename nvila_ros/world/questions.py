@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -82,9 +83,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class EvalCase:
-    """One case of the evaluation suite: the question and the times of the frames (s) it is asked about."""
+    """One case of a suite: the question and the times of the frames (s) it is asked about.
 
-    scene: Scene
+    Attributes:
+        scene: of whichever world the suite shows; its own render films it.
+    """
+
+    scene: Any
     question: Question
     times_s: tuple[float, ...]
 

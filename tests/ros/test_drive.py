@@ -12,11 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
@@ -31,8 +29,8 @@ from std_msgs.msg import Bool, String
 from nvila_ros.action import Navigate
 from nvila_ros.msg import Event, Step
 from nvila_ros.ros.messages import TRANSIENT_LOCAL
-from nvila_ros.world.rooms.house import scan
 from nvila_ros.world.rooms.instructions import eval_task
+from tests.ros.open_task import open_task
 from tests.ros.robot import WAIT_S, NodeProcess, wait_until
 
 pytestmark = pytest.mark.ros
@@ -45,16 +43,6 @@ PATIENT = ("-p", "watch_s:=1.0", "-p", "lock_timeout_s:=1.0", "-p", "frozen_s:=0
 MOST_M = 0.6
 """With the patient limits above: 0.3 m/s for a second, and the stopping."""
 AHEAD, STOP = 3, 0
-
-
-@lru_cache(maxsize=1)
-def open_task() -> int:
-    """A task whose robot has some metres before it."""
-    for number in range(200):
-        task = eval_task(number)
-        if scan(task.house, task.x, task.y, task.yaw + np.linspace(-0.25, 0.25, 9), 8.0).min() > 2.6:
-            return number
-    raise AssertionError("no task begins before an open room")
 
 
 class Course:
