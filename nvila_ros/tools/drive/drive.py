@@ -11,9 +11,12 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -140,7 +143,7 @@ def _draw(path: Path, animation: Path, driven: list[tuple[Task, DriveRecord]]) -
     save_animation(animation, list(_steps(*best)))
 
 
-def _steps(task: Task, record: DriveRecord):  # type: ignore[no-untyped-def]
+def _steps(task: Task, record: DriveRecord) -> Iterator[np.ndarray]:
     """Yield a frame for each step, with the way up to it."""
     for step, picture in record.steps:
         if picture is None:
@@ -152,7 +155,7 @@ def _steps(task: Task, record: DriveRecord):  # type: ignore[no-untyped-def]
         yield draw_step(picture, plan, title, step.action, list(step.probabilities))
 
 
-def _off(pose: tuple[float, float, float], step) -> float:  # type: ignore[no-untyped-def]
+def _off(pose: tuple[float, float, float], step: Any) -> float:
     return abs(pose[0] - step.x) + abs(pose[1] - step.y) + 0.2 * abs(pose[2] - step.yaw)
 
 

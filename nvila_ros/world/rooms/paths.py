@@ -20,6 +20,7 @@ from nvila_ros.world.rooms.robot import ROBOT_M
 CELL_M = 0.1
 MARGIN_M = 0.05
 """How far from anything a path keeps the robot's edge."""
+_WITHIN_M = 1e-6
 _STEPS = tuple((dr, dc, CELL_M * math.hypot(dr, dc)) for dr in (-1, 0, 1) for dc in (-1, 0, 1) if (dr, dc) != (0, 0))
 
 Point = tuple[float, float]
@@ -99,7 +100,19 @@ def path_to(house: House, x: float, y: float, target: int, gap_m: float) -> list
             key=lambda at: field[at],
         )
         cells.append((row, column))
-    return pull_taut(house, [(x, y), *((float(grid.x[c]), float(grid.y[r])) for r, c in cells[1:] or cells)])
+    corners = pull_taut(house, [(x, y), *((float(grid.x[c]), float(grid.y[r])) for r, c in cells[1:] or cells)])
+    return _end_straight(house, corners, house.things[target], gap_m)
+
+
+def _end_straight(house: House, corners: list[Point], thing: Thing, gap_m: float) -> list[Point]:
+    """Return a path whose last leg goes straight at the thing, where that is free: cells prefer eight directions."""
+    (x, y), far = corners[-2], thing.radius + ROBOT_M + gap_m - _WITHIN_M
+    distance = math.dist((x, y), (thing.x, thing.y))
+    share = max(1 - far / distance, 0.0)
+    end = x + share * (thing.x - x), y + share * (thing.y - y)
+    is_shorter = math.dist((x, y), end) < math.dist((x, y), corners[-1])
+    in_room = house.room_of(*end) == house.room_of(thing.x, thing.y)
+    return [*corners[:-1], end] if is_shorter and in_room and is_free_line(house, (x, y), end) else corners
 
 
 def pull_taut(house: House, points: list[Point]) -> list[Point]:

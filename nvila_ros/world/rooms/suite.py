@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +68,8 @@ class RoomScene:
     background: Ground = Ground()
 
 
-def render_room(scene: RoomScene, t_s: float, width: int, height: int) -> np.ndarray:
-    """Film one frame, (height, width, 3) uint8 RGB."""
+def render_room(scene: Any, t_s: float, width: int, height: int) -> np.ndarray:
+    """Film one frame of a `RoomScene`, (height, width, 3) uint8 RGB."""
     rng = np.random.default_rng((scene.house.seed, round(t_s * 1000)))
     yaw = scene.yaw + scene.turn * t_s
     return take_picture(scene.house, scene.x, scene.y, yaw, Camera(width, height), rng).image

@@ -58,7 +58,7 @@ def test_a_path_is_free_ends_at_its_goal_and_is_hardly_longer_than_it_must_be(in
     assert all(is_free_line(task.house, a, b, margin_m=0.0) for a, b in pairwise(path))
     assert length_of(path) >= straight - 1e-9
     if len(path) == 2:
-        assert length_of(path) <= straight + 2 * CELL_M
+        assert length_of(path) <= straight + CELL_M
 
 
 def test_tasks_begin_undone_and_are_always_the_same() -> None:
