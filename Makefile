@@ -86,7 +86,7 @@ $(VENV)/bin/python:
 
 $(VENV)/ready: $(VENV)/bin/python $(BUILT_FROM)
 	@echo "Installing nvila_ros with ROS 2 and building its interfaces (the first time a minute or two)"
-	$(BIN)/python -m pip install --quiet --editable '.[ros]'
+	$(BIN)/python -m pip install --quiet --editable '.[ros,http]'
 	@touch $@
 
 # nvila_ros is installed by now, so that pip adds only what the extras name.

@@ -137,6 +137,7 @@ EXTRAS_REQUIRE = {
     "test-robot": ["hypothesis>=6.100", "pytest>=8,<9", "pytest-timeout>=2.3"],
     "test": [
         "aiohttp>=3.9",  # http
+        "axe-playwright-python>=0.1.8",  # judges the page for all who use it otherwise than by eye and mouse
         "cv-bridge==1.13.0.post0",  # held against our table of encodings where it is right
         "hypothesis>=6.100",
         "jsonschema>=4.18",  # judges constrained answers
@@ -146,6 +147,7 @@ EXTRAS_REQUIRE = {
         "openvino>=2026.1",  # its engine is held against torch
         "peft>=0.18",  # training.finetuning.adapters
         "py_trees>=2.2",  # ros.trees
+        "playwright>=1.50",  # drives the system's own Chromium over the page; downloads none
         "pyarrow>=17",  # training.score_files
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
         "pytest-timeout>=2.3",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -53,6 +54,7 @@ class Services:
         cameras: returns how the frames of each arrive, in the order of the parameter `cameras`.
         counters: returns what the model has counted.
         faults: returns why nothing is answered until somebody acts.
+        run: by which a client knows that the process was started again.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Services:
     cameras: Callable[[], Sequence[CameraState]]
     counters: Callable[[], Mapping[str, int]]
     faults: Callable[[], Sequence[str]]
+    run: str = field(default_factory=lambda: secrets.token_hex(4))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -135,6 +135,7 @@ def state_view(services: Services) -> Json:
     held, queue = answering.buffer.state(), answering.scheduler.state()
     return {
         "name": services.name,
+        "run": services.run,
         "now_ns": str(now_ns),
         "model": model_view(services.status(), services.refusal()),
         "faults": list(services.faults()),
