@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from nvila_ros.ros.client import NvilaClient
 from nvila_ros.ros.messages import TRANSIENT_LOCAL
 
 TURN_S = 0.02
+ACCEPTANCE_S = 3.0
+"""How long a goal's acceptance may take before it is sent again: a server that was killed is found for some time."""
 LOCK_HZ = 20.0
 _KINDS = {
     bool: ("bool_value", ParameterType.PARAMETER_BOOL),
@@ -124,10 +127,11 @@ class DriveSession:
         end_s = time.monotonic() + self._timeout_s
         while time.monotonic() < end_s:
             sent = self._goals.send_goal_async(Navigate.Goal(instruction=instruction, **limits))
-            self.wait(sent.done, "the goal's acceptance")
-            if sent.result().accepted:
-                return sent.result()
-        raise ServerTimeoutError("the drive node follows another goal, and does not end it")
+            with contextlib.suppress(ServerTimeoutError):
+                self.wait(sent.done, "the goal's acceptance", ACCEPTANCE_S)
+                if sent.result().accepted:
+                    return sent.result()
+        raise ServerTimeoutError("the drive node follows another goal, and does not end it, or is gone")
 
     def finish(self, handle: Any, timeout_s: float) -> DriveRecord:
         """Wait for the end of a drive, and until the robot stands."""
