@@ -81,7 +81,7 @@ def main() -> int:
     if args.faults:
         from benchmarks.drive_faults import drill
 
-        return drill(args.faults, args.checkpoint)
+        return drill(args.faults)
     found = {}
     if args.only != "model":
         found["blob"] = figures(run_tasks("blob", BlobChooser(), args.tasks, args.work / "blob.jsonl"))
