@@ -58,15 +58,15 @@ class DriveConfig:
         read_only=False,
     )
     watch_s: float = setting(
-        0.3,
-        "while the robot moves: longest without a new frame, odometry, scan or sign of life of the node that answers",
+        0.2,
+        "longest without a new frame, odometry or scan; the node that answers may be silent for 0.1 s more",
         "s",
         low=0.05,
         high=5.0,
         read_only=False,
     )
     frozen_s: float = setting(
-        0.3, "how long a camera may repeat one picture, bit by bit", "s", low=0.05, high=60.0, read_only=False
+        0.12, "how long a camera may repeat one picture, bit by bit", "s", low=0.05, high=60.0, read_only=False
     )
     settle_s: float = setting(
         0.2,
@@ -77,7 +77,7 @@ class DriveConfig:
         read_only=False,
     )
     lock_topic: str = setting("", "std_msgs/Bool: true or silence locks the robot; empty: `armed` alone decides")
-    lock_timeout_s: float = setting(0.3, "silence that locks", "s", low=0.05, high=10.0)
+    lock_timeout_s: float = setting(0.25, "silence that locks", "s", low=0.05, high=10.0)
     odometry_topic: str = setting("odom", "nav_msgs/Odometry by which steps are measured; empty: by time")
     scan_topic: str = setting("scan", "sensor_msgs/LaserScan that guards cmd_vel; empty: see base_has_guard")
     base_has_guard: bool = setting(

@@ -14,8 +14,8 @@ from nvila_ros.types import NS_PER_S
 
 JUMP_S = 1.0
 """The ROS clock may gain so much on the steady one between two looks, and frames be stamped so far ahead of it."""
-MIN_REPEATS = 3
-"""Equal frames before a camera counts as frozen, however fast they come."""
+MIN_REPEATS = 2
+"""Repeats of a frame before a camera counts as frozen, however fast they come."""
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.driving.watch import Frames, Watch
 from nvila_ros.errors import FrameError
 from nvila_ros.msg import Event, Status
-from nvila_ros.ros.messages import ALIVE_S, decode_frame, raw_frame, stamp_to_ns
+from nvila_ros.ros.messages import decode_frame, raw_frame, stamp_to_ns
 from nvila_ros.ros.sim_messages import quaternion_yaw
 from nvila_ros.types import NS_PER_S
 
@@ -34,6 +34,8 @@ except ModuleNotFoundError:  # before ROS 2 Iron
 
 SENSOR = QoSProfile(depth=2, reliability=QoSReliabilityPolicy.BEST_EFFORT)
 JPEG_QUALITY = 85
+LEASE_S = 0.1
+"""By how much the status topic's lease is longer than other silences: the middleware renews it by itself."""
 
 
 class DriveInputs:
@@ -71,7 +73,7 @@ class DriveInputs:
             depth=1,
             durability=QoSDurabilityPolicy.TRANSIENT_LOCAL,
             liveliness=QoSLivelinessPolicy.AUTOMATIC,
-            liveliness_lease_duration=Duration(seconds=max(self._config.watch_s, ALIVE_S)),
+            liveliness_lease_duration=Duration(seconds=self._config.watch_s + LEASE_S),
         )
         self._node.create_subscription(
             Status,

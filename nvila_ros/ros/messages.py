@@ -41,7 +41,7 @@ REQUESTS = QoSProfile(depth=1024)
 """Of what others ask, reliable: with the usual 10 a burst would lose questions that nobody answers or counts."""
 TRANSIENT_LOCAL = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 """Of topics whose last message is told to whoever subscribes later, if they subscribe likewise."""
-ALIVE_S = 0.2
+ALIVE_S = 0.15
 """Lease of the status topic's liveliness: whoever asks for it hears so soon that the process has ended."""
 STATUS = QoSProfile(
     depth=1,

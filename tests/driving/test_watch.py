@@ -15,7 +15,8 @@ START = 1_000 * NS_PER_S
 
 
 def watching(**fields: object) -> Watch:
-    return Watch(DriveConfig(**fields), Frames(), armed=True)  # type: ignore[arg-type]
+    limits = {"watch_s": 0.3, "frozen_s": 0.3, "lock_timeout_s": 0.3}
+    return Watch(DriveConfig(**{**limits, **fields}), Frames(), armed=True)  # type: ignore[arg-type]
 
 
 def film(watch: Watch, first_ms: int, last_ms: int, *, is_frozen: bool = False, late_ms: int = 0) -> None:
