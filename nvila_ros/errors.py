@@ -38,6 +38,10 @@ class CheckpointError(NvilaError):
     """A checkpoint is missing, truncated, of an unknown kind or at odds with its own config."""
 
 
+class HubError(NvilaError):
+    """A hub of models refuses, cannot be reached, or sends what cannot be right."""
+
+
 class FrameError(NvilaError):
     """An image message or a media file cannot be turned into a frame."""
 

@@ -54,6 +54,15 @@ def build_folder(name: str = "") -> Path:
     return Path(os.environ.get("NVILA_ROS_BUILDS") or cache) / name
 
 
+def fetched_folder(repo: str = "") -> Path:
+    """Return the folder of all fetched checkpoints, or of the one named `owner/name`; it may not exist yet.
+
+    `NVILA_ROS_CHECKPOINTS` names another than the user's cache.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / PACKAGE / "checkpoints"
+    return Path(os.environ.get("NVILA_ROS_CHECKPOINTS") or cache) / repo
+
+
 def images_profile() -> dict[str, str]:
     """Return the environment under which Fast DDS has room for images; empty where the user chose a profile.
 

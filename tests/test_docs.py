@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from nvila_ros.config import NodeConfig, bounds
 from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.tools.cli import VERBS
+from nvila_ros.tools.fetch import PUBLISHED_COLUMNS, published_rows
 from nvila_ros.tools.inspect_checkpoint import FAMILY_COLUMNS, family_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,8 +39,16 @@ def verb_table() -> str:
 
 def family_table() -> str:
     """The published family as a Markdown table."""
-    lines = [FAMILY_COLUMNS, ("---",) * len(FAMILY_COLUMNS), *family_rows()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(FAMILY_COLUMNS, family_rows())
+
+
+def published_table() -> str:
+    """All published models as a Markdown table."""
+    return markdown_table(PUBLISHED_COLUMNS, published_rows())
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ("---",) * len(columns), *rows))
 
 
 def launch_table(name: str) -> str:
@@ -58,7 +68,8 @@ TABLES = {
     "parameters": ("docs/reference.md", parameter_table),
     "drive parameters": ("docs/drive.md", partial(parameter_table, DriveConfig)),
     "verbs": ("docs/reference.md", verb_table),
-    "family": ("docs/models.md", family_table),
+    "published": ("docs/checkpoints.md", published_table),
+    "family": ("docs/checkpoints.md", family_table),
 }
 """File and content of each generated table."""
 MAX_LINES = {"README.md": 220, "ARCHITECTURE.md": 110, "CONTRIBUTING.md": 40}

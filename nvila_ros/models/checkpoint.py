@@ -30,6 +30,8 @@ PARTS = ("llm", "vision_tower", "mm_projector")
 FLAT_TYPES = ("nvila", "nvila_lite")
 INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth")
+UNFINISHED = "nvila_fetch.json"
+"""Lies in a folder as long as a checkpoint is being fetched into it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     root = Path(path)
     if not (root / "config.json").is_file():
         raise CheckpointError(f"a checkpoint is a folder with config.json, found none in {root}")
+    if (root / UNFINISHED).exists():
+        raise CheckpointError(f"{root} was not fetched to its end; run the same nvila fetch again, which goes on there")
     top = read_object(root / "config.json")
     layout = find_layout(root, top)
     if layout == "flat":

@@ -299,6 +299,7 @@ VARIANTS: dict[str, Variant] = {
         _variant(
             "NVILA-Lite-15B-Video",
             "Qwen2.5-14B",
+            repos=("-hf-0626",),
             note="long clips on the larger language model",
             inferred="frames, pooling and image mode from NVILA-8B-Video, pooling unconfirmed; the language model "
             "from the size of the published files, its vocabulary unseen",

@@ -7,6 +7,8 @@ import importlib.util
 from pathlib import Path
 
 from nvila_ros.errors import BackendError, CheckpointError
+from nvila_ros.hub.local import find_fetched
+from nvila_ros.hub.published import fetch_command
 from nvila_ros.models.build import Build, is_build, open_build
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.variants import weight_bytes
@@ -75,10 +77,10 @@ def load_engine(source: AnyModel, backend: str, threads: int = 0, precision: str
 
 
 def find_checkpoint(model: str) -> Path:
-    """Return the folder of a checkpoint or build given as a path, as an embedded one's name or as a recipe's.
+    """Return the folder of a checkpoint or build given as a path, or by the name it is embedded, built or published as.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none; the command that fetches a published one is named.
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -88,8 +90,13 @@ def find_checkpoint(model: str) -> Path:
         return embedded / model
     if is_build(built / model):
         return built / model
+    if fetched := find_fetched(model):
+        return fetched
+    if command := fetch_command(model):
+        raise CheckpointError(f"{model} is not on this machine; run: {command}")
     names = sorted(config.parent.name for config in embedded.glob("*/config.json"))
     builds = sorted(folder.name for folder in built.glob("*") if is_build(folder))
     raise CheckpointError(
-        f"no checkpoint at {model!r}; give a folder, one of the embedded {names}, or one of the builds {builds}"
+        f"no checkpoint at {model!r}; give a folder, one of the embedded {names}, one of the builds {builds}, or a "
+        "published name that nvila fetch lists"
     )

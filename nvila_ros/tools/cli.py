@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "sim": ("sim", "simulate a robot with a camera in a house, as a ROS node"),
     "eval": ("evaluate", "measure how often a checkpoint answers right"),
     "doctor": ("doctor.doctor", "show what this machine is, and what of the package works on it"),
+    "fetch": ("fetch", "fetch a published checkpoint by name, checked and resumable; or list them all"),
     "inspect": ("inspect_checkpoint", "show what a checkpoint is, what it costs and what is wrong with it"),
     "parity": ("parity", "compare a checkpoint with golden cases of the reference, stage by stage"),
     "plan": ("plan", "predict whether an engine fits a device, and how fast it is"),
