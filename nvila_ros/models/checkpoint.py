@@ -23,6 +23,7 @@ from nvila_ros.errors import CheckpointError
 from nvila_ros.files import read_json
 from nvila_ros.models.configs import check_preprocessor, complete_flat, read_spec
 from nvila_ros.models.finite import FLOAT_DTYPES, check_finite
+from nvila_ros.models.foreign import check_parts
 from nvila_ros.models.shapes import expected_shapes, find_faults
 from nvila_ros.models.spec import ModelSpec
 
@@ -174,8 +175,9 @@ def find_layout(root: Path, top: Mapping[str, Any]) -> str:
     """Return `original`, `preview` or `flat`.
 
     Raises:
-        CheckpointError: it is none of them.
+        CheckpointError: it is none of them, or has parts that NVILA has not.
     """
+    check_parts(root, top)
     kind = top.get("model_type")
     if kind in FLAT_TYPES or ("text_config" in top and "vision_config" in top):
         lacking = [key for key in ("text_config", "vision_config") if not isinstance(top.get(key), dict)]

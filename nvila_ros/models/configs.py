@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nvila_ros.errors import CheckpointError, shown
+from nvila_ros.models.foreign import check_foreign, check_gaze, check_tensors
 from nvila_ros.models.spec import (
     DOWNSAMPLE_BY_PROJECTOR,
     NO_POOL,
@@ -32,6 +33,7 @@ from nvila_ros.models.spec_bounds import MAX_POOLS, MAX_SCALES, SIZES, check_mos
 Config = Mapping[str, Any]
 ENCODERS = {"image_encoder": ("BasicImageEncoder",), "video_encoder": ("BasicVideoEncoder", "TSPVideoEncoder")}
 """Known kinds by the key that names one; the first is the default."""
+ENCODER_KEYS = ("_target_", "start_tokens", "end_tokens", "sep_tokens")
 
 
 class DecoderDefaults(NamedTuple):
@@ -53,6 +55,7 @@ def read_spec(name: str, top: Config, *, vision: Config, llm: Config, projector:
         CheckpointError: a key is missing, or a value lies outside the family; known kinds are listed.
     """
     with _naming(name):
+        check_foreign(top, vision, llm)
         vision_spec = _vision_spec(vision, top.get("mm_vision_select_layer", -2))
         scales = _scales(top)
         image_wrap, _ = _encoder(top, "image_encoder")
@@ -103,6 +106,8 @@ def complete_flat(name: str, top: Config, shapes: Mapping[str, tuple[int, ...]])
         CheckpointError: the projector is of no known kind, or a key is missing.
     """
     with _naming(name):
+        check_foreign(top, top["vision_config"], top["text_config"])
+        check_tensors(shapes)
         return _guess_flat(top, shapes) | dict(top)
 
 
@@ -215,6 +220,13 @@ def _encoder(top: Config, key: str) -> tuple[Wrap, tuple[Pool, ...]]:
     kind = value.get("_target_", known[0]).rsplit(".", 1)[-1]
     if kind not in known:
         raise CheckpointError(f"unknown {key} {shown(kind)}; known are {list(known)}")
+    known_keys = ENCODER_KEYS + (("pool_sizes",) if kind == "TSPVideoEncoder" else ())
+    unknown = sorted(name for name, argument in value.items() if argument and name not in known_keys)
+    if unknown:
+        raise CheckpointError(
+            f"the {key} has the arguments {unknown}, which are not computed here, so its tokens would be others than "
+            f"the model was trained on; known are {list(known_keys)}"
+        )
     for name in ("start_tokens", "end_tokens", "sep_tokens"):
         if not isinstance(value.get(name), str | None):
             raise CheckpointError(f"{name} of the {key} must be a text, got {shown(value[name])}")
@@ -236,7 +248,6 @@ def _check_top(top: Config) -> None:
     _only(top, "mm_use_im_start_end", False)
     _only(top, "video_max_tiles", 1)
     _only(top, "vision_resolution", -1)
-    _only(top, "ps3", False)
     if _flag(top, "s2") and not _flag(top, "dynamic_s2"):
         raise CheckpointError("s2 at fixed scales is not NVILA's; known are dynamic_s2, dynamic and resize")
 
@@ -281,6 +292,7 @@ def check_preprocessor(config: Config, image_px: int) -> None:
         CheckpointError: a value that reaches the pixels differs.
     """
     with _naming("the image processor"):
+        check_gaze(config)
         size = config.get("size")
         _only(config, "resample", 3)
         for key in ("do_resize", "do_rescale", "do_normalize"):

@@ -89,7 +89,12 @@ def test_missing_tensor_is_named(copy: Path) -> None:
         ("config.json", "dynamic_s2", True, "dynamic_s2 and image_aspect_ratio must agree, got True and 'dynamic'"),
         ("config.json", "image_aspect_ratio", "dynamic_s2", "must agree, got False and 'dynamic_s2'"),
         ("config.json", "mm_hidden_size", 128, "projector must read the vision width of each scale, got 128, 64 and 1"),
-        ("config.json", "ps3", True, "ps3 must be False, got True"),
+        (
+            "config.json",
+            "image_encoder",
+            {"_target_": "BasicImageEncoder", "start_tokens": None, "embed_time": True},
+            r"image_encoder has the arguments \['embed_time'\], which are not computed here",
+        ),
         ("config.json", "vision_resolution", 448, "vision_resolution must be -1, got 448"),
         (
             "config.json",
@@ -169,7 +174,7 @@ def test_missing_tensor_is_named(copy: Path) -> None:
         ("llm/config.json", "rope_scaling", {"type": "yarn", "factor": 4.0}, "must not be scaled"),
         ("llm/config.json", "use_sliding_window", True, "use_sliding_window must be False"),
         ("llm/config.json", "hidden_act", "gelu", "hidden_act must be 'silu', got 'gelu'"),
-        ("vision_tower/config.json", "model_type", "ps3_vision_model", "must be 'siglip_vision_model'"),
+        ("vision_tower/config.json", "model_type", "clip_vision_model", "must be 'siglip_vision_model'"),
         ("vision_tower/config.json", "patch_size", 113, "patch size must be at most 112"),
     ],
 )
