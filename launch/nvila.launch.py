@@ -11,7 +11,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 PARAMS_FILE = Path(__file__).parent / "params" / "default.yaml"
 
 ARGUMENTS = (
-    ("model", "", "checkpoint: a folder or the name of an embedded one; empty: as params_file says"),
+    ("model", "", "checkpoint: a folder, or the name of an embedded or fetched one; empty: as params_file says"),
     ("backend", "", "runtime of the model, such as onnxruntime; empty: as params_file says"),
     ("precision", "", "of a checkpoint on the backend cpu: auto, fp32, w8 or w4; empty: as params_file says"),
     ("recipe", "", "recipe whose build is loaded in place of the model; empty: as params_file says"),

@@ -34,7 +34,8 @@ class NodeConfig:
     """
 
     model: str = setting(
-        "nvila-tiny", "checkpoint or build: a folder, or the name of an embedded one or of a recipe that was built"
+        "nvila-tiny",
+        "checkpoint or build: a folder, or the name of an embedded or fetched one or of a recipe that was built",
     )
     backend: str = setting(
         "auto",
@@ -58,7 +59,7 @@ class NodeConfig:
     answer_while_building: bool = setting(
         False, "answer with the unquantized checkpoint on ONNX Runtime until the build is there; else reject queries"
     )
-    checkpoint: str = setting("", "what the recipe is built from: a folder or embedded name; empty: the recipe's model")
+    checkpoint: str = setting("", "what the recipe is built from: a folder or name; empty: the recipe's model")
     media: str = setting("", "images and videos of what the robot sees, to calibrate a build on; empty: the recipe's")
     threads: int = setting(0, "threads of the runtime; 0 takes every core", "threads", low=0, high=256)
     video_mode: str = setting(

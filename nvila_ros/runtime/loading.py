@@ -76,6 +76,14 @@ def load_engine(source: AnyModel, backend: str, threads: int = 0, precision: str
     return module.load(chosen, threads)
 
 
+def has_checkpoint(model: str) -> bool:
+    """Return whether `find_checkpoint` finds it."""
+    try:
+        return bool(find_checkpoint(model))
+    except CheckpointError:
+        return False
+
+
 def find_checkpoint(model: str) -> Path:
     """Return the folder of a checkpoint or build given as a path, or by the name it is embedded, built or published as.
 

@@ -45,7 +45,7 @@ def load(
     """Load a checkpoint or a build.
 
     Args:
-        model: its folder, or the name of an embedded checkpoint or of a build.
+        model: its folder, or the name of an embedded or fetched checkpoint or of a build.
         backend: onnxruntime, cpu, tensorrt or torch; auto is the one that a build was made for; for a checkpoint
             onnxruntime, or cpu where it is large.
         precision: fp32, w8 or w4, of a checkpoint on the backend cpu, whose linear maps are rounded while they are

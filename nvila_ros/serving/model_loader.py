@@ -23,13 +23,13 @@ from nvila_ros.builds.build_process import BuildProcess, Progress
 from nvila_ros.builds.recipes import MEDIA, Recipe, changed_weights, read_recipe
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import BackendError, CheckpointError, ConfigError
+from nvila_ros.hub.published import fetch_command
 from nvila_ros.models.build import MANIFEST, is_build
 from nvila_ros.models.checkpoint import read_object
 from nvila_ros.models.spec import Overrides
-from nvila_ros.models.variants import VARIANTS
 from nvila_ros.paths import build_folder
 from nvila_ros.request import ModelInfo
-from nvila_ros.runtime.loading import AUTO, backend_for, find_checkpoint
+from nvila_ros.runtime.loading import AUTO, backend_for, find_checkpoint, has_checkpoint
 from nvila_ros.serving.pipeline import CacheLimits
 
 FALLBACK_BACKEND = "onnxruntime"
@@ -105,8 +105,11 @@ class PlannedBuild:
 
     @property
     def command(self) -> str:
-        """The command that makes it."""
-        return shlex.join(["nvila", "build", *self.arguments])
+        """The command that makes it, behind the one that fetches what it is made of, where that is missing."""
+        build = shlex.join(["nvila", "build", *self.arguments])
+        is_needed = not self.has_weights and "--checkpoint" not in self.arguments
+        fetch = fetch_command(self.recipe.model) if is_needed and not has_checkpoint(self.recipe.model) else ""
+        return f"{fetch.partition(' (')[0]} && {build}" if fetch else build
 
 
 class ModelLoader:
@@ -243,8 +246,8 @@ def plan_build(config: NodeConfig, *, has_weights: bool = False) -> PlannedBuild
     """
     recipe = read_recipe(config.recipe)
     arguments = [config.recipe]
-    if config.checkpoint or (recipe.model in VARIANTS and not has_weights):
-        arguments += ["--checkpoint", config.checkpoint or "FOLDER"]
+    if config.checkpoint:
+        arguments += ["--checkpoint", config.checkpoint]
     if not has_weights and (config.media or not recipe.calibration.media):
         arguments += ["--media", config.media or "FOLDER"]
     backend = backend_for(recipe.device) if config.backend == AUTO else config.backend
@@ -277,8 +280,6 @@ def check_inputs(config: NodeConfig, recipe: Recipe) -> None:
         CheckpointError: there is no such checkpoint.
         ConfigError: checkpoint or media are not named.
     """
-    if not config.checkpoint and recipe.model in VARIANTS:
-        raise ConfigError(f"{recipe.model} is not embedded here; name its folder by the parameter checkpoint")
     if not config.media and not recipe.calibration.media:
         raise ConfigError(f"recipe {recipe.name} is calibrated on what the robot sees; name a folder by media")
     find_checkpoint(config.checkpoint or recipe.model)

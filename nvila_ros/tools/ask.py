@@ -33,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     parser.add_argument("source", metavar="SOURCE", help="video file, folder of images, image, camera or camera:N")
     parser.add_argument("question", metavar="QUESTION", help="in plain language")
-    parser.add_argument("--checkpoint", default="nvila-tiny", help="folder or embedded name (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint",
+        default="nvila-tiny",
+        help="folder, or the name of an embedded, fetched or built one (default: %(default)s)",
+    )
     add_model_options(parser)
     add_view_options(parser)
     parser.add_argument("--frames", type=positive, default=8, metavar="N", help="frames to show (default: %(default)s)")

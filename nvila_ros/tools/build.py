@@ -21,10 +21,11 @@ from typing import Any
 from nvila_ros.builds.recipes import ARCHITECTURES, Recipe, changed_weights, read_recipe, recipe_from_dict, with_media
 from nvila_ros.errors import BackendError, CheckpointError, ConfigError
 from nvila_ros.files import exclusive_lock
+from nvila_ros.hub.published import fetch_command
 from nvila_ros.models.build import MANIFEST, fingerprint, is_build, open_build, rewrite_plans
 from nvila_ros.models.checkpoint import open_checkpoint, read_object
 from nvila_ros.paths import build_folder
-from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.runtime.loading import find_checkpoint, has_checkpoint
 from nvila_ros.runtime.tensorrt.api import FLAVOURS
 from nvila_ros.runtime.tensorrt.compile import CompileJob, best_form, compile_plans, limits_of
 from nvila_ros.runtime.tensorrt.machine import Machine, find_machine, name_machine
@@ -136,7 +137,13 @@ def find_source(args: argparse.Namespace, recipe: Recipe, out: Path) -> Path | N
         _log.info("%s has the weights already", out)
         return None
     if checkpoint is None:
-        raise ConfigError(f"{why}; to make weights of {recipe.model}, name its folder with --checkpoint")
+        how = fetch_command(recipe.model)
+        raise ConfigError(
+            f"{why}; to make weights of {recipe.model}, "
+            + (f"run: {how}, or " if how else "")
+            + "name its folder with "
+            "--checkpoint"
+        )
     _log.info("quantizing: %s", why)
     return checkpoint
 
@@ -145,10 +152,7 @@ def _find_checkpoint(args: argparse.Namespace, recipe: Recipe) -> Path | None:
     """Return the checkpoint of the recipe, or None where it is not on this machine."""
     if args.checkpoint is not None:
         return find_checkpoint(args.checkpoint)
-    try:
-        return find_checkpoint(recipe.model)
-    except CheckpointError:
-        return None
+    return find_checkpoint(recipe.model) if has_checkpoint(recipe.model) else None
 
 
 def _missing_weights(recipe: Recipe, out: Path, checkpoint: Path | None) -> str:

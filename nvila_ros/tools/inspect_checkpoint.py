@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -26,7 +25,7 @@ from nvila_ros.models.variants import (
     tile_range,
     weight_bytes,
 )
-from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.runtime.loading import find_checkpoint, has_checkpoint
 from nvila_ros.tools.inspection import inspect_folder
 from nvila_ros.tools.options import print_json
 from nvila_ros.tools.step_progress import StepProgress
@@ -54,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint",
         nargs="?",
         metavar="CHECKPOINT",
-        help="folder, name of an embedded one, or a published variant such as NVILA-8B; without it, the whole family",
+        help="folder, or a published name such as NVILA-8B, fetched or not; without it, the whole family",
     )
     parser.add_argument(
         "--no-weights",
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 def _page(name: str | None, reads_weights: bool) -> Values:
     if not name:
         return {"family": [describe_variant(variant) for variant in VARIANTS.values()]}
-    if name in VARIANTS and not Path(name).is_dir():
+    if name in VARIANTS and not has_checkpoint(name):
         return describe_variant(VARIANTS[name])
     root = find_checkpoint(name)
     if not reads_weights:

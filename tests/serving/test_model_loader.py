@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nvila_ros.builds.build_process import BuildProcess, Progress, read_progress
 from nvila_ros.config import NodeConfig
-from nvila_ros.errors import BackendError, BuildError, CheckpointError, ConfigError
+from nvila_ros.errors import BackendError, BuildError, CheckpointError, ConfigError, NvilaError
 from nvila_ros.models.build import MANIFEST
 from nvila_ros.serving.model_loader import (
     ModelLoader,
@@ -129,9 +129,13 @@ def test_build_of_fewer_options_or_other_media_is_still_one(recipe: Path, told: 
     check_build(finished(recipe, **told))
 
 
-def test_command_names_what_only_the_user_knows() -> None:
+def test_command_names_what_is_missing_and_what_only_the_user_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVILA_ROS_CHECKPOINTS", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
     assert plan_build(NodeConfig(recipe="nvila-lite-2b.cpu")).command == (
-        "nvila build nvila-lite-2b.cpu --checkpoint FOLDER --media FOLDER"
+        "nvila fetch NVILA-Lite-2B && nvila build nvila-lite-2b.cpu --media FOLDER"
     )
     told = NodeConfig(recipe="nvila-lite-2b.cpu", checkpoint="/a b", media="/c")
     assert plan_build(told).command == "nvila build nvila-lite-2b.cpu --checkpoint '/a b' --media /c"
@@ -141,9 +145,13 @@ def test_command_names_what_only_the_user_knows() -> None:
 
 
 def test_inputs_that_are_not_named_are_refused_before_any_work(tmp_path: Path) -> None:
-    for told, message in [({}, "parameter checkpoint"), ({"checkpoint": str(tmp_path)}, "name a folder by media")]:
+    named = {"media": str(tmp_path)}
+    for told, message in [
+        (named, "run: nvila fetch NVILA-Lite-2B"),
+        ({"checkpoint": str(tmp_path)}, "a folder by media"),
+    ]:
         config = NodeConfig(recipe="nvila-lite-2b.cpu", **told)
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(NvilaError, match=message):
             check_inputs(config, plan_build(config).recipe)
 
 
