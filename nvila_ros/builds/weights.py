@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from nvila_ros.builds.builder import check_room, estimate, make_build, needs_calibration
+from nvila_ros.builds.forecast import forecast_build
 from nvila_ros.builds.recipes import WORLD, Recipe
 from nvila_ros.errors import ConfigError, size_text
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
@@ -23,6 +25,8 @@ from nvila_ros.world.scene_sampler import sample_scene
 
 CALIBRATION_SEED = 1 << 28  # of scenes that neither training nor evaluation has
 WIDTH, HEIGHT = 640, 480
+TIMED_FROM_BYTES = 100_000_000
+"""Size of a build that takes minutes; a smaller one is made before its layers are timed."""
 STILL_KINDS = tuple(kind for kind in EVAL_KINDS if kind != "motion")
 
 
@@ -41,10 +45,13 @@ def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnLayer | None)
     if media != WORLD and not Path(media).is_dir():
         raise ConfigError(f"calibration media must be a folder of images and videos, got {media!r}; give --media")
     needed = estimate(recipe, checkpoint)
+    takes = f"{size_text(needed.memory_bytes)} of memory and {size_text(needed.disk_bytes)} on disk"
+    if needed.disk_bytes >= TIMED_FROM_BYTES:
+        seconds = forecast_build(recipe, checkpoint.spec).total
+        takes += f", {describe_time(seconds)} of this machine alone, measured on a layer of each kind and scaled"
     print(
         f"{recipe.name}: {checkpoint.path.name} to {out}, tower {recipe.vision.precision}, language model "
-        f"{recipe.decoder.precision}; about {size_text(needed.memory_bytes)} of memory and "
-        f"{size_text(needed.disk_bytes)} on disk",
+        f"{recipe.decoder.precision}; about {takes}",
         file=sys.stderr,
     )
     if on_part is None:
@@ -55,6 +62,13 @@ def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnLayer | None)
         on_part("calibration", 1, 1)
     with limit_threads(checkpoint.spec):
         make_build(recipe, checkpoint, lambda: _calibrate(recipe, checkpoint, media, on_part), out, on_part)
+
+
+def describe_time(seconds: float) -> str:
+    """Return a duration for people, rounded up to whole seconds, minutes or tenths of an hour."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{math.ceil(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _calibrate(recipe: Recipe, checkpoint: Checkpoint, media: str, on_layer: OnLayer) -> Calibration:
