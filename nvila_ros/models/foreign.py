@@ -81,7 +81,7 @@ def _refuse_parts(names: set[str], where: str) -> None:
     if foreign:
         raise CheckpointError(
             f"NVILA has the parts {list(OWN_PARTS)}, and this checkpoint has {foreign} besides ({where}): what they "
-            "see, hear or change would be missing from every answer; it takes an encoder for each, or a checkpoint without"
+            "see, hear or change would be missing from every answer; it takes an encoder for each"
         )
 
 

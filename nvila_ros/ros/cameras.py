@@ -26,6 +26,7 @@ from nvila_ros.serving.throttle import Throttle
 from nvila_ros.types import NS_PER_S, RawFrame
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.loss_watch import LossWatch, explain
+from nvila_ros.video.windowing import parse_window
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
@@ -64,11 +65,12 @@ class Camera:
         self._errors, self._losses = Throttle(WARN_EVERY_S), Throttle(REPEAT_S)
         topic = config.camera_topic(name)
         kind: type[Image] | type[CompressedImage] = Image
-        self._take: Callable[[Any, str, int], RawFrame] = messages.raw_frame
+        parse_window(config.window)  # before the first image
+        self._take: Callable[[Any, str, int], RawFrame] = partial(messages.raw_frame, window=config.window)
         if config.image_transport == "compressed":
             # As image_transport does: who remaps an image's topic moves its compressed one too.
             topic = f"{node.resolve_topic_name(topic)}/compressed"
-            kind, self._take = CompressedImage, messages.compressed_frame
+            kind, self._take = CompressedImage, partial(messages.compressed_frame, window=config.window)
         reliability = QoSReliabilityPolicy[config.image_reliability.upper()]
         qos = QoSProfile(depth=IMAGE_DEPTH, reliability=reliability)
         callbacks = SubscriptionEventCallbacks(message_lost=self._on_lost, incompatible_qos=self._on_mismatch)

@@ -66,13 +66,14 @@ def stamp_from_ns(stamp_ns: int) -> Time:
     return Time(sec=stamp_ns // NS_PER_S, nanosec=stamp_ns % NS_PER_S)
 
 
-def raw_frame(message: Image, camera: str, now_ns: int) -> RawFrame:
+def raw_frame(message: Image, camera: str, now_ns: int, window: str = "full") -> RawFrame:
     """Take an image in as it is, after a look at its layout.
 
     Args:
         message: may be of any encoding; its data is shared, not copied.
         camera: name of the camera.
         now_ns: ROS clock; becomes the stamp of an image that has none.
+        window: which values of more than eight bits are shown.
 
     Raises:
         FrameError: sizes and data disagree, or nothing here decodes the encoding.
@@ -84,6 +85,7 @@ def raw_frame(message: Image, camera: str, now_ns: int) -> RawFrame:
         height=message.height,
         step=message.step,
         is_bigendian=bool(message.is_bigendian),
+        window=window,
     )
     if raw.encoding in LAYOUT_BY_ENCODING or not _has_cv_bridge():
         check_layout(raw)
@@ -93,7 +95,7 @@ def raw_frame(message: Image, camera: str, now_ns: int) -> RawFrame:
     return RawFrame(image=raw, stamp_ns=stamp_ns, camera=camera, frame_id=message.header.frame_id)
 
 
-def compressed_frame(message: CompressedImage, camera: str, now_ns: int) -> RawFrame:
+def compressed_frame(message: CompressedImage, camera: str, now_ns: int, window: str = "file") -> RawFrame:
     """Take a compressed image in as it is, after a look at its header; as `raw_frame`.
 
     Raises:
@@ -101,7 +103,7 @@ def compressed_frame(message: CompressedImage, camera: str, now_ns: int) -> RawF
     """
     data = np.frombuffer(message.data, np.uint8)
     header = read_header(data, message.format)
-    image = EncodedImage(data=data, format=message.format, width=header.width, height=header.height)
+    image = EncodedImage(data=data, format=message.format, width=header.width, height=header.height, window=window)
     stamp_ns = stamp_to_ns(message.header.stamp) or now_ns
     return RawFrame(image=image, stamp_ns=stamp_ns, camera=camera, frame_id=message.header.frame_id)
 

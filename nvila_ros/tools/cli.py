@@ -50,6 +50,7 @@ _EXTRA_BY_MODULE = {
     "prometheus_client": "http",
     "matplotlib": "train",
     "peft": "train",
+    "pydicom": "dicom",
     "pyarrow": "train",
     "rosbags": "bags",
     "rclpy": "ros",

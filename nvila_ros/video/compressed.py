@@ -30,6 +30,7 @@ from nvila_ros.types import EncodedImage, RawImage
 from nvila_ros.video.image_decoding import decode
 from nvila_ros.video.picture_headers import PictureHeader, sniff
 from nvila_ros.video.pictures import check_damage, read_picture_header, read_pixels
+from nvila_ros.video.windowing import parse_window
 
 _TRANSPORT = re.compile(r"(?:jpe?g|png|tiff)(?: compressed ?(\w*))?", re.IGNORECASE)
 _PICTURE = re.compile(r"(rgba?|bgra?|mono|bayer_(rggb|bggr|gbrg|grbg))(8|16)")
@@ -106,7 +107,10 @@ def decode_compressed(image: EncodedImage) -> np.ndarray:
     if header.kind == "jpeg":
         pixels = _read_jpeg(image, is_gray=is_mosaic)
     else:
-        pixels = read_pixels(header.kind, content, keep_gray=is_mosaic)
+        window = parse_window(image.window)
+        pixels = read_pixels(header.kind, content, keep_gray=is_mosaic, window=window, is_published=True)
+    if header.kind == "dicom":  # its pixels may have become square
+        return pixels
     if pixels.shape[:2] != (header.height, header.width):
         raise FrameError(
             f"{header.kind} of {header.width}x{header.height} px was decoded to {pixels.shape}; send another"
@@ -133,7 +137,8 @@ def decode_gray(image: EncodedImage, least_px: int) -> np.ndarray:
     """
     header = read_header(image.data, image.format)
     if header.kind != "jpeg":
-        pixels = read_pixels(header.kind, image.data.tobytes(), keep_gray=True)
+        window = parse_window(image.window)
+        pixels = read_pixels(header.kind, image.data.tobytes(), keep_gray=True, window=window, is_published=True)
         return pixels if pixels.ndim == 2 else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
     side = min(header.width, header.height)
     flags = next((flag for shrink, flag in _REDUCED if side >= shrink * least_px), cv2.IMREAD_GRAYSCALE)

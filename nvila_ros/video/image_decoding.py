@@ -5,6 +5,7 @@ microseconds and is for the moment of arrival, where a broken camera should be n
 that are looked at.
 
 Sixteen bits become eight by taking the high byte, so a dark 12-bit image stays dark: no guess is made about exposure.
+Of `mono16` a window may say otherwise (see `windowing`).
 Bayer is OpenCV's bilinear. Its constants are named by the second row and second column of the pattern, sensor_msgs by
 the first, hence BG where ROS says rggb. YUV is BT.601 with the range of video, as cameras send it. A table of our own,
 since PyPI's cv-bridge ignores the row step and reads 16 bits as 8, both without a word.
@@ -21,6 +22,7 @@ import numpy as np
 
 from nvila_ros.errors import FrameError
 from nvila_ros.types import RawImage
+from nvila_ros.video.windowing import FILE, FULL, parse_window, show_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,9 @@ def decode(raw: RawImage) -> np.ndarray:
     layout = LAYOUT_BY_ENCODING[raw.encoding]
     num_rows = raw.height * layout.rows // 2
     rows = raw.data.reshape(num_rows, raw.step)[:, : raw.width * layout.num_channels * layout.channel_bytes]
+    if raw.encoding == "mono16" and raw.window not in (FULL, FILE):
+        values = np.ascontiguousarray(rows).view(">u2" if raw.is_bigendian else "<u2").astype(np.uint16)
+        return np.asarray(cv2.cvtColor(show_values(values, parse_window(raw.window)), cv2.COLOR_GRAY2RGB))
     if layout.channel_bytes == 2:
         rows = rows[:, 0 if raw.is_bigendian else 1 :: 2]
     pixels = np.ascontiguousarray(rows.reshape(num_rows, raw.width, layout.num_channels))

@@ -18,12 +18,15 @@ import numpy as np
 from nvila_ros.errors import FrameError, NoFramesError, QueryError
 from nvila_ros.types import NS_PER_S, Frame
 from nvila_ros.video.animation import AnimatedPicture, is_animated
+from nvila_ros.video.dicom import DicomFile
+from nvila_ros.video.dicom_series import DicomSeries, find_slices
 from nvila_ros.video.picture_headers import sniff_file
 from nvila_ros.video.pictures import decode_picture, read_file
 from nvila_ros.video.video_file import VideoFile
+from nvila_ros.video.windowing import OWN, Window
 
 IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+    {".avif", ".bmp", ".dcm", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """What is looked for in a folder of images; of a single file, the bytes say what it is."""
 JPEG_STREAM_SUFFIXES = frozenset({".mjpeg", ".mjpg"})
@@ -66,12 +69,15 @@ class ImageFiles:
         paths: of the images.
         fps: frames a second.
         is_clip: False for a single image that stands for itself.
+        window: which values of more than eight bits are shown.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], fps: float, *, is_clip: bool = True) -> None:
+    def __init__(
+        self, name: str, paths: Sequence[Path], fps: float, *, is_clip: bool = True, window: Window = OWN
+    ) -> None:
         self.name, self.fps, self.num_frames, self.is_clip = name, fps, len(paths), is_clip
         self.stamps_ns = np.round(np.arange(len(paths)) * (NS_PER_S / fps)).astype(np.int64)
-        self._paths = tuple(paths)
+        self._paths, self._window = tuple(paths), window
 
     def read(self, index: int) -> np.ndarray:
         """Return image `index`, (H, W, 3) uint8 RGB.
@@ -83,7 +89,7 @@ class ImageFiles:
             raise FrameError(f"frame index must lie in [0, {self.num_frames - 1}] of {self.name}, got {index}")
         path = self._paths[index]
         try:
-            return decode_picture(read_file(path))
+            return decode_picture(read_file(path), window=self._window)
         except FrameError as error:
             raise FrameError(f"{path} cannot be decoded as an image: {error}") from error
 
@@ -91,12 +97,16 @@ class ImageFiles:
         """Do nothing: each file is open for one read only."""
 
 
-def open_media(source: str | Path, *, fps: float = FOLDER_FPS) -> VideoFile | ImageFiles | AnimatedPicture:
-    """Open a video file, a folder of images in natural order (`2.png` before `10.png`), or one image.
+OpenedMedia = VideoFile | ImageFiles | AnimatedPicture | DicomFile | DicomSeries
+
+
+def open_media(source: str | Path, *, fps: float = FOLDER_FPS, window: Window = OWN) -> OpenedMedia:
+    """Open a video file, a folder of images in natural order (`2.png` before `10.png`), one image, or DICOM.
 
     Args:
         source: its path.
         fps: what a folder's images stand for, frames a second; a video file has its own times.
+        window: which values of pictures of more than eight bits are shown.
 
     Raises:
         FrameError: there is nothing there that can be read as frames.
@@ -104,14 +114,20 @@ def open_media(source: str | Path, *, fps: float = FOLDER_FPS) -> VideoFile | Im
     path = Path(source).expanduser()
     if path.is_dir():
         images = [entry for entry in path.iterdir() if _is_image(entry)]
+        if all(entry.suffix.lower() == ".dcm" for entry in images) and find_slices(path):
+            return DicomSeries(path, window, fps)
         if not images:
             raise FrameError(f"folder {str(path)!r} holds no image; looked for {sorted(IMAGE_SUFFIXES)}")
-        return ImageFiles(str(path), sorted(images, key=_natural), fps)
+        return ImageFiles(str(path), sorted(images, key=_natural), fps, window=window)
     if not path.exists():
         raise FrameError(f"no file or folder at {str(path)!r}; check the path")
     if not _is_picture(path):
         return VideoFile(path)
-    return AnimatedPicture(path) if is_animated(path) else ImageFiles(str(path), [path], fps, is_clip=False)
+    if sniff_file(path) == "dicom":
+        return DicomFile(path, str(path), window, fps=fps)
+    if is_animated(path):
+        return AnimatedPicture(path)
+    return ImageFiles(str(path), [path], fps, is_clip=False, window=window)
 
 
 def read_clip(media: Media, num_frames: int, start_s: float = 0.0, end_s: float | None = None) -> list[Frame]:

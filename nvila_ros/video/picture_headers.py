@@ -19,7 +19,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 _BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124))
-_HEAD_BYTES = 64
+_HEAD_BYTES = 132  # the mark of DICOM is the farthest
 _MAX_SEGMENTS = 256  # of a JPEG before its frame header: there are few tables, and metadata comes 64 KiB at a time
 _FRAME_HEADERS = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive, all of them Huffman-coded
 _OTHER_CODINGS = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}  # lossless, hierarchical, arithmetic
@@ -47,6 +47,8 @@ class PictureHeader:
 
 def sniff(content: bytes) -> str:
     """Return of what kind a file's first bytes are: a key of the formats read here, `heic`, or empty for any other."""
+    if content[128:132] == b"DICM":  # first: the 128 bytes before may look like anything
+        return "dicom"
     if content.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if content.startswith(PNG_SIGNATURE):

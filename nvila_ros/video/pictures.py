@@ -10,7 +10,8 @@ what it cannot read by grey. FFmpeg's decoder has an option to fail instead, so 
 an eighth of its size. It finds damage that breaks the code, which is 19 of 20 random damages; the others decode to
 wrong colours that no decoder could know to be wrong.
 
-Alpha is dropped. Sixteen bits become eight by taking the high byte.
+Alpha is dropped. Sixteen bits become eight by taking the high byte, or as a window says (see `windowing`). DICOM is
+read by `dicom`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from PIL import Image, ImageOps
 
 from nvila_ros.errors import FrameError
 from nvila_ros.files import open_regular
+from nvila_ros.video.dicom import DicomFile, decode_dicom
 from nvila_ros.video.picture_headers import (
     MAX_PIXELS,
     PNG_SIGNATURE,
@@ -36,6 +38,7 @@ from nvila_ros.video.picture_headers import (
     peek_header,
     sniff,
 )
+from nvila_ros.video.windowing import OWN, Window, show_values
 
 MAX_FILE_BYTES = 9 * MAX_PIXELS
 """Most bytes of a picture's file: four channels of 16 bits, not compressed, and as much again for an eighth of it."""
@@ -66,6 +69,9 @@ def read_picture_header(content: bytes) -> PictureHeader:
         FrameError: it is of no known kind, is cut off, of a coding that is not read, or larger than `MAX_PIXELS`.
     """
     kind = sniff(content)
+    if kind == "dicom":
+        file = DicomFile(content, "a DICOM picture", OWN)
+        return PictureHeader(kind, file.width, file.height)
     _check_kind(kind, content)
     header = peek_header(kind, content)
     if header is None:
@@ -113,12 +119,13 @@ def _check_tiles(image: Image.Image) -> None:
         raise FrameError(f"tiles of a tiff must be no larger than its picture of {image.size} px, got {width}x{height}")
 
 
-def decode_picture(content: bytes, *, follow_orientation: bool = True) -> np.ndarray:
+def decode_picture(content: bytes, *, follow_orientation: bool = True, window: Window = OWN) -> np.ndarray:
     """Decode a picture.
 
     Args:
         content: the whole file.
         follow_orientation: turn it as EXIF says, as viewers do.
+        window: which values of more than eight bits are shown.
 
     Returns:
         (H, W, 3) uint8 RGB, contiguous.
@@ -128,10 +135,18 @@ def decode_picture(content: bytes, *, follow_orientation: bool = True) -> np.nda
     """
     kind = read_picture_header(content).kind
     check_damage(kind, content)
-    return read_pixels(kind, content, follow_orientation=follow_orientation)
+    return read_pixels(kind, content, follow_orientation=follow_orientation, window=window)
 
 
-def read_pixels(kind: str, content: bytes, *, follow_orientation: bool = False, keep_gray: bool = False) -> np.ndarray:
+def read_pixels(
+    kind: str,
+    content: bytes,
+    *,
+    follow_orientation: bool = False,
+    keep_gray: bool = False,
+    window: Window = OWN,
+    is_published: bool = False,
+) -> np.ndarray:
     """Decode a picture that was checked already.
 
     Args:
@@ -139,6 +154,8 @@ def read_pixels(kind: str, content: bytes, *, follow_orientation: bool = False, 
         content: the whole file.
         follow_orientation: turn it as EXIF says.
         keep_gray: leave a grey picture as it is.
+        window: which values of more than eight bits are shown.
+        is_published: refuse a picture into which names are burned.
 
     Returns:
         (H, W, 3) uint8 RGB, or (H, W) uint8 of a grey picture that is kept; contiguous.
@@ -146,11 +163,13 @@ def read_pixels(kind: str, content: bytes, *, follow_orientation: bool = False, 
     Raises:
         FrameError: it is damaged, or too large.
     """
+    if kind == "dicom":
+        return decode_dicom(content, window, is_published=is_published)
     with open_picture(kind, _essential(kind, content)) as image:
         try:
             image = (ImageOps.exif_transpose(image) or image) if follow_orientation else image
             is_gray = image.mode in ("1", "L") or image.mode.startswith("I")
-            rgb = to_rgb(image)
+            rgb = to_rgb(image, window)
             return np.ascontiguousarray(rgb[..., 0]) if keep_gray and is_gray else rgb
         except FrameError:
             raise
@@ -179,21 +198,21 @@ def _essential(kind: str, content: bytes) -> bytes:
     return b"".join([PNG_SIGNATURE, *kept])
 
 
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """Return an image of Pillow as (H, W, 3) uint8 RGB.
+def to_rgb(image: Image.Image, window: Window = OWN) -> np.ndarray:
+    """Return an image of Pillow as (H, W, 3) uint8 RGB; of more than eight bits, what a window shows.
 
     Raises:
         FrameError: its pixels are of more than 16 bits.
     """
     if image.mode == "F" or image.mode.startswith("I"):
-        return np.repeat(_high_byte(np.asarray(image))[..., None], 3, axis=2)
+        return np.repeat(show_values(_sixteen_bits(np.asarray(image)), window)[..., None], 3, axis=2)
     return np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _high_byte(gray: np.ndarray) -> np.ndarray:
+def _sixteen_bits(gray: np.ndarray) -> np.ndarray:
     if gray.dtype.kind == "f" or gray.min() < 0 or gray.max() > 0xFFFF:
         raise FrameError(f"pixels must be of 8 or 16 bits, got {gray.dtype} from {gray.min():g} to {gray.max():g}")
-    return (gray >> 8).astype(np.uint8)
+    return gray.astype(np.uint16)
 
 
 def read_file(path: Path) -> bytes:

@@ -61,6 +61,7 @@ def _pick_gray(raw: RawImage) -> np.ndarray:
         height=_PICKED,
         step=_PICKED * pixel_bytes,
         is_bigendian=raw.is_bigendian,
+        window=raw.window,
     )
     return np.asarray(cv2.cvtColor(decode(small), cv2.COLOR_RGB2GRAY))
 

@@ -57,6 +57,15 @@ def test_frame_shares_the_message_and_keeps_its_header() -> None:
     assert frame.num_bytes == len(message.data)
 
 
+def test_frame_of_sixteen_bits_is_shown_by_its_window() -> None:
+    message = image("mono16")
+    values = np.frombuffer(message.data, "<u2").reshape(4, 6)
+
+    shown = messages.decode_frame(messages.raw_frame(message, "front", 0, "1000:40000")).image
+
+    np.testing.assert_array_equal(shown[..., 1], np.rint(((values - 1000.0) / 39000).clip(0, 1) * 255))
+
+
 def test_frame_without_a_stamp_takes_the_time_of_arrival() -> None:
     assert messages.raw_frame(image(), "front", now_ns=99).stamp_ns == 99
 
