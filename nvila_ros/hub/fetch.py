@@ -8,6 +8,7 @@ What is there and right is not moved again, whoever put it there.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -145,7 +146,8 @@ def _finish(plan: Plan, endpoint: str, folder: Path, known: Source | None) -> No
             if file.path not in names:
                 (folder / file.path).unlink(missing_ok=True)
         for partial in folder.rglob(f"*{PARTIAL}"):
-            partial.unlink()
+            if re.search(r"\.[0-9a-f]{12}$", partial.stem):  # another's file may end alike
+                partial.unlink()
     Source(plan.source.repo, plan.revision.commit, endpoint, plan.revision.licence, plan.files).write(folder)
     with write_errors(folder):
         (folder / UNFINISHED).unlink()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nvila_ros.errors import BackendError, CheckpointError
 from nvila_ros.hub.local import find_fetched
-from nvila_ros.hub.published import fetch_command
+from nvila_ros.hub.published import fetch_command, find_published
 from nvila_ros.models.build import Build, is_build, open_build
 from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.variants import weight_bytes
@@ -100,11 +100,12 @@ def find_checkpoint(model: str) -> Path:
         return built / model
     if fetched := find_fetched(model):
         return fetched
-    if command := fetch_command(model):
+    command = fetch_command(model)
+    if command and find_published(model):
         raise CheckpointError(f"{model} is not on this machine; run: {command}")
     names = sorted(config.parent.name for config in embedded.glob("*/config.json"))
     builds = sorted(folder.name for folder in built.glob("*") if is_build(folder))
     raise CheckpointError(
         f"no checkpoint at {model!r}; give a folder, one of the embedded {names}, one of the builds {builds}, or a "
-        "published name that nvila fetch lists"
+        "published name that nvila fetch lists" + (f"; a repository of that name: {command}" if command else "")
     )

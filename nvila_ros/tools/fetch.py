@@ -19,7 +19,7 @@ from nvila_ros.hub.client import HubClient
 from nvila_ros.hub.fetch import Plan, fetch, plan_fetch
 from nvila_ros.hub.files import HubFile
 from nvila_ros.hub.local import Source, find_fetched, read_source
-from nvila_ros.hub.published import HubSource, Published, find_source, published
+from nvila_ros.hub.published import HubSource, Published, find_published, find_source, published
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.variants import PRECISIONS, VARIANTS, weight_bytes
 from nvila_ros.paths import fetched_folder
@@ -98,6 +98,9 @@ def describe(plan: Plan, folder: Path) -> str:
     """Return what a plan is about, for people."""
     licence = plan.revision.licence or "none; see its page"
     head = f"{plan.source.repo} at {plan.revision.commit[:12]}, licence tag: {licence}"
+    row = find_published(plan.source.repo)
+    if row and row.reason:
+        head += f"; known to be refused: {row.reason}"
     if plan.is_done:
         return f"{head}; {folder} has it already"
     return (

@@ -32,6 +32,7 @@ class LocalHub:
 
     def __init__(self, files: Mapping[str, bytes], repo: str = REPO) -> None:
         self.files, self.repo = dict(files), repo
+        self._digests: dict[int, tuple[bytes, str]] = {}
         self.licence: Any = "cc-by-nc-4.0"
         # Faults, the counted ones as often as they say.
         self.page_size = 1000
@@ -56,7 +57,14 @@ class LocalHub:
 
     @property
     def commit(self) -> str:
-        return hashlib.sha1(b"".join(p.encode() + d for p, d in sorted(self.files.items()))).hexdigest()
+        text = "".join(f"{path} {self._digest(data)}\n" for path, data in sorted(self.files.items()))
+        return hashlib.sha1(text.encode()).hexdigest()
+
+    def _digest(self, data: bytes) -> str:
+        """SHA-256 of a file, computed once: large ones are asked for often."""
+        if id(data) not in self._digests:
+            self._digests[id(data)] = (data, hashlib.sha256(data).hexdigest())
+        return self._digests[id(data)][1]
 
     def __enter__(self) -> LocalHub:
         for server in self._servers:
@@ -77,10 +85,12 @@ class LocalHub:
 
     def _entry(self, path: str) -> dict[str, Any]:
         data = self.files[path]
-        entry = {"type": "file", "path": path, "size": len(data), "oid": git_sha1(data)}
-        if is_lfs(path):
-            lfs = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
-            entry |= {"lfs": lfs, "oid": git_sha1(b"pointer"), "xetHash": "0" * 64}
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": git_sha1(b"pointer")}
+        if not is_lfs(path):
+            entry["oid"] = git_sha1(data)
+        else:
+            lfs = {"oid": self._digest(data), "size": len(data), "pointerSize": 134}
+            entry |= {"lfs": lfs, "xetHash": "0" * 64}
         return entry
 
     def _serve(self, is_store: bool) -> http.server.ThreadingHTTPServer:
@@ -135,7 +145,7 @@ class LocalHub:
         if path not in self.files:
             return send(to, 404, {"X-Error-Code": "EntryNotFound"})
         data = self.files[path]
-        digest = hashlib.sha256(data).hexdigest() if is_lfs(path) else git_sha1(data)
+        digest = self._digest(data) if is_lfs(path) else git_sha1(data)
         if path in self.sends_wrong_etag:
             digest = digest[::-1]
         headers = {"X-Repo-Commit": self.moves_to or self.commit}

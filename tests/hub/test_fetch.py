@@ -165,6 +165,28 @@ def test_from_the_shell(hub: LocalHub, capsys: pytest.CaptureFixture[str]) -> No
     assert "fault: config.json has another digest" in capsys.readouterr().out
 
 
+def test_what_is_known_to_be_refused_is_said_before(
+    hub: LocalHub, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.repo = "nvidia/NVILA-8B-HD-Video"
+    caplog.set_level("INFO")
+    assert main(["fetch", "NVILA-8B-HD-Video", "--dry-run"]) == 0
+    assert "known to be refused: AutoGaze chooses patches before the tower" in caplog.text
+
+
+def test_a_path_that_is_not_there_is_no_published_name() -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint at 'runs/best'.* of that name: nvila fetch runs/best$"):
+        find_checkpoint("runs/best")
+
+
+def test_partial_files_of_others_stay(hub: LocalHub, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.part").write_text("mine")
+    (tmp_path / "model" / "config.json.0123456789ab.part").write_text("of a run before")
+    run(hub, tmp_path / "model")
+    assert [path.name for path in (tmp_path / "model").rglob("*.part")] == ["thesis.part"]
+
+
 def test_offline_says_what_there_is(
     hub: LocalHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
