@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "ask": ("ask", "ask about a video file, images or a camera, without ROS"),
     "serve": ("serve", "serve OpenAI's API and a page about a video, a webcam or the world, without ROS"),
     "call": ("call", "ask the running node: questions, standing queries, events, status"),
+    "find": ("find.find", "find when something happens in a bag or a video of hours"),
     "camera": ("camera", "publish the synthetic world or a video file as a ROS camera"),
     "drive": ("drive.drive", "let a model drive a simulated robot by ten instructions, and show its ways"),
     "sim": ("sim", "simulate a robot with a camera in a house, as a ROS node"),

@@ -81,6 +81,11 @@ class BagFiles:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    @property
+    def start_time(self) -> int:
+        """When the bag received its first message, of any topic, ns; `ros2 bag play` counts from it."""
+        return min(int(storage.metadata.start_time) for storage in self._storages)
+
     def messages(
         self, connections: Sequence[Connection], start: int | None = None, stop: int | None = None
     ) -> Iterator[tuple[Connection, int, bytes]]:

@@ -1,0 +1,1 @@
+"""`nvila find`: search a recording for an event."""
