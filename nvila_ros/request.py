@@ -97,6 +97,7 @@ class Request:
         probabilities: of the choices.
         stream: turns the answer's tokens into text, once decoding has begun.
         answer: the result, once it has ended.
+        has_ended: whether this attempt has; of one that was preempted the answer is taken back.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Request:
         self.stop_reason: FinishReason | None = None
         self.is_preempted = self.was_preempted = False
         self.answer: Answer | None = None
+        self.has_ended = False
         self.frames: tuple[FrameRef, ...] = ()
         self._reset()
 
@@ -139,6 +141,7 @@ class Request:
         """
         self._reset()
         self._model, self._now_ns, self.frames = model, now_ns, tuple(frames)
+        self.has_ended = False
         self._last_ns = now_ns()
         self._accepted_ns = self.query.accepted_ns or self._last_ns
         self._seconds[Stage.QUEUE] = (self._last_ns - self._accepted_ns) / NS_PER_S
@@ -207,6 +210,7 @@ class Request:
     def end(self, reason: FinishReason, error: str = "") -> None:
         """End the work: pass on the text that the stream held back, close the stage, make the answer and hand it on."""
         assert self.answer is None, "an answer ends once"
+        self.has_ended = True
         self.emit(self.stream.flush() if self.stream else "", is_final=True)
         self.mark(self._stage)
         total_s = (self._last_ns - self._accepted_ns) / NS_PER_S
@@ -260,8 +264,8 @@ class RequestGroup:
 
     @property
     def active(self) -> Sequence[Request]:
-        """The requests that have not ended."""
-        return [request for request in self._all if request.answer is None]
+        """The requests that have not ended; one that was preempted has, though its answer was taken back."""
+        return [request for request in self._all if request.answer is None and not request.has_ended]
 
     def check(self) -> None:
         """End those that should stop.

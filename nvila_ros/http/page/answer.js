@@ -108,8 +108,8 @@ function answerParts(answer) {
     answer.error || view?.error ? make("p", { class: "wrong" }, answer.error || view.error) : null,
     reason && reason !== "STOP" ? make("p", { class: "why" }, WHY[reason] ?? reason.toLowerCase()) : null,
     view?.probabilities.length ? bars(view) : null,
-    view ? facts(answer, view) : null,
     view && view.timings.total_s > 0 ? stages(view.timings) : null,
+    view ? facts(answer, view) : null,
   ];
 }
 
@@ -148,9 +148,8 @@ function stages(timings) {
   return make(
     "div",
     { class: "stages" },
-    make("p", { class: "stages-total" }, `${seconds(timings.total_s)} in all`),
     make("div", { class: "stages-bar", "aria-hidden": "true" }, parts),
-    make("ul", { "aria-label": "Time of each stage" }, legend),
+    make("ul", { "aria-label": "Time of each stage" }, legend, make("li", {}, `${seconds(timings.total_s)} in all`)),
   );
 }
 

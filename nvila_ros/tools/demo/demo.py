@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,7 @@ from nvila_ros.tools.demo.questions import QUIZ, QuizItem
 from nvila_ros.tools.demo.report import QuizResult, as_table, captions, summarize
 from nvila_ros.tools.demo.session import CameraSession, DemoCamera, DemoError, choose_epoch
 from nvila_ros.tools.demo.subprocesses import ChildError, Children
+from nvila_ros.tools.demo.web import show_web
 from nvila_ros.tools.options import add_model_options, print_json, whole
 from nvila_ros.tools.picture import draw_answer, save_picture
 from nvila_ros.types import NS_PER_S, Frame
@@ -46,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument("--world", type=whole, default=0, metavar="SEED", help="seed of the first world (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("nvila_demo.png"), metavar="FILE", help="annotated picture")
+    parser.add_argument("--web", action="store_true", help="go on, with a page in the browser, until interrupted")
+    parser.add_argument("--port", type=whole, default=8000, help="of the page (default: %(default)s)")
     parser.add_argument("--quiet", action="store_true", help="print the JSON line alone")
 
 
@@ -66,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     start_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nvila_demo_") as name, Children(Path(name), environ) as children:
         try:
+            if args.web:
+                show_web(children, model_parameters(args), args.world, args.port, console)
             results, counts = Demo(args, Path(name), children, console).perform()
         except (ChildError, DemoError, NvilaError) as error:
             Console(stderr=True, highlight=False).print(f"[red]nvila demo: error: {escape(str(error))}")
@@ -91,6 +97,11 @@ def ros_environment() -> dict[str, str]:
     }
 
 
+def model_parameters(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the node's parameters that name its model."""
+    return {"model": args.checkpoint, "backend": args.backend, "precision": args.precision, "threads": args.threads}
+
+
 class Demo:
     """The node, the cameras and the client that asks."""
 
@@ -110,12 +121,7 @@ class Demo:
             DemoError: something did not come in time.
             NvilaError: the node is not there, or has no model.
         """
-        model = {
-            "model": self._args.checkpoint,
-            "backend": self._args.backend,
-            "precision": self._args.precision,
-            "threads": self._args.threads,
-        }
+        model = model_parameters(self._args)
         start_s = time.monotonic()
         with DemoClient(NODE, self._children.check, start_s=START_S, answer_s=ANSWER_S) as client:
             with self._console.status("starting the node"):

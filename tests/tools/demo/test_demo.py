@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import cv2
@@ -97,6 +99,27 @@ def test_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signal.S
     assert "Traceback" not in err
     assert programs_of(tmp_path) == []
     assert list(tmp_path.glob("nvila*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_web_goes_on_with_a_page_until_interrupted(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    demo = start(tmp_path, "--web", "--port", str(port))
+    assert demo.stdout is not None
+    line = next((line for line in demo.stdout if "open http" in line), "")
+    url = f"http://127.0.0.1:{port}"
+    assert url in line
+    with urllib.request.urlopen(f"{url}/api/state", timeout=30) as response:
+        assert [camera["name"] for camera in json.load(response)["cameras"] if camera["newest_ns"]] == ["front", "rear"]
+
+    demo.send_signal(signal.SIGINT)
+    demo.communicate(timeout=60)
+
+    assert demo.returncode == 130
+    assert programs_of(tmp_path) == []
 
 
 @pytest.mark.timeout(120)
