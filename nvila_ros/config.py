@@ -39,9 +39,9 @@ class NodeConfig:
     )
     backend: str = setting(
         "auto",
-        "runtime of the model; auto takes that of a build's device, onnxruntime for checkpoints and without OpenVINO, "
-        "and cpu for checkpoints above 1 GiB in float32",
-        choices=("auto", "cpu", "onnxruntime", "tensorrt", "torch"),
+        "runtime of the model; auto takes that of a build's device, for checkpoints cuda where torch sees a GPU that "
+        "holds them, else onnxruntime, or cpu above 1 GiB in float32",
+        choices=("auto", "cpu", "cuda", "onnxruntime", "tensorrt", "torch"),
     )
     precision: str = setting(
         "auto",

@@ -102,8 +102,9 @@ class Decoder(nn.Module):
 
     def head(self, hidden_BLD: Tensor) -> Tensor:
         """Return logits over the checkpoint's vocabulary, (B, L, V)."""
-        weight = self.model["embed_tokens"].weight if self.spec.is_tied else self.lm_head.weight
-        return functional.linear(hidden_BLD, weight)
+        if self.spec.is_tied:
+            return functional.linear(hidden_BLD, self.model["embed_tokens"].weight)
+        return self.lm_head(hidden_BLD)
 
 
 class DecoderLayer(nn.Module):

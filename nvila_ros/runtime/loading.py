@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from pathlib import Path
 
 from nvila_ros.errors import BackendError, CheckpointError
@@ -20,12 +21,16 @@ MODULES = {
     "onnxruntime": "nvila_ros.runtime.onnxruntime.engine",
     "cpu": "nvila_ros.runtime.cpu.engine",
     "tensorrt": "nvila_ros.runtime.tensorrt.engine",
+    "cuda": "nvila_ros.runtime.cuda.engine",
     "torch": "nvila_ros.runtime.torch_engine",
 }
 """The module of each backend's engine; imported only when it is needed."""
 BACKENDS = tuple(MODULES)
+GPU_FILES = (Path("/dev/nvidia0"), Path("/dev/nvhost-gpu"), Path("/dev/nvgpu"))
+"""Device files of NVIDIA's GPUs, on workstations and on Jetson."""
 MAX_FLOAT_BYTES = 1 << 30
 """Of a checkpoint in float32 that a CPU still reads fast enough for an answer in seconds."""
+_log = logging.getLogger(__name__)
 SIMULATOR = "nvila_ros.quantization.simulate"  # torch with quantized weights
 
 
@@ -39,16 +44,36 @@ def open_model(path: Path) -> Checkpoint | Build:
 
 
 def choose_backend(source: Checkpoint | Build, backend: str = AUTO) -> str:
-    """Return a backend; for `AUTO` that of a build's device, and for a checkpoint ONNX Runtime.
+    """Return a backend; for `AUTO` that of a build's device, and for a checkpoint `cuda` where a GPU holds it.
 
-    ONNX Runtime computes in float32. A checkpoint of more than `MAX_FLOAT_BYTES` is left to the backend of a CPU,
-    which rounds it while it is read.
+    Without such a GPU, ONNX Runtime computes in float32; a checkpoint of more than `MAX_FLOAT_BYTES` is left to the
+    backend of a CPU, which rounds it while it is read.
     """
     if backend != AUTO:
         return backend
     if isinstance(source, Build):
         return backend_for(source.recipe["device"])
-    return backend_for("cpu") if sum(weight_bytes(source.spec, "fp32").values()) > MAX_FLOAT_BYTES else "onnxruntime"
+    why_not = why_not_cuda(source)
+    if not why_not:
+        return "cuda"
+    is_large = sum(weight_bytes(source.spec, "fp32").values()) > MAX_FLOAT_BYTES
+    chosen = backend_for("cpu") if is_large else "onnxruntime"
+    _log.info("backend %s: %s", chosen, why_not)
+    return chosen
+
+
+def why_not_cuda(source: Checkpoint) -> str:
+    """Return why a GPU cannot run a checkpoint by torch; empty if it can.
+
+    torch, which takes seconds to import, is asked only where there is a GPU's device file.
+    """
+    if not any(path.exists() for path in GPU_FILES):
+        return "this machine has no NVIDIA GPU"
+    if importlib.util.find_spec("torch") is None:
+        return "there is a GPU, but torch is not installed, which backend cuda needs"
+    from nvila_ros.runtime.cuda.device import why_not_on_gpu
+
+    return why_not_on_gpu(source.spec)
 
 
 def backend_for(device: str) -> str:

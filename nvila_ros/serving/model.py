@@ -46,8 +46,8 @@ def load(
 
     Args:
         model: its folder, or the name of an embedded or fetched checkpoint or of a build.
-        backend: onnxruntime, cpu, tensorrt or torch; auto is the one that a build was made for; for a checkpoint
-            onnxruntime, or cpu where it is large.
+        backend: onnxruntime, cpu, cuda, tensorrt or torch; auto is the one that a build was made for; for a
+            checkpoint cuda where torch sees a GPU that holds it, else onnxruntime, or cpu where it is large.
         precision: fp32, w8 or w4, of a checkpoint on the backend cpu, whose linear maps are rounded while they are
             read; auto is w8 there, or w4 where memory is short, and the model's own elsewhere.
         threads: of the runtime; 0 takes every core.

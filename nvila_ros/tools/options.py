@@ -22,7 +22,7 @@ def add_model_options(
     parser: argparse.ArgumentParser, backends: Sequence[str] = (AUTO, *BACKENDS), precision: str = AUTO
 ) -> None:
     """Add `--backend`, the first of those given as its default, `--precision` and `--threads`."""
-    auto = "auto: the one a build was made for; for a checkpoint onnxruntime, or cpu where it is large"
+    auto = "auto: the one a build was made for; for a checkpoint cuda on a GPU, else onnxruntime, or cpu if it is large"
     default = auto if backends[0] == AUTO else backends[0]
     parser.add_argument("--backend", choices=backends, default=backends[0], help=f"runtime (default: {default})")
     parser.add_argument(

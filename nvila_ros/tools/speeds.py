@@ -33,7 +33,7 @@ from nvila_ros.types import Answer, Frame, Query
 
 ROUNDS_HEAD = ("cpu",)
 """Backends that keep a float head beside a quantized decoder in eight bits."""
-GPU_BACKENDS = ("tensorrt",)
+GPU_BACKENDS = ("tensorrt", "cuda")
 """Backends that hold floats in half precision, in memory of their own."""
 MAX_S = 20.0  # of one figure; a slow model is measured less often, but twice at least
 QUESTION = "What is there to see?"

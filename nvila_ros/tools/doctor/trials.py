@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nvila_ros.runtime.loading import GPU_FILES
 from nvila_ros.runtime.tensorrt.api import FLAVOURS
 from nvila_ros.tools.demo.subprocesses import ChildError, Children
 
@@ -37,6 +38,7 @@ REFERENCE = (
     ("no", 0.99995),
 )
 """Answer and probability of each question by torch in float32: what `nvila_ros.tools.doctor.trial` prints for it."""
+NO_GPU = "this machine has no NVIDIA GPU"
 NUM_LINES = 3  # of a child's errors
 _CLI = (sys.executable, "-m", "nvila_ros.tools.cli")
 
@@ -93,6 +95,7 @@ SUBJECTS = (
     Subject("cpu", "fp32", ("openvino", "onnxruntime"), "pip install openvino"),
     Subject("cpu", "w8", ("openvino", "onnxruntime"), "pip install openvino", ROUNDED),
     Subject("cpu", "w4", ("openvino", "onnxruntime"), "pip install openvino", ROUNDED),
+    Subject("cuda", "auto", ("torch",), "pip install 'nvila_ros[torch]' with the CUDA of this machine", ROUNDED),
     Subject("torch", "auto", ("torch",), "pip install 'nvila_ros[torch]', only for quantizing and training"),
 )
 
@@ -115,6 +118,8 @@ def run_all(report: Callable[[str], object]) -> Iterator[Trial]:
 def try_backend(subject: Subject, model: str = MODEL, limit_s: float = TRIAL_S) -> Trial:
     """Let one backend answer the set."""
     missing = [name for name in subject.modules if find_spec(name) is None]
+    if subject.backend == "cuda" and not has_gpu():
+        return Trial(name=subject.name, outcome=Outcome.ABSENT, detail=NO_GPU)
     if missing:
         return Trial(name=subject.name, outcome=Outcome.ABSENT, detail=f"needs {missing[0]}", cure=subject.cure)
     command = [sys.executable, "-m", "nvila_ros.tools.doctor.trial", model, subject.backend, subject.precision]
@@ -137,13 +142,18 @@ def judge(name: str, tolerance: float, figures: dict[str, Any] | None, error: st
     return Trial(name=name, outcome=Outcome.WORKS, detail=detail, figures=figures)
 
 
+def has_gpu() -> bool:
+    """Whether the system has a device file of a GPU."""
+    return any(path.exists() for path in GPU_FILES)
+
+
 def try_tensorrt() -> Trial:
     """Compile a plan of the embedded model on this machine's GPU, and let it answer."""
     if not any(find_spec(name) for names in FLAVOURS.values() for name in names):
         cure = "comes with JetPack; on a workstation pip install tensorrt"
         return Trial(name="tensorrt", outcome=Outcome.ABSENT, detail="needs tensorrt", cure=cure)
-    if not any(Path("/dev").glob("nvidia*")) and not Path("/dev/nvhost-gpu").exists():
-        return Trial(name="tensorrt", outcome=Outcome.ABSENT, detail="this machine has no NVIDIA GPU")
+    if not has_gpu():
+        return Trial(name="tensorrt", outcome=Outcome.ABSENT, detail=NO_GPU)
     is_jetson = Path("/etc/nv_tegra_release").exists()
     recipe = f"{MODEL}.agx-orin" if is_jetson else f"{MODEL}.rtx-4090"
     with tempfile.TemporaryDirectory() as folder:
