@@ -46,7 +46,7 @@ class DeviceInt4Linear(nn.Module):
         super().__init__()
         self.bias, self.dtype, self.group_size = bias, dtype, weight.group_size
         levels_NK = torch.from_numpy(weight.values_KN.T - INT4_RANGE[0]).to(device, torch.uint8)
-        self.pairs_NK = levels_NK[:, ::2] | levels_NK[:, 1::2] << 4  # (N, K / 2)
+        self.pairs_NK = (levels_NK[:, ::2] | levels_NK[:, 1::2] << 4).contiguous()  # (N, K / 2)
         self.scale_NG = torch.from_numpy(weight.scale_GN.T.copy()).to(device, torch.float16)
         if uses_kernel is None:
             uses_kernel = device.type == "cuda" and find_spec("triton") is not None
