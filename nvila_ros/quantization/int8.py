@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nvila_ros.models.activations import MIN_MAGNITUDE, round_activations
 from nvila_ros.models.quantized import INT8_RANGE, Int8Weight
 from nvila_ros.quantization.rounding import half_up
 
-MIN_MAGNITUDE = 1e-12  # of a token of zeros; any scale keeps it zero
 MIN_SMOOTH = 1e-5  # as NVILA clamps
 CUTS = tuple(1 - i / 40 for i in range(32))
 """Shares of the largest activation that `choose_input_scale` tries as the range, 1 down to 0.225."""
@@ -37,19 +37,6 @@ def quantize_int8(weight_KN: np.ndarray, input_scale: float | None = None) -> In
     scale_N = half_up(weight.abs().amax(0) / INT8_RANGE[1])
     values_KN = (weight / scale_N).round().to(torch.int8)
     return Int8Weight(values_KN.numpy(), scale_N.numpy(), input_scale)
-
-
-def token_scales(x_TK: Tensor) -> Tensor:
-    """Return each token's own scale, (..., T, 1): its largest magnitude is 127."""
-    return x_TK.abs().amax(-1, keepdim=True).clamp(min=MIN_MAGNITUDE) / INT8_RANGE[1]
-
-
-def round_activations(x_TK: Tensor, scale: Tensor | float) -> Tensor:
-    """Return activations as whole numbers in [-128, 127], in float32: ties go to even, and what is beyond saturates.
-
-    The range is that of ONNX's QuantizeLinear; only activations beyond a calibrated range ever reach -128.
-    """
-    return (x_TK / scale).round().clamp(-128, 127)
 
 
 def smooth_scales(amax_K: Tensor, weights_NK: Sequence[Tensor], strength: float) -> Tensor:

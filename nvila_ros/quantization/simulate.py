@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from nvila_ros.errors import CheckpointError
+from nvila_ros.models.activations import round_activations, token_scales
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.quantized import Int4Weight, Int8Weight, Weight, name_precision
 from nvila_ros.models.shapes import HEAD
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.threads import set_threads
-from nvila_ros.quantization.int8 import round_activations, token_scales
 from nvila_ros.runtime.contract import ModelSource
 from nvila_ros.runtime.torch_engine import TorchEngine
 

@@ -6,17 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvila_ros.models.activations import round_activations, token_scales
 from nvila_ros.models.checkpoint import Checkpoint
 from nvila_ros.models.siglip import VisionLayer
 from nvila_ros.quantization.calibration import Calibration
-from nvila_ros.quantization.int8 import (
-    CUTS,
-    choose_input_scale,
-    quantize_int8,
-    round_activations,
-    smooth_scales,
-    token_scales,
-)
+from nvila_ros.quantization.int8 import CUTS, choose_input_scale, quantize_int8, smooth_scales
 from nvila_ros.quantization.layers import TOWER, build_part, embed_tiles, listen
 from nvila_ros.quantization.quantize import smooth_layer
 

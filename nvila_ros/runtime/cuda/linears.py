@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nvila_ros.models.activations import round_activations, token_scales
 from nvila_ros.models.quantized import INT4_RANGE, Int4Weight, Int8Weight
-from nvila_ros.quantization.int8 import round_activations, token_scales
 
 FEW_TOKENS = 16
 """Up to which the kernel of four bits is used: those of an answer's step, or of a few branches."""
