@@ -23,21 +23,24 @@ import numpy as np
 from nvila_ros.files import atomic_file
 from nvila_ros.prompt.navila import ACTIONS, Action, short
 from nvila_ros.visual.tiles import frame_tile
+from nvila_ros.world.question_kinds import PHRASINGS, place_of
 from nvila_ros.world.rooms.episodes import View, Walk, all_seen, turned_in_vain
 from nvila_ros.world.rooms.follower import follow
 from nvila_ros.world.rooms.house import free_distance
 from nvila_ros.world.rooms.instructions import Task, sample_task, sees_over, word_task
 from nvila_ros.world.rooms.paths import gap_to
 from nvila_ros.world.rooms.robot import ROBOT_M, Robot
-from nvila_ros.world.scene import EVAL_SEED_BASE
+from nvila_ros.world.scene import EVAL_SEED_BASE, is_clear
 
 Asked = tuple[str, str]
-"""An instruction, and the sentence that answers it."""
+"""A question, and what answers it."""
 QUESTIONS_PER_STEP = 4
 MAX_STEPS = 24
 _ASTRAY_SHARE = 0.12
 _NEAR_SHARE = 0.35
+_HIDDEN_SHARE = 0.15
 _QUALITY = 95
+PLACE_QUESTION = PHRASINGS["where"][0]
 LOOK, WALK = "look", "walk"
 RECORDS = {LOOK: "look.jsonl", WALK: "walk.jsonl"}
 """Records of the current frame alone, and of all frames of a step."""
@@ -111,14 +114,14 @@ def _write_frame(folder: Path, view: View, image_px: int) -> str:
 def _record(images: list[str], asked: list[Asked]) -> dict[str, object]:
     said = [
         {"from": sender, "value": text}
-        for number, (instruction, answer) in enumerate(asked)
-        for sender, text in (("human", "<image>" * len(images) * (not number) + short(instruction)), ("gpt", answer))
+        for number, (words, answer) in enumerate(asked)
+        for sender, text in (("human", "<image>" * len(images) * (not number) + words), ("gpt", answer))
     ]
     return {"images": images, "independent": True, "conversations": said}
 
 
 def walk_steps(index: int) -> Iterator[tuple[list[View], dict[str, list[Asked]]]]:
-    """Yield the frames of each step of a walk, and by stage the instructions with the sentence that answers each."""
+    """Yield the frames of each step of a walk, and by stage the questions with what answers each."""
     rng = np.random.default_rng(index)
     assert index < EVAL_SEED_BASE, "evaluation draws from there"
     task = sample_task(rng, elsewhere_share=0.4)
@@ -130,11 +133,8 @@ def walk_steps(index: int) -> Iterator[tuple[list[View], dict[str, list[Asked]]]
         views = walk.look()
         wanted = _wanted(task, task.target, walk.robot, views)
         targets = _choose_targets(rng, task, walk.robot, views)
-        asked = {
-            stage: [_ask(rng, task, target, walk.robot, shown) for target in targets]
-            for stage, shown in ((LOOK, views[-1:]), (WALK, views))
-        }
-        yield views, asked
+        asked = [_ask(rng, task, target, walk.robot, views) for target in targets]
+        yield views, {LOOK: _look(rng, task, walk.robot, views[-1:]), WALK: asked}
         num_stops += wanted.kind == "stop"
         if num_stops > 2 or (num_stops and rng.random() < 0.5):
             return
@@ -170,9 +170,25 @@ def _choose_targets(rng: np.random.Generator, task: Task, robot: Robot, views: l
     return [task.target, *others[: QUESTIONS_PER_STEP - 1]]
 
 
+def _look(rng: np.random.Generator, task: Task, robot: Robot, views: list[View]) -> list[Asked]:
+    """Return what is asked about the current frame alone: what to do about things in it, and where they are.
+
+    Of things that are not in it the answer is always to turn, which is learned before any of the others is: few are
+    asked about. Where a thing is, nvila-tiny knows of its own world, and what to do follows from that.
+    """
+    things, places = task.house.things, views[-1].places
+    seen = sorted(places, key=lambda k: (k != task.target, rng.random()))[: QUESTIONS_PER_STEP - 1]
+    hidden = [k for k in range(len(things)) if k not in places and (not seen or rng.random() < _HIDDEN_SHARE)]
+    asked = [_ask(rng, task, target, robot, views) for target in [*seen, *hidden[:1]]]
+    for k in seen:
+        if is_clear(places[k][0]) and is_clear(places[k][1]):
+            asked.append((PLACE_QUESTION.format(things[k].name), place_of(*places[k])))
+    return asked
+
+
 def _ask(rng: np.random.Generator, task: Task, target: int, robot: Robot, views: list[View]) -> Asked:
-    """Return an instruction to go to a thing, and the sentence that answers it."""
+    """Return the question of an instruction to go to a thing, and the sentence that answers it."""
     house, thing = task.house, task.house.things[target]
     is_elsewhere = house.room_of(thing.x, thing.y) != house.room_of(task.x, task.y)
     words = word_task(rng, house, target, is_elsewhere=is_elsewhere)
-    return words, _wanted(task, target, robot, views).sentence
+    return short(words), _wanted(task, target, robot, views).sentence

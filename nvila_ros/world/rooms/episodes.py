@@ -29,7 +29,11 @@ MAX_STEPS = 60
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A frame of the robot's camera: its number in the walk, where it was taken, the picture, and what it shows."""
+    """A frame of the robot's camera: its number in the walk, where it was taken, the picture, and what it shows.
+
+    Attributes:
+        places: of the things that are seen, the middle of their pixels, fractions of width and height.
+    """
 
     number: int
     x: float
@@ -37,6 +41,7 @@ class View:
     yaw: float
     image: np.ndarray
     seen: Seen
+    places: dict[int, tuple[float, float]]
 
 
 @dataclass(slots=True)
@@ -99,13 +104,20 @@ class Walk:
         if key not in self.views:
             x, y, yaw = self._track[min(round(t_s / TICK_S), len(self._track) - 1)]
             picture = take_picture(self.house, x, y, yaw, self.camera, self.rng)
-            shown = picture.label_HW[picture.label_HW >= 0]
-            counts = np.bincount(shown, minlength=len(self.house.things))
-            seen = Seen(
-                frozenset(np.flatnonzero(counts >= MIN_PIXELS).tolist()), doorways_in_view(self.house, x, y, yaw)
-            )
-            self.views[key] = View(len(self.views), x, y, yaw, picture.image, seen)
+            places = _places(picture.label_HW, len(self.house.things))
+            seen = Seen(frozenset(places), doorways_in_view(self.house, x, y, yaw))
+            self.views[key] = View(len(self.views), x, y, yaw, picture.image, seen, places)
         return self.views[key]
+
+
+def _places(label_HW: np.ndarray, num_things: int) -> dict[int, tuple[float, float]]:
+    """Return the middle of each thing that is seen, fractions of width and height."""
+    rows, columns = np.nonzero(label_HW >= 0)
+    label = label_HW[rows, columns]
+    counts = np.bincount(label, minlength=num_things)
+    x, y = (np.bincount(label, at + 0.5, num_things) / np.maximum(counts, 1) for at in (columns, rows))
+    height, width = label_HW.shape
+    return {int(k): (float(x[k]) / width, float(y[k]) / height) for k in np.flatnonzero(counts >= MIN_PIXELS)}
 
 
 def all_seen(views: Sequence[View]) -> Seen:
