@@ -1,6 +1,6 @@
 """Instructions followed in rooms that training never draws: a model beside a baseline that drives at a coloured blob.
 
-    python -m benchmarks.drive --checkpoint nvila-tiny-nav --tasks 300
+    python -m benchmarks.drive --checkpoint build/nav --tasks 300
     python -m benchmarks.drive --faults 20      # the fault drill, with ROS
 
 Each task runs the drive node's own rules (`nvila_ros.driving`), its guard included, on a simulated robot. Success means
@@ -70,7 +70,7 @@ def figures(rows: list[dict[str, object]]) -> dict[str, float]:
 def main() -> int:
     """Print a table, and last one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="nvila-tiny-nav", help="model to judge (default: %(default)s)")
+    parser.add_argument("--checkpoint", default="build/nav", help="model to judge (default: %(default)s)")
     parser.add_argument("--tasks", type=int, default=300, help="how many (default: %(default)s)")
     parser.add_argument("--only", choices=("model", "blob"), help="one of the two")
     parser.add_argument("--threads", type=int, default=1, help="of the model (default: %(default)s)")
