@@ -37,6 +37,7 @@ from nvila_ros.errors import ConfigError, NvilaError
 from nvila_ros.http.services import Services
 from nvila_ros.msg import AnswerToken
 from nvila_ros.ros import messages, process
+from nvila_ros.ros.annotated import AnnotatedTopic
 from nvila_ros.ros.answer_topics import AnswerTopics
 from nvila_ros.ros.cameras import Camera
 from nvila_ros.ros.diagnostics import diagnostics_message, namesake_warning
@@ -89,9 +90,16 @@ class NvilaNode(Node):
         self.model = ManagedModel(self, lambda: self.config, self.answering.scheduler, load, self.answering.make_worker)
         self._create_endpoints()
         self._standing = StandingService(self.answering, lambda: self.model.lifecycle.is_active)
+        self.annotated = AnnotatedTopic(self, self.answering)
+        self.answering.listeners.append(self.annotated)
+        self._standing.on_events.append(self.annotated.on_events)
         self.standing = StandingQueryServer(self, self._standing)
         self.door = open_door(self.config, self._door_services) if self.config.http_port else None
-        warn_of_unused_qos(self, [*self._answers.publishers, self._pieces], [camera.images for camera in self._cameras])
+        warn_of_unused_qos(
+            self,
+            [*self._answers.publishers, *self.annotated.publishers, self._pieces],
+            [camera.images for camera in self._cameras],
+        )
         self.add_on_set_parameters_callback(self._on_set_parameters)
         self._jump_handle = self.get_clock().create_jump_callback(
             JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-MAX_DISORDER_NS), on_clock_change=True),
@@ -309,6 +317,7 @@ def run(load: Callable[..., VisionLanguageModel], signals: process.Signals) -> i
         if node.door is not None:
             node.door.close()
         node.standing.close()
+        node.annotated.close()
         node.destroy_node()
 
 
