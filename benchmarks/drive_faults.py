@@ -32,7 +32,7 @@ ANSWERS, SIM, DRIVE = "tests.ros.scripted_answers", "nvila_ros.ros.sim", "nvila_
 
 
 @dataclass(slots=True)
-class Course:
+class FaultCourse:
     """The processes, and whoever sends goals and lets things fail."""
 
     children: Children
@@ -63,7 +63,7 @@ def _kill(child: Child) -> None:
     child.process.send_signal(signal.SIGKILL)
 
 
-FAULTS: dict[str, tuple[Callable[[Course, Any], object], str]] = {
+FAULTS: dict[str, tuple[Callable[[FaultCourse, Any], object], str]] = {
     "model process killed": (lambda course, _: _kill(course.answers), "NO_ANSWER"),
     "camera frozen": (lambda course, _: course.session.set("nvila_sim", fault="frozen"), "FROZEN"),
     "camera lost": (lambda course, _: course.session.set("nvila_sim", fault="lost"), "STALE"),
@@ -85,7 +85,7 @@ class Tally:
     early: Counter[str] = field(default_factory=Counter)
 
 
-def run_once(course: Course, fault: str, tally: Tally) -> None:
+def run_once(course: FaultCourse, fault: str, tally: Tally) -> None:
     """Drive off, let it fail, and measure."""
     session, (inject, _) = course.session, FAULTS[fault]
     handle = _drive_off(session, tally)
@@ -129,7 +129,7 @@ def drill(num_times: int, out: Console | None = None) -> int:
         drive = children.start("drive", DRIVE, drive_args())
         with DriveSession(lambda: None) as session:
             session.wait_until_ready()
-            course = Course(children, session, answers, drive)
+            course = FaultCourse(children, session, answers, drive)
             for fault, tally in tallies.items():
                 for _ in range(num_times):
                     run_once(course, fault, tally)

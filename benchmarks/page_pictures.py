@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from tests.http.page.browser import Watched, find_chromium, open_browser
+from tests.http.page.browser import WatchedPage, find_chromium, open_browser
 from tests.http.page.test_page_looks import serve
 
 FOLDER = Path("docs/images")
@@ -38,7 +38,7 @@ def main() -> None:
         raise SystemExit("there is no chromium: sudo apt install chromium")
     still, moving = args.out / "page.png", args.out / "page.webp"
     with serve(0) as url, sync_playwright() as playwright, open_browser(playwright, chromium) as browser:
-        watched = Watched(browser.new_page(viewport=SIZE))
+        watched = WatchedPage(browser.new_page(viewport=SIZE))
         watched.open(url)
         for name, question in STANDING:
             stand(watched.page, name, question)
@@ -58,7 +58,7 @@ def stand(page: Any, name: str, question: str) -> None:
     page.wait_for_selector(f".strip-row[data-name={name}]")
 
 
-def record(watched: Watched) -> list[tuple[float, bytes]]:
+def record(watched: WatchedPage) -> list[tuple[float, bytes]]:
     """Ask two questions meanwhile, and return pictures with the seconds at which they were taken."""
     start_s = time.monotonic()
     plan = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nvila_ros.driving.outcomes import Choice, EndReason, Fault
+from nvila_ros.driving.outcomes import DriveStop, Fault, ScoredStep
 from nvila_ros.prompt.navila import ACTIONS, SENTENCES
 from nvila_ros.types import NS_PER_S
 
@@ -17,7 +17,7 @@ def read_choice(
     stamps_ns: Sequence[int],
     query_id: str,
     ros_ns: int,
-) -> Choice | Fault:
+) -> ScoredStep | Fault:
     """Return the likeliest action of an answer; a fault where it is no answer about the ten.
 
     Args:
@@ -29,18 +29,18 @@ def read_choice(
         ros_ns: now.
     """
     if tuple(choices) != SENTENCES or len(probabilities) != len(SENTENCES):
-        return Fault(EndReason.NO_ANSWER, f"an answer must score the ten actions, got {list(choices)!r:.200}")
+        return Fault(DriveStop.NO_ANSWER, f"an answer must score the ten actions, got {list(choices)!r:.200}")
     if not all(math.isfinite(p) and 0 <= p <= 1 for p in probabilities) or abs(sum(probabilities) - 1) > 1e-2:
-        return Fault(EndReason.NO_ANSWER, f"probabilities must lie in [0, 1] and sum to 1, got {list(probabilities)}")
+        return Fault(DriveStop.NO_ANSWER, f"probabilities must lie in [0, 1] and sum to 1, got {list(probabilities)}")
     if not stamps_ns:
-        return Fault(EndReason.STALE, "the answer names no frame")
+        return Fault(DriveStop.STALE, "the answer names no frame")
     best = max(range(len(ACTIONS)), key=lambda k: (probabilities[k], -k))  # of equals the first: to stop
     age_s = (ros_ns - max(stamps_ns)) / NS_PER_S
     stamps = tuple(sorted(stamps_ns))
-    return Choice(ACTIONS[best], probabilities[best], question, tuple(probabilities), stamps, query_id, age_s)
+    return ScoredStep(ACTIONS[best], probabilities[best], question, tuple(probabilities), stamps, query_id, age_s)
 
 
-def objection(choice: Choice, *, min_probability: float, max_age_s: float, settled_ns: int) -> Fault | None:
+def objection(choice: ScoredStep, *, min_probability: float, max_age_s: float, settled_ns: int) -> Fault | None:
     """Return why a choice may not be acted upon; None where it may.
 
     Args:
@@ -51,12 +51,12 @@ def objection(choice: Choice, *, min_probability: float, max_age_s: float, settl
     """
     if choice.stamps_ns[-1] < settled_ns:
         late_s = (settled_ns - choice.stamps_ns[-1]) / NS_PER_S
-        return Fault(EndReason.STALE, f"the answer is about a frame from {late_s:.3f} s before the last step had ended")
+        return Fault(DriveStop.STALE, f"the answer is about a frame from {late_s:.3f} s before the last step had ended")
     if not -max_age_s <= choice.age_s <= max_age_s:
         return Fault(
-            EndReason.STALE, f"the answer's newest frame is {choice.age_s:.2f} s old, at most {max_age_s} s is allowed"
+            DriveStop.STALE, f"the answer's newest frame is {choice.age_s:.2f} s old, at most {max_age_s} s is allowed"
         )
     if choice.probability < min_probability:
         text = f"{choice.action.sentence!r} has {choice.probability:.3f}, below min_probability {min_probability:.3f}"
-        return Fault(EndReason.UNSURE, f"no action is likely enough: {text}")
+        return Fault(DriveStop.UNSURE, f"no action is likely enough: {text}")
     return None

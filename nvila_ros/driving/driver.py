@@ -16,7 +16,7 @@ from enum import Enum
 
 from nvila_ros.driving.decision import objection
 from nvila_ros.driving.motion import STAND, Pose, Space, StepMotion, allowance_s
-from nvila_ros.driving.outcomes import Choice, DriveEnd, EndReason, Fault, StepOutcome, StepReport
+from nvila_ros.driving.outcomes import DriveEnd, DriveStop, Fault, ScoredStep, StepOutcome, StepReport
 from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.driving.watch import Watch
 from nvila_ros.prompt.navila import Action, question
@@ -35,7 +35,7 @@ class Mover(Enum):
     DRY_RUN = "dry_run"
 
 
-class Phase(Enum):
+class DrivePhase(Enum):
     """What a drive waits for: a frame from after the last step, an answer, or the end of a step."""
 
     SETTLING = "settling"
@@ -102,7 +102,7 @@ class Driver:
     watch: Watch
     ros_ns: int
     steady_ns: int
-    phase: Phase = Phase.SETTLING
+    phase: DrivePhase = DrivePhase.SETTLING
     num_steps: int = 0
     traveled_m: float = 0.0
     _index: int = 0
@@ -110,7 +110,7 @@ class Driver:
     _settled_ns: int = 0
     _asked_ns: int = 0
     _question: str = ""
-    _answer: Choice | Fault | None = None
+    _answer: ScoredStep | Fault | None = None
     _step: StepReport | None = None
     _motion: StepMotion | None = None
     _behavior_end: tuple[StepOutcome, str, float] | None = None
@@ -129,19 +129,19 @@ class Driver:
         """Whether nothing is moved."""
         return self.mover is Mover.DRY_RUN
 
-    def end(self, reason: EndReason, text: str) -> None:
+    def end(self, reason: DriveStop, text: str) -> None:
         """Ask the drive to end at its next turn, for a reason that it cannot see by itself."""
         if self._wanted_end is None:
             self._wanted_end = Fault(reason, text)
 
-    def on_answer(self, serial: int, answer: Choice | Fault) -> None:
+    def on_answer(self, serial: int, answer: ScoredStep | Fault) -> None:
         """Take what the model chose, or why there is no answer; an answer to an older question is dropped."""
-        if serial == self._serial and self.phase is Phase.ASKING:
+        if serial == self._serial and self.phase is DrivePhase.ASKING:
             self._answer = answer
 
     def on_behavior_end(self, outcome: StepOutcome, error: str, moved: float) -> None:
         """Take how the step that Nav2 made has ended."""
-        if self.phase is Phase.MOVING:
+        if self.phase is DrivePhase.MOVING:
             self._behavior_end = outcome, error, moved
 
     def turn(self, ros_ns: int, steady_ns: int, pose: Pose | None, space: Space | Fault) -> Orders:
@@ -155,14 +155,14 @@ class Driver:
         """
         self.ros_ns, self.steady_ns = ros_ns, steady_ns
         orders = Orders(velocity=None if self.mover is not Mover.CMD_VEL else STAND)
-        if self.phase is Phase.ENDED:
+        if self.phase is DrivePhase.ENDED:
             return orders
         fault = self._wanted_end or self._fault(pose, space)
         if fault is not None:
             self._finish(orders, fault)
-        elif self.phase is Phase.SETTLING:
+        elif self.phase is DrivePhase.SETTLING:
             self._settle(orders)
-        elif self.phase is Phase.ASKING:
+        elif self.phase is DrivePhase.ASKING:
             self._decide(orders, pose)
         else:
             self._move(orders, pose, space)
@@ -172,11 +172,11 @@ class Driver:
         if fault := self.watch.fault(self.ros_ns, self.steady_ns, is_dry=self.is_dry):
             return fault
         if (self.steady_ns - self._began[1]) / NS_PER_S >= self.goal.max_s:
-            return Fault(EndReason.LIMIT, f"the {self.goal.max_s:g} s of the goal are over; raise max_s")
+            return Fault(DriveStop.LIMIT, f"the {self.goal.max_s:g} s of the goal are over; raise max_s")
         if self.mover is not Mover.CMD_VEL:
             return None
         if self.config.odometry_topic and pose is None:
-            return Fault(EndReason.MOTION_FAILED, f"odometry on {self.config.odometry_topic} is lost; see its driver")
+            return Fault(DriveStop.MOTION_FAILED, f"odometry on {self.config.odometry_topic} is lost; see its driver")
         return space if isinstance(space, Fault) else None
 
     def _settle(self, orders: Orders) -> None:
@@ -184,10 +184,10 @@ class Driver:
         if self.watch.frames.stamp_ns < self._settled_ns:
             return
         if self.num_steps >= self.goal.max_steps:
-            self._finish(orders, Fault(EndReason.LIMIT, f"the {self.goal.max_steps} steps of the goal are used up"))
+            self._finish(orders, Fault(DriveStop.LIMIT, f"the {self.goal.max_steps} steps of the goal are used up"))
             return
         self._serial += 1
-        self._answer, self._asked_ns, self.phase = None, self.steady_ns, Phase.ASKING
+        self._answer, self._asked_ns, self.phase = None, self.steady_ns, DrivePhase.ASKING
         orders.ask = Ask(self._serial, self._question, self._began[0] - round(BEFORE_S * NS_PER_S))
 
     def _decide(self, orders: Orders, pose: Pose | None) -> None:
@@ -195,7 +195,7 @@ class Driver:
         if answer is None:
             if self.steady_ns - self._asked_ns > self.config.answer_s * NS_PER_S:
                 text = f"no answer came within {self.config.answer_s:g} s; raise answer_s or take a faster build"
-                self._finish(orders, Fault(EndReason.NO_ANSWER, text))
+                self._finish(orders, Fault(DriveStop.NO_ANSWER, text))
             return
         if isinstance(answer, Fault):
             self._finish(orders, answer)
@@ -206,7 +206,7 @@ class Driver:
         else:
             self._begin(orders, answer, pose)
 
-    def _refusal(self, choice: Choice) -> Fault | None:
+    def _refusal(self, choice: ScoredStep) -> Fault | None:
         found = objection(
             choice,
             min_probability=self.goal.min_probability,
@@ -215,10 +215,10 @@ class Driver:
         )
         is_ahead = choice.action.kind == "forward"
         if found is None and is_ahead and self.traveled_m + choice.action.amount > self.goal.max_m:
-            return Fault(EndReason.LIMIT, f"the step would exceed the {self.goal.max_m:g} m of the goal; raise max_m")
+            return Fault(DriveStop.LIMIT, f"the step would exceed the {self.goal.max_m:g} m of the goal; raise max_m")
         return found
 
-    def _keep_standing(self, orders: Orders, choice: Choice, refusal: Fault | None) -> None:
+    def _keep_standing(self, orders: Orders, choice: ScoredStep, refusal: Fault | None) -> None:
         """Tell of a step that is not taken; a stop and a refusal end the drive, a dry run goes on."""
         text = refusal.text if refusal else "" if choice.action.kind == "stop" else "dry run"
         self._last = StepReport(self._index, StepOutcome.NOT_TAKEN, choice, text)
@@ -227,15 +227,15 @@ class Driver:
         if refusal is not None:
             self._finish(orders, refusal)
         elif choice.action.kind == "stop":
-            self._finish(orders, Fault(EndReason.STOPPED, ""))
+            self._finish(orders, Fault(DriveStop.STOPPED, ""))
         else:
             self.num_steps += 1
             self._settle_from(self.ros_ns)
 
-    def _begin(self, orders: Orders, choice: Choice, pose: Pose | None) -> None:
+    def _begin(self, orders: Orders, choice: ScoredStep, pose: Pose | None) -> None:
         self._step = StepReport(self._index, StepOutcome.BEGUN, choice, begin_ns=self.ros_ns)
         orders.told.append(self._step)
-        self._behavior_end, self.phase = None, Phase.MOVING
+        self._behavior_end, self.phase = None, DrivePhase.MOVING
         self._motion = StepMotion(choice.action, self.config, self.steady_ns, pose)
         if self.mover is Mover.NAV2:
             orders.behavior = choice.action, allowance_s(choice.action, self.config)
@@ -260,14 +260,14 @@ class Driver:
         self._tell_end(orders, outcome, error, moved)
         self._blocked = self._blocked + 1 if outcome is StepOutcome.BLOCKED else 0
         if outcome in (StepOutcome.FAILED, StepOutcome.TIMED_OUT):
-            self._finish(orders, Fault(EndReason.MOTION_FAILED, error))
+            self._finish(orders, Fault(DriveStop.MOTION_FAILED, error))
         elif self._blocked >= self.config.max_blocked:
-            self._finish(orders, Fault(EndReason.BLOCKED, f"{self._blocked} steps in a row were blocked: {error}"))
+            self._finish(orders, Fault(DriveStop.BLOCKED, f"{self._blocked} steps in a row were blocked: {error}"))
         else:
             self._settle_from(self.ros_ns)
 
     def _settle_from(self, ros_ns: int) -> None:
-        self._settled_ns, self.phase = ros_ns + round(self.config.settle_s * NS_PER_S), Phase.SETTLING
+        self._settled_ns, self.phase = ros_ns + round(self.config.settle_s * NS_PER_S), DrivePhase.SETTLING
 
     def _tell_end(self, orders: Orders, outcome: StepOutcome, error: str, moved: float) -> None:
         step, self._step = self._step, None
@@ -285,7 +285,7 @@ class Driver:
             orders.cancels_behavior = self.mover is Mover.NAV2
             moved = self._motion.moved if self._motion is not None else 0.0
             self._tell_end(orders, StepOutcome.INTERRUPTED, fault.text, moved)
-        self.phase = Phase.ENDED
+        self.phase = DrivePhase.ENDED
         orders.velocity = STAND if self.mover is Mover.CMD_VEL else None
         orders.ask = orders.behavior = None
         duration_s = (self.steady_ns - self._began[1]) / NS_PER_S

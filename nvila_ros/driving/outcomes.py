@@ -20,7 +20,7 @@ class StepOutcome(IntEnum):
     NOT_TAKEN = 7
 
 
-class EndReason(IntEnum):
+class DriveStop(IntEnum):
     """Why a drive ended; only STOPPED means that the model believes it has done what it was told."""
 
     STOPPED = 1
@@ -43,12 +43,12 @@ class EndReason(IntEnum):
 class Fault:
     """Why a robot must stand: the reason, and the rule, the values and the fix."""
 
-    reason: EndReason
+    reason: DriveStop
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ScoredStep:
     """What a model chose.
 
     Attributes:
@@ -80,7 +80,7 @@ class StepReport:
 
     index: int
     outcome: StepOutcome
-    choice: Choice
+    choice: ScoredStep
     error: str = ""
     begin_ns: int = 0
     end_ns: int = 0
@@ -91,7 +91,7 @@ class StepReport:
 class DriveEnd:
     """How a drive ended."""
 
-    reason: EndReason
+    reason: DriveStop
     error: str
     num_steps: int
     traveled_m: float

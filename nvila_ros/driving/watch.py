@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nvila_ros.driving.outcomes import EndReason, Fault
+from nvila_ros.driving.outcomes import DriveStop, Fault
 from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.types import NS_PER_S
 
@@ -83,42 +83,42 @@ class Watch:
         if not is_dry and (fault := self.lock_fault(steady_ns)):
             return fault
         if self.jumped:
-            return Fault(EndReason.CLOCK_JUMP, f"{self.jumped}; it is unknown how old frames are, set out anew")
+            return Fault(DriveStop.CLOCK_JUMP, f"{self.jumped}; it is unknown how old frames are, set out anew")
         if self.interrupted_by:
-            return Fault(EndReason.INTERRUPTED, f"standing query {self.interrupted_by!r} turned true")
+            return Fault(DriveStop.INTERRUPTED, f"standing query {self.interrupted_by!r} turned true")
         if not self.is_alive:
-            return Fault(EndReason.NO_ANSWER, f"{self.config.node} gives no sign of life; see its log, start it again")
+            return Fault(DriveStop.NO_ANSWER, f"{self.config.node} gives no sign of life; see its log, start it again")
         return self.camera_fault(ros_ns, steady_ns)
 
     def lock_fault(self, steady_ns: int) -> Fault | None:
         """Return why the robot may not be moved at all."""
         topic = self.config.lock_topic
         if not self.armed:
-            return Fault(EndReason.DISARMED, "the robot is not armed; set the parameter armed where it may move")
+            return Fault(DriveStop.DISARMED, "the robot is not armed; set the parameter armed where it may move")
         if not topic:
             return None
         if self.lock_ns is None or steady_ns - self.lock_ns > self.config.lock_timeout_s * NS_PER_S:
             silence = "never came" if self.lock_ns is None else f"is {(steady_ns - self.lock_ns) / NS_PER_S:.2f} s old"
-            return Fault(EndReason.DISARMED, f"the heartbeat on {topic} {silence}; publish false there at 10 Hz")
+            return Fault(DriveStop.DISARMED, f"the heartbeat on {topic} {silence}; publish false there at 10 Hz")
         if self.is_locked:
-            return Fault(EndReason.DISARMED, f"the robot is locked by {topic}; publish false there to unlock it")
+            return Fault(DriveStop.DISARMED, f"the robot is locked by {topic}; publish false there to unlock it")
         return None
 
     def camera_fault(self, ros_ns: int, steady_ns: int) -> Fault | None:
         """Return what is wrong with the frames."""
         frames, config = self.frames, self.config
         if not frames.stamp_ns:
-            return Fault(EndReason.STALE, "no frame of the camera has come; see its driver and topic")
+            return Fault(DriveStop.STALE, "no frame of the camera has come; see its driver and topic")
         ahead_s = (frames.stamp_ns - ros_ns) / NS_PER_S
         if ahead_s > JUMP_S:
             return Fault(
-                EndReason.CLOCK_JUMP, f"the newest frame is stamped {ahead_s:.3f} s ahead; synchronize the clocks"
+                DriveStop.CLOCK_JUMP, f"the newest frame is stamped {ahead_s:.3f} s ahead; synchronize the clocks"
             )
         silence_s = (steady_ns - frames.came_ns) / NS_PER_S
         if silence_s > config.watch_s or -ahead_s > config.max_age_s:
             text = f"the newest frame is {-ahead_s:.2f} s old and came {silence_s:.2f} s ago"
-            return Fault(EndReason.STALE, f"{text}; at most {config.max_age_s} and {config.watch_s} s are allowed")
+            return Fault(DriveStop.STALE, f"{text}; at most {config.max_age_s} and {config.watch_s} s are allowed")
         same_s = (frames.came_ns - frames.changed_ns) / NS_PER_S
         if frames.num_repeats >= MIN_REPEATS and same_s >= config.frozen_s:
-            return Fault(EndReason.FROZEN, f"the camera has repeated one picture for {same_s:.2f} s; see its driver")
+            return Fault(DriveStop.FROZEN, f"the camera has repeated one picture for {same_s:.2f} s; see its driver")
         return None

@@ -25,7 +25,7 @@ from nvila_ros.config import from_dict
 from nvila_ros.driving.decision import read_choice
 from nvila_ros.driving.driver import Ask, Driver, Mover, Orders
 from nvila_ros.driving.motion import STAND
-from nvila_ros.driving.outcomes import Choice, DriveEnd, EndReason, Fault, StepOutcome, StepReport
+from nvila_ros.driving.outcomes import DriveEnd, DriveStop, Fault, ScoredStep, StepOutcome, StepReport
 from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.errors import ConfigError, NvilaError, QueryError
 from nvila_ros.msg import Step
@@ -86,7 +86,7 @@ class DriveNode(Node):
     def close(self, text: str = "the node that drives ends") -> None:
         """Let the robot stand, and end the drive."""
         if self._driver is not None:
-            self._driver.end(EndReason.SHUTDOWN, text)
+            self._driver.end(DriveStop.SHUTDOWN, text)
             self._turn()
         self._stand()
 
@@ -102,7 +102,7 @@ class DriveNode(Node):
 
     def _on_cancel(self, goal: Any) -> CancelResponse:
         if self._driver is not None:
-            self._driver.end(EndReason.CANCELED, "cancelled by the asker")
+            self._driver.end(DriveStop.CANCELED, "cancelled by the asker")
             if self._driver.mover is Mover.CMD_VEL:
                 self._stand()  # before the asker hears of it; the drive ends at its next turn
         return CancelResponse.ACCEPT
@@ -111,7 +111,7 @@ class DriveNode(Node):
         try:
             asked = goal_from_message(goal.request, self.config)
         except QueryError as error:
-            self._end(DriveEnd(EndReason.INVALID, str(error), 0, 0.0, 0.0, None))
+            self._end(DriveEnd(DriveStop.INVALID, str(error), 0, 0.0, 0.0, None))
         else:
             self._driver = Driver(
                 asked, self._choose_mover(), self.config, self._inputs.watch, self._ros_ns(), time.monotonic_ns()
@@ -172,11 +172,11 @@ class DriveNode(Node):
         )
         future.add_done_callback(lambda done: driver.on_answer(ask.serial, self._read(ask, done)))
 
-    def _read(self, ask: Ask, done: Any) -> Choice | Fault:
+    def _read(self, ask: Ask, done: Any) -> ScoredStep | Fault:
         try:
             answer = done.result()
         except NvilaError as error:
-            return Fault(EndReason.NO_ANSWER, str(error))
+            return Fault(DriveStop.NO_ANSWER, str(error))
         stamps_ns = [frame.stamp_ns for frame in answer.frames]
         return read_choice(
             ask.question, answer.choices, answer.probabilities, stamps_ns, answer.query.query_id, self._ros_ns()
@@ -198,9 +198,9 @@ class DriveNode(Node):
         self.get_logger().info(f"ended {end.reason.name} after {end.num_steps} steps: {end.error}")
         pose = self._inputs.pose(time.monotonic_ns())
         result = result_message(end, bytes(goal.goal_id.uuid).hex(), goal.request.instruction, pose)
-        if end.reason is EndReason.STOPPED:
+        if end.reason is DriveStop.STOPPED:
             goal.succeed()
-        elif end.reason is not EndReason.CANCELED:
+        elif end.reason is not DriveStop.CANCELED:
             goal.abort()
         elif goal.is_cancel_requested:
             goal.canceled()

@@ -18,7 +18,7 @@ from std_msgs.msg import Bool
 
 from nvila_ros.driving.guard import free_ahead, nearest
 from nvila_ros.driving.motion import Pose, Space
-from nvila_ros.driving.outcomes import EndReason, Fault
+from nvila_ros.driving.outcomes import DriveStop, Fault
 from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.driving.watch import Frames, Watch
 from nvila_ros.errors import FrameError
@@ -95,9 +95,9 @@ class DriveInputs:
             if self._config.base_has_guard:
                 return Space()
             text = "cmd_vel needs a guard: name a scan_topic, or set base_has_guard where the base stops by itself"
-            return Fault(EndReason.MOTION_FAILED, text)
+            return Fault(DriveStop.MOTION_FAILED, text)
         if self._space is None or steady_ns - self._space[1] > self._config.watch_s * NS_PER_S:
-            return Fault(EndReason.MOTION_FAILED, f"the scan on {self._config.scan_topic} is lost; see its driver")
+            return Fault(DriveStop.MOTION_FAILED, f"the scan on {self._config.scan_topic} is lost; see its driver")
         return self._space[0]
 
     def picture(self) -> CompressedImage | None:

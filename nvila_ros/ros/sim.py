@@ -41,10 +41,10 @@ from nvila_ros.ros.parameters import declare_parameters, help_text
 from nvila_ros.ros.sim_messages import OPTICAL, camera_info, laser_scan, odometry, transforms
 from nvila_ros.ros.velocities import subscribe_velocities
 from nvila_ros.types import NS_PER_S
-from nvila_ros.world.rooms.camera import Camera, take_picture
+from nvila_ros.world.rooms.camera import RoomCamera, take_picture
 from nvila_ros.world.rooms.house import scan
 from nvila_ros.world.rooms.instructions import Task, eval_task
-from nvila_ros.world.rooms.robot import Limits, Robot
+from nvila_ros.world.rooms.robot import Robot, RobotLimits
 
 PHYSICS_HZ, MAX_TICK_S = 50.0, 0.05
 SCAN_BEARINGS = np.linspace(-math.pi, math.pi, 181)[:-1]
@@ -94,8 +94,8 @@ class SimNode(Node):
     def __init__(self) -> None:
         super().__init__("nvila_sim", automatically_declare_parameters_from_overrides=True)
         self.config: SimConfig = declare_parameters(self, SimConfig)
-        self._camera = Camera(self.config.width, self.config.height)
-        self._limits = Limits(hold_s=self.config.hold_s)
+        self._camera = RoomCamera(self.config.width, self.config.height)
+        self._limits = RobotLimits(hold_s=self.config.hold_s)
         self._fault, self._late, self._frozen = self.config.fault, deque[Image](), b""
         self._rng = np.random.default_rng(self.config.task)
         qos = QoSProfile(depth=5, reliability=QoSReliabilityPolicy.BEST_EFFORT)

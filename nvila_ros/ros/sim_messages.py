@@ -10,14 +10,14 @@ from geometry_msgs.msg import Quaternion, TransformStamped
 from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CameraInfo, LaserScan
 
-from nvila_ros.world.rooms.camera import Camera
+from nvila_ros.world.rooms.camera import RoomCamera
 from nvila_ros.world.rooms.robot import Robot
 
 ODOM, BASE, OPTICAL, LASER = "odom", "base_link", "camera", "base_link"
 """Frames; the laser sits at the robot's centre."""
 
 
-def camera_info(camera: Camera, stamp: Time) -> CameraInfo:
+def camera_info(camera: RoomCamera, stamp: Time) -> CameraInfo:
     """Return the calibration of a pinhole camera without distortion."""
     fx, cx, cy = camera.focal_px, camera.width / 2 - 0.5, camera.height / 2 - 0.5
     message = CameraInfo(width=camera.width, height=camera.height, distortion_model="plumb_bob", d=[0.0] * 5)
@@ -47,7 +47,7 @@ def laser_scan(ranges: np.ndarray, bearings: np.ndarray, longest_m: float, stamp
     return message
 
 
-def transforms(robot: Robot, camera: Camera, stamp: Time) -> list[TransformStamped]:
+def transforms(robot: Robot, camera: RoomCamera, stamp: Time) -> list[TransformStamped]:
     """Return the robot in the odometry's frame, and its camera's optical frame on the robot."""
     base = TransformStamped(child_frame_id=BASE)
     base.header.stamp, base.header.frame_id = stamp, ODOM

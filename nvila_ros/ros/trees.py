@@ -13,7 +13,7 @@ from py_trees.common import Status
 from rclpy.action import ActionClient
 
 from nvila_ros.action import Navigate
-from nvila_ros.driving.outcomes import EndReason
+from nvila_ros.driving.outcomes import DriveStop
 from nvila_ros.errors import NvilaError, QueryError
 from nvila_ros.ros.client import NvilaClient
 from nvila_ros.ros.client_future import ClientFuture
@@ -145,7 +145,7 @@ class NavigateByInstruction(Behaviour):
             return Status.RUNNING
         self.result = self._ended.result().result
         self.feedback_message = f"{self.result.end_reason_name} {self.result.error}".strip()
-        return Status.SUCCESS if self.result.end_reason == EndReason.STOPPED else Status.FAILURE
+        return Status.SUCCESS if self.result.end_reason == DriveStop.STOPPED else Status.FAILURE
 
     def terminate(self, new_status: Status) -> None:
         """Cancel a drive that is left; one that is accepted later is cancelled then."""

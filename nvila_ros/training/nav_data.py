@@ -24,7 +24,7 @@ from nvila_ros.files import atomic_file
 from nvila_ros.prompt.navila import ACTIONS, Action, short
 from nvila_ros.visual.tiles import frame_tile
 from nvila_ros.world.question_kinds import PHRASINGS, place_of
-from nvila_ros.world.rooms.episodes import View, Walk, all_seen, turned_in_vain
+from nvila_ros.world.rooms.episodes import EpisodeView, Walk, all_seen, turned_in_vain
 from nvila_ros.world.rooms.follower import follow
 from nvila_ros.world.rooms.house import free_distance
 from nvila_ros.world.rooms.instructions import Task, sample_task, sees_over, word_task
@@ -103,7 +103,7 @@ def _write_walk(job: tuple[Path, int, int]) -> None:
             part.write_text("".join(texts), encoding="utf-8")
 
 
-def _write_frame(folder: Path, view: View, image_px: int) -> str:
+def _write_frame(folder: Path, view: EpisodeView, image_px: int) -> str:
     name = f"{view.number}.jpg"
     if not (folder / name).is_file():
         tile = cv2.cvtColor(frame_tile(view.image, image_px), cv2.COLOR_RGB2BGR)
@@ -120,7 +120,7 @@ def _record(images: list[str], asked: list[Asked]) -> dict[str, object]:
     return {"images": images, "independent": True, "conversations": said}
 
 
-def walk_steps(index: int) -> Iterator[tuple[list[View], dict[str, list[Asked]]]]:
+def walk_steps(index: int) -> Iterator[tuple[list[EpisodeView], dict[str, list[Asked]]]]:
     """Yield the frames of each step of a walk, and by stage the questions with what answers each."""
     rng = np.random.default_rng(index)
     assert index < EVAL_SEED_BASE, "evaluation draws from there"
@@ -155,12 +155,12 @@ def _set_near(rng: np.random.Generator, task: Task) -> Task:
     return task
 
 
-def _wanted(task: Task, target: int, robot: Robot, views: list[View]) -> Action:
+def _wanted(task: Task, target: int, robot: Robot, views: list[EpisodeView]) -> Action:
     turned = turned_in_vain(views)
     return follow(task.house, target, robot.x, robot.y, robot.yaw, all_seen(views), num_turned=turned)
 
 
-def _choose_targets(rng: np.random.Generator, task: Task, robot: Robot, views: list[View]) -> list[int]:
+def _choose_targets(rng: np.random.Generator, task: Task, robot: Robot, views: list[EpisodeView]) -> list[int]:
     """Return the task's target and others to be asked about; those near the robot, then those seen, come first."""
     house, start = task.house, task.house.room_of(task.x, task.y)
     seen, here = all_seen(views).things, house.room_of(robot.x, robot.y)
@@ -170,7 +170,7 @@ def _choose_targets(rng: np.random.Generator, task: Task, robot: Robot, views: l
     return [task.target, *others[: QUESTIONS_PER_STEP - 1]]
 
 
-def _look(rng: np.random.Generator, task: Task, robot: Robot, views: list[View]) -> list[Asked]:
+def _look(rng: np.random.Generator, task: Task, robot: Robot, views: list[EpisodeView]) -> list[Asked]:
     """Return what is asked about the current frame alone: what to do about things in it, and where they are.
 
     Of things that are not in it the answer is always to turn, which is learned before any of the others is: few are
@@ -186,7 +186,7 @@ def _look(rng: np.random.Generator, task: Task, robot: Robot, views: list[View])
     return asked
 
 
-def _ask(rng: np.random.Generator, task: Task, target: int, robot: Robot, views: list[View]) -> Asked:
+def _ask(rng: np.random.Generator, task: Task, target: int, robot: Robot, views: list[EpisodeView]) -> Asked:
     """Return the question of an instruction to go to a thing, and the sentence that answers it."""
     house, thing = task.house, task.house.things[target]
     is_elsewhere = house.room_of(thing.x, thing.y) != house.room_of(task.x, task.y)

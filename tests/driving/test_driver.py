@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvila_ros.driving.decision import objection, read_choice
-from nvila_ros.driving.driver import Driver, Goal, Mover, Orders, Phase
+from nvila_ros.driving.driver import DrivePhase, Driver, Goal, Mover, Orders
 from nvila_ros.driving.motion import STAND, Pose, Space, StepMotion
-from nvila_ros.driving.outcomes import Choice, EndReason, Fault, StepOutcome
+from nvila_ros.driving.outcomes import DriveStop, Fault, ScoredStep, StepOutcome
 from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.driving.watch import Frames, Watch
 from nvila_ros.prompt.navila import ACTIONS, SENTENCES
@@ -29,7 +29,7 @@ def certain(action: int, probability: float = 0.91) -> tuple[float, ...]:
 
 
 @dataclass
-class Bench:
+class DriveBench:
     """A robot on a plane that obeys at once, a camera, and a model that says what it is told to."""
 
     mover: Mover = Mover.CMD_VEL
@@ -88,10 +88,10 @@ class Bench:
 
 
 def test_steps_are_made_one_after_the_other_until_the_model_says_stop() -> None:
-    bench = Bench(answers=[certain(3), certain(6), certain(9), certain(1)])
+    bench = DriveBench(answers=[certain(3), certain(6), certain(9), certain(1)])
     end = bench.end()
 
-    assert end.reason is EndReason.STOPPED
+    assert end.reason is DriveStop.STOPPED
     assert (end.num_steps, end.error) == (4, "")
     assert math.isclose(end.traveled_m, 1.0, abs_tol=0.05)
     assert math.isclose(bench.x, 1.0, abs_tol=0.06)
@@ -106,7 +106,7 @@ def test_steps_are_made_one_after_the_other_until_the_model_says_stop() -> None:
 
 
 def test_a_question_waits_for_a_frame_from_after_the_step() -> None:
-    bench = Bench(answers=[certain(3)])
+    bench = DriveBench(answers=[certain(3)])
     bench.until(lambda orders: any(step.outcome is StepOutcome.DONE for step in orders.told))
     done_ms = bench.ms
     bench.until(lambda orders: orders.ask)
@@ -117,13 +117,13 @@ def test_a_question_waits_for_a_frame_from_after_the_step() -> None:
 @pytest.mark.parametrize(
     ("chosen", "reason"),
     [
-        (certain(3, 0.29), EndReason.UNSURE),
-        (certain(0, 0.29), EndReason.UNSURE),
-        (certain(0), EndReason.STOPPED),
+        (certain(3, 0.29), DriveStop.UNSURE),
+        (certain(0, 0.29), DriveStop.UNSURE),
+        (certain(0), DriveStop.STOPPED),
     ],
 )
-def test_what_is_not_likely_enough_moves_nothing(chosen: tuple[float, ...], reason: EndReason) -> None:
-    bench = Bench(answers=[chosen])
+def test_what_is_not_likely_enough_moves_nothing(chosen: tuple[float, ...], reason: DriveStop) -> None:
+    bench = DriveBench(answers=[chosen])
 
     assert bench.end().reason is reason
     assert bench.x == bench.yaw == 0
@@ -131,26 +131,26 @@ def test_what_is_not_likely_enough_moves_nothing(chosen: tuple[float, ...], reas
 
 def test_limits_end_a_drive() -> None:
     ways, steps = [certain(3)] * 40, [certain(4), certain(7)] * 40
-    assert Bench(answers=ways, goal=Goal("Go.", 30, 120.0, 2.0, 0.3)).end().traveled_m <= 2.0
-    assert Bench(answers=list(steps), goal=Goal("Go.", 5, 120.0, 2.0, 0.3)).end().num_steps == 5
-    end = Bench(answers=list(steps), goal=Goal("Go.", 500, 7.0, 2.0, 0.3)).end()
-    assert end.reason is EndReason.LIMIT
+    assert DriveBench(answers=ways, goal=Goal("Go.", 30, 120.0, 2.0, 0.3)).end().traveled_m <= 2.0
+    assert DriveBench(answers=list(steps), goal=Goal("Go.", 5, 120.0, 2.0, 0.3)).end().num_steps == 5
+    end = DriveBench(answers=list(steps), goal=Goal("Go.", 500, 7.0, 2.0, 0.3)).end()
+    assert end.reason is DriveStop.LIMIT
     assert end.duration_s < 7.2
 
 
 def test_what_is_in_the_way_is_not_touched_and_ends_the_drive_in_time() -> None:
-    bench = Bench(answers=[certain(3)] * 9)
+    bench = DriveBench(answers=[certain(3)] * 9)
     bench.space = Space(ahead_m=0.1)
     end = bench.end()
 
-    assert end.reason is EndReason.BLOCKED
+    assert end.reason is DriveStop.BLOCKED
     assert end.num_steps == bench.config.max_blocked
     assert bench.x == 0
     assert "free for 0.10 m" in end.error
 
 
 def test_a_robot_that_does_not_obey_ends_the_drive() -> None:
-    bench = Bench(answers=[certain(3)])
+    bench = DriveBench(answers=[certain(3)])
     bench.until(lambda orders: orders.velocity != STAND)
     for _ in range(400):
         bench.x = 0.0
@@ -159,10 +159,10 @@ def test_a_robot_that_does_not_obey_ends_the_drive() -> None:
             break
 
     assert orders.ended is not None
-    assert orders.ended.reason is EndReason.MOTION_FAILED
+    assert orders.ended.reason is DriveStop.MOTION_FAILED
 
 
-def drive_into(bench: Bench, fault: str) -> None:
+def drive_into(bench: DriveBench, fault: str) -> None:
     if fault == "camera":
         bench.has_camera = False
     elif fault == "frozen":
@@ -178,22 +178,22 @@ def drive_into(bench: Bench, fault: str) -> None:
     elif fault == "standing":
         bench.watch.interrupted_by = "person"
     elif fault == "guard":
-        bench.space = Fault(EndReason.MOTION_FAILED, "scan is lost")
+        bench.space = Fault(DriveStop.MOTION_FAILED, "scan is lost")
     else:
-        bench.driver.end(EndReason[fault.upper()], "because")
+        bench.driver.end(DriveStop[fault.upper()], "because")
 
 
 FAULTS = {
-    "camera": EndReason.STALE,
-    "frozen": EndReason.FROZEN,
-    "stamps": EndReason.CLOCK_JUMP,
-    "clock": EndReason.CLOCK_JUMP,
-    "model": EndReason.NO_ANSWER,
-    "disarmed": EndReason.DISARMED,
-    "standing": EndReason.INTERRUPTED,
-    "guard": EndReason.MOTION_FAILED,
-    "canceled": EndReason.CANCELED,
-    "shutdown": EndReason.SHUTDOWN,
+    "camera": DriveStop.STALE,
+    "frozen": DriveStop.FROZEN,
+    "stamps": DriveStop.CLOCK_JUMP,
+    "clock": DriveStop.CLOCK_JUMP,
+    "model": DriveStop.NO_ANSWER,
+    "disarmed": DriveStop.DISARMED,
+    "standing": DriveStop.INTERRUPTED,
+    "guard": DriveStop.MOTION_FAILED,
+    "canceled": DriveStop.CANCELED,
+    "shutdown": DriveStop.SHUTDOWN,
 }
 
 
@@ -202,7 +202,7 @@ FAULTS = {
 def test_a_fault_amid_a_step_stands_the_robot_within_half_a_second(fault: str, mover: Mover) -> None:
     if fault == "guard" and mover is Mover.NAV2:
         pytest.skip("Nav2 has its own guard")
-    bench = Bench(answers=[certain(3)] * 3, mover=mover)
+    bench = DriveBench(answers=[certain(3)] * 3, mover=mover)
     bench.until(lambda orders: any(step.outcome is StepOutcome.BEGUN for step in orders.told))
     for _ in range(3):
         bench.tick()
@@ -219,33 +219,33 @@ def test_a_fault_amid_a_step_stands_the_robot_within_half_a_second(fault: str, m
 
 
 def test_nobody_answers() -> None:
-    bench = Bench(is_mute=True, config=DriveConfig(answer_s=2.0))
+    bench = DriveBench(is_mute=True, config=DriveConfig(answer_s=2.0))
 
-    assert bench.end().reason is EndReason.NO_ANSWER
+    assert bench.end().reason is DriveStop.NO_ANSWER
     assert 2000 <= bench.ms <= 2200
 
 
 def test_an_answer_to_an_older_question_is_dropped() -> None:
-    bench = Bench(is_mute=True)
+    bench = DriveBench(is_mute=True)
     bench.until(lambda orders: orders.ask)
     choice = read_choice("q", SENTENCES, certain(3), [bench.watch.frames.stamp_ns], "", bench.ros_ns)
     bench.driver.on_answer(0, choice)
     bench.tick()
 
-    assert bench.driver.phase is Phase.ASKING
+    assert bench.driver.phase is DrivePhase.ASKING
 
 
 def test_a_dry_run_moves_nothing_and_needs_no_arming() -> None:
-    bench = Bench(answers=[certain(3), certain(6)], mover=Mover.DRY_RUN, armed=False)
+    bench = DriveBench(answers=[certain(3), certain(6)], mover=Mover.DRY_RUN, armed=False)
     end = bench.end()
 
-    assert end.reason is EndReason.STOPPED
+    assert end.reason is DriveStop.STOPPED
     assert all(orders.velocity is None and orders.behavior is None for orders in bench.orders)
     assert [step.error for orders in bench.orders for step in orders.told] == ["dry run", "dry run", ""]
 
 
 def test_nav2_makes_a_step_and_says_how_it_ended() -> None:
-    bench = Bench(answers=[certain(3), certain(5), certain(2)], mover=Mover.NAV2)
+    bench = DriveBench(answers=[certain(3), certain(5), certain(2)], mover=Mover.NAV2)
     first = bench.until(lambda orders: orders.behavior)
     assert first.behavior == (ACTIONS[3], 0.75 / 0.3 * 2 + 2)
     bench.driver.on_behavior_end(StepOutcome.DONE, "", 0.74)
@@ -256,7 +256,7 @@ def test_nav2_makes_a_step_and_says_how_it_ended() -> None:
     bench.driver.on_behavior_end(StepOutcome.FAILED, "TF_ERROR", 0.0)
     end = bench.end()
 
-    assert (end.reason, end.error) == (EndReason.MOTION_FAILED, "TF_ERROR")
+    assert (end.reason, end.error) == (DriveStop.MOTION_FAILED, "TF_ERROR")
     assert end.traveled_m == 0.74
 
 
@@ -267,13 +267,13 @@ FINITE = st.floats(0, 1)
 @given(data=st.data())
 def test_no_sequence_of_answers_and_faults_breaks_a_rule(data: st.DataObject) -> None:
     config = DriveConfig()
-    bench = Bench(config=config, mover=data.draw(st.sampled_from(list(Mover))), armed=data.draw(st.booleans()))
+    bench = DriveBench(config=config, mover=data.draw(st.sampled_from(list(Mover))), armed=data.draw(st.booleans()))
     weights = st.lists(FINITE, min_size=10, max_size=10).filter(lambda found: sum(found) > 0.01)
     bench.answers = [tuple(w / sum(ws) for w in ws) for ws in data.draw(st.lists(weights, max_size=6))]
     when = data.draw(st.integers(0, 60))
     fault = data.draw(st.sampled_from([*FAULTS, ""]))
     bench.space = Space(data.draw(st.floats(0, 3)), data.draw(st.floats(0, 3)))
-    begun: list[Choice] = []
+    begun: list[ScoredStep] = []
     for turn in range(400):
         if turn == when and fault:
             drive_into(bench, fault)
@@ -282,7 +282,7 @@ def test_no_sequence_of_answers_and_faults_breaks_a_rule(data: st.DataObject) ->
         if orders.velocity not in (None, STAND):
             assert bench.mover is Mover.CMD_VEL
             assert bench.armed
-            assert bench.driver.phase is Phase.MOVING
+            assert bench.driver.phase is DrivePhase.MOVING
             assert 0 <= orders.velocity[0] <= config.speed
             assert abs(orders.velocity[1]) <= config.turn_speed
             assert orders.velocity[0] == 0 or bench.space.ahead_m > config.guard_m
@@ -306,7 +306,7 @@ def test_no_sequence_of_answers_and_faults_breaks_a_rule(data: st.DataObject) ->
 def test_what_is_no_answer_about_the_ten_is_refused(probabilities: list[float], stamps: list[int]) -> None:
     found = read_choice("q", SENTENCES, probabilities, stamps, "", 10**12)
 
-    if isinstance(found, Choice):
+    if isinstance(found, ScoredStep):
         assert len(probabilities) == 10
         assert abs(sum(probabilities) - 1) <= 0.011
         assert stamps
@@ -315,7 +315,7 @@ def test_what_is_no_answer_about_the_ten_is_refused(probabilities: list[float], 
 
 def test_of_equal_choices_the_first_is_taken_and_old_frames_are_refused() -> None:
     choice = read_choice("q", SENTENCES, (0.1,) * 10, [START_NS], "", START_NS + 2 * NS_PER_S)
-    assert isinstance(choice, Choice)
+    assert isinstance(choice, ScoredStep)
     assert choice.action.kind == "stop"
     old = objection(choice, min_probability=0.05, max_age_s=1.0, settled_ns=0)
     before = objection(choice, min_probability=0.05, max_age_s=9.0, settled_ns=START_NS + 1)

@@ -13,7 +13,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from action_msgs.msg import GoalStatus
 
 from nvila_ros.action import Navigate
-from nvila_ros.driving.outcomes import Choice, DriveEnd, EndReason, StepOutcome, StepReport
+from nvila_ros.driving.outcomes import DriveEnd, DriveStop, ScoredStep, StepOutcome, StepReport
 from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.errors import QueryError
 from nvila_ros.msg import Step
@@ -108,14 +108,14 @@ def test_a_goal_that_breaks_a_rule_is_refused(fields: dict[str, Any]) -> None:
 
 def test_outcomes_and_reasons_are_those_of_the_messages() -> None:
     assert all(getattr(Step, outcome.name) == outcome for outcome in StepOutcome)
-    assert all(getattr(Navigate.Result, reason.name) == reason for reason in EndReason)
+    assert all(getattr(Navigate.Result, reason.name) == reason for reason in DriveStop)
 
 
 def test_a_step_and_a_result_say_what_was_chosen() -> None:
-    choice = Choice(ACTIONS[5], 0.9, "q", tuple([0.01] * 5 + [0.9] + [0.01] * 4), (10**9, 2 * 10**9), "id", 0.25)
+    choice = ScoredStep(ACTIONS[5], 0.9, "q", tuple([0.01] * 5 + [0.9] + [0.01] * 4), (10**9, 2 * 10**9), "id", 0.25)
     step = StepReport(4, StepOutcome.DONE, choice, "", 3 * 10**9, 5 * 10**9, 0.52)
     message = step_message(step, "ab", "Go.", None, None)
-    result = result_message(DriveEnd(EndReason.UNSURE, "why", 5, 1.5, 20.0, step), "ab", "Go.", None)
+    result = result_message(DriveEnd(DriveStop.UNSURE, "why", 5, 1.5, 20.0, step), "ab", "Go.", None)
 
     assert (message.kind, message.action) == (Step.LEFT, "The next action is turn left 30 degree.")
     assert math.isclose(message.amount, math.radians(30), abs_tol=1e-6)

@@ -18,11 +18,11 @@ from rich.table import Table
 
 from nvila_ros.files import write_json
 from nvila_ros.tools.doctor import machine
-from nvila_ros.tools.doctor.trials import Outcome, Trial, run_all
+from nvila_ros.tools.doctor.trials import Trial, TrialOutcome, run_all
 from nvila_ros.tools.options import print_json, wide_console
 
-COLORS = {Outcome.WORKS: "green", Outcome.DIFFERS: "red", Outcome.FAILS: "red", Outcome.ABSENT: "dim"}
-FAULTS = (Outcome.DIFFERS, Outcome.FAILS)
+FAULTS = (TrialOutcome.DIFFERS, TrialOutcome.FAILS)
+COLORS = {TrialOutcome.WORKS: "green", TrialOutcome.ABSENT: "dim", **dict.fromkeys(FAULTS, "red")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,7 @@ NUM_LINES = 3  # of a child's errors
 _CLI = (sys.executable, "-m", "nvila_ros.tools.cli")
 
 
-class Outcome(enum.Enum):
+class TrialOutcome(enum.Enum):
     """How a trial ended."""
 
     WORKS = "works"
@@ -63,7 +63,7 @@ class Trial:
     """
 
     name: str
-    outcome: Outcome
+    outcome: TrialOutcome
     detail: str = ""
     cure: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
@@ -119,9 +119,9 @@ def try_backend(subject: Subject, model: str = MODEL, limit_s: float = TRIAL_S) 
     """Let one backend answer the set."""
     missing = [name for name in subject.modules if find_spec(name) is None]
     if subject.backend == "cuda" and not has_gpu():
-        return Trial(name=subject.name, outcome=Outcome.ABSENT, detail=NO_GPU)
+        return Trial(name=subject.name, outcome=TrialOutcome.ABSENT, detail=NO_GPU)
     if missing:
-        return Trial(name=subject.name, outcome=Outcome.ABSENT, detail=f"needs {missing[0]}", cure=subject.cure)
+        return Trial(name=subject.name, outcome=TrialOutcome.ABSENT, detail=f"needs {missing[0]}", cure=subject.cure)
     command = [sys.executable, "-m", "nvila_ros.tools.doctor.trial", model, subject.backend, subject.precision]
     return judge(subject.name, subject.tolerance, *run_child(command, limit_s), cure=subject.cure)
 
@@ -129,7 +129,7 @@ def try_backend(subject: Subject, model: str = MODEL, limit_s: float = TRIAL_S) 
 def judge(name: str, tolerance: float, figures: dict[str, Any] | None, error: str, cure: str) -> Trial:
     """Compare what a child printed with the reference."""
     if figures is None:
-        return Trial(name=name, outcome=Outcome.FAILS, detail=error, cure=f"reinstall it ({cure}), or report this")
+        return Trial(name=name, outcome=TrialOutcome.FAILS, detail=error, cure=f"reinstall it ({cure}), or report this")
     wrong = [
         f"question {i}: {text} {probability:.3f}, expected {want_text} {want:.3f}"
         for i, ((text, probability), (want_text, want)) in enumerate(zip(figures["answers"], REFERENCE, strict=True))
@@ -137,9 +137,9 @@ def judge(name: str, tolerance: float, figures: dict[str, Any] | None, error: st
     ]
     if wrong:
         cure = "do not use this backend here; attach this report to an issue"
-        return Trial(name=name, outcome=Outcome.DIFFERS, detail=wrong[0], cure=cure, figures=figures)
+        return Trial(name=name, outcome=TrialOutcome.DIFFERS, detail=wrong[0], cure=cure, figures=figures)
     detail = "{precision}, {answers_s} answers/s, loaded in {load_s} s".format(**figures)
-    return Trial(name=name, outcome=Outcome.WORKS, detail=detail, figures=figures)
+    return Trial(name=name, outcome=TrialOutcome.WORKS, detail=detail, figures=figures)
 
 
 def has_gpu() -> bool:
@@ -151,9 +151,9 @@ def try_tensorrt() -> Trial:
     """Compile a plan of the embedded model on this machine's GPU, and let it answer."""
     if not any(find_spec(name) for names in FLAVOURS.values() for name in names):
         cure = "comes with JetPack; on a workstation pip install tensorrt"
-        return Trial(name="tensorrt", outcome=Outcome.ABSENT, detail="needs tensorrt", cure=cure)
+        return Trial(name="tensorrt", outcome=TrialOutcome.ABSENT, detail="needs tensorrt", cure=cure)
     if not has_gpu():
-        return Trial(name="tensorrt", outcome=Outcome.ABSENT, detail=NO_GPU)
+        return Trial(name="tensorrt", outcome=TrialOutcome.ABSENT, detail=NO_GPU)
     is_jetson = Path("/etc/nv_tegra_release").exists()
     recipe = f"{MODEL}.agx-orin" if is_jetson else f"{MODEL}.rtx-4090"
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +161,7 @@ def try_tensorrt() -> Trial:
         built = run_child([*_CLI, "build", recipe], BUILD_S)
         if built[0] is None:
             cure = "see docs/tensorrt.md for versions that work; the backends above do not need it"
-            return Trial(name="tensorrt", outcome=Outcome.FAILS, detail=built[1], cure=cure)
+            return Trial(name="tensorrt", outcome=TrialOutcome.FAILS, detail=built[1], cure=cure)
         return try_backend(Subject("tensorrt", "auto", (), "nvila build", ROUNDED), str(Path(folder, recipe)))
 
 
@@ -169,7 +169,7 @@ def try_node() -> Trial:
     """Start the node and a camera, and ask the node over this machine's middleware."""
     cure = "pip install 'nvila_ros[ros]', or source a workspace of ROS 2"
     if find_spec("rclpy") is None:
-        return Trial(name="node", outcome=Outcome.ABSENT, detail="needs rclpy", cure=cure)
+        return Trial(name="node", outcome=TrialOutcome.ABSENT, detail="needs rclpy", cure=cure)
     from nvila_ros.tools.demo.demo import ros_environment
 
     environ = ros_environment()
@@ -184,9 +184,9 @@ def try_node() -> Trial:
             figures, error = None, str(ended)
     if figures is None or not figures["frames"]:
         cure = "see docs/troubleshooting.md: the discovery range, the Fast DDS profile and shared memory come first"
-        return Trial(name="node", outcome=Outcome.FAILS, detail=error or str(figures), cure=cure)
+        return Trial(name="node", outcome=TrialOutcome.FAILS, detail=error or str(figures), cure=cure)
     detail = f"answered about a camera, {figures['timings']['total_s'] * 1000:.0f} ms"
-    return Trial(name="node", outcome=Outcome.WORKS, detail=detail, figures=figures)
+    return Trial(name="node", outcome=TrialOutcome.WORKS, detail=detail, figures=figures)
 
 
 def run_child(

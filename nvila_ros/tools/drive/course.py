@@ -22,7 +22,7 @@ from nvila_ros.driving.watch import Frames, Watch
 from nvila_ros.prompt.navila import NUM_FRAMES, SENTENCES
 from nvila_ros.types import NS_PER_S
 from nvila_ros.video.sampling import sample_indices
-from nvila_ros.world.rooms.camera import Camera, take_picture
+from nvila_ros.world.rooms.camera import RoomCamera, take_picture
 from nvila_ros.world.rooms.house import scan
 from nvila_ros.world.rooms.instructions import Task
 from nvila_ros.world.rooms.robot import ROBOT_M, Robot
@@ -60,7 +60,7 @@ class Course:
     def __init__(self, task: Task, choose: Chooser, config: DriveConfig, seed: int = 0) -> None:
         self._task, self._choose, self._rng = task, choose, np.random.default_rng(seed)
         self._robot = Robot(task.house, task.x, task.y, task.yaw)
-        self._camera, self._tick = Camera(), 0
+        self._camera, self._tick = RoomCamera(), 0
         self._poses: list[tuple[int, float, float, float]] = []
         self._watch = Watch(config, Frames(), armed=True)
         self._track: list[tuple[float, float]] = []

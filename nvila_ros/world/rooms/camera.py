@@ -30,7 +30,7 @@ Canvas = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Camera:
+class RoomCamera:
     """A pinhole camera that looks level ahead: size of its pictures, width of its view (rad), height over the floor."""
 
     width: int = 320
@@ -55,7 +55,7 @@ class Camera:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class RoomPicture:
     """What is seen: image (H, W, 3) uint8 RGB; label (H, W) int16; depth along the view (H, W) float32, m."""
 
     image: np.ndarray
@@ -64,8 +64,8 @@ class Picture:
 
 
 def take_picture(
-    house: House, x: float, y: float, yaw: float, camera: Camera, rng: np.random.Generator | None = None
-) -> Picture:
+    house: House, x: float, y: float, yaw: float, camera: RoomCamera, rng: np.random.Generator | None = None
+) -> RoomPicture:
     """Return what a camera at a place sees.
 
     Args:
@@ -83,7 +83,7 @@ def take_picture(
     color_HWC *= np.array(house.light.gains(0.0), np.float32)
     if rng is not None:
         color_HWC += house.noise * _noise(color_HWC.shape, rng)
-    return Picture(cv2.convertScaleAbs(np.maximum(color_HWC, 0)), label_HW, depth_HW)
+    return RoomPicture(cv2.convertScaleAbs(np.maximum(color_HWC, 0)), label_HW, depth_HW)
 
 
 @lru_cache(maxsize=8)
@@ -145,7 +145,7 @@ def _walls(house: House, rays: Rays) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return wall_W, np.where(is_x_W, hit_y, hit_x), shade_W.astype(np.float32), rgb_WC
 
 
-def _draw(content: Content, house: House, rays: Rays, camera: Camera, canvas: Canvas) -> None:
+def _draw(content: Content, house: House, rays: Rays, camera: RoomCamera, canvas: Canvas) -> None:
     """Draw a solid where it is nearer than what is there."""
     solid, rgb, label = content
     part = _window(solid, rays, camera)
@@ -164,7 +164,7 @@ def _draw(content: Content, house: House, rays: Rays, camera: Camera, canvas: Ca
     label_HW[seen] = label
 
 
-def _window(solid: Solid, rays: Rays, camera: Camera) -> tuple[slice, slice] | None:
+def _window(solid: Solid, rays: Rays, camera: RoomCamera) -> tuple[slice, slice] | None:
     """Return the rows and columns within which a solid can be seen; None where it lies behind."""
     dx, dy = solid.x - rays.x, solid.y - rays.y
     ahead = dx * math.cos(rays.yaw) + dy * math.sin(rays.yaw)

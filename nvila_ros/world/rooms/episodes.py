@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nvila_ros.prompt.navila import NUM_FRAMES, Action
-from nvila_ros.world.rooms.camera import Camera, take_picture
+from nvila_ros.world.rooms.camera import RoomCamera, take_picture
 from nvila_ros.world.rooms.follower import MIN_PIXELS, Seen, doorways_in_view, follow
 from nvila_ros.world.rooms.house import House
 from nvila_ros.world.rooms.instructions import Task
@@ -28,7 +28,7 @@ MAX_STEPS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class EpisodeView:
     """A frame of the robot's camera: its number in the walk, where it was taken, the picture, and what it shows.
 
     Attributes:
@@ -55,10 +55,10 @@ class Walk:
     house: House
     robot: Robot
     rng: np.random.Generator
-    camera: Camera = field(default_factory=Camera)
+    camera: RoomCamera = field(default_factory=RoomCamera)
     t_s: float = 1.0
     _track: list[tuple[float, float, float]] = field(default_factory=list)
-    views: dict[float, View] = field(default_factory=dict)
+    views: dict[float, EpisodeView] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._track = [self._pose()] * (round(self.t_s / TICK_S) + 1)
@@ -94,11 +94,11 @@ class Walk:
         times = [self.t_s * k / (NUM_FRAMES - 1) for k in range(NUM_FRAMES - 1)]
         return [math.floor(t / FRAME_S + 0.5) * FRAME_S for t in times] + [self.t_s]
 
-    def look(self) -> list[View]:
+    def look(self) -> list[EpisodeView]:
         """Return the frames of the current step."""
         return [self.view_at(min(t, self.t_s)) for t in self.frame_times()]
 
-    def view_at(self, t_s: float) -> View:
+    def view_at(self, t_s: float) -> EpisodeView:
         """Return the frame that was taken at a time."""
         key = round(t_s, 3)
         if key not in self.views:
@@ -106,7 +106,7 @@ class Walk:
             picture = take_picture(self.house, x, y, yaw, self.camera, self.rng)
             places = _places(picture.label_HW, len(self.house.things))
             seen = Seen(frozenset(places), doorways_in_view(self.house, x, y, yaw))
-            self.views[key] = View(len(self.views), x, y, yaw, picture.image, seen, places)
+            self.views[key] = EpisodeView(len(self.views), x, y, yaw, picture.image, seen, places)
         return self.views[key]
 
 
@@ -120,7 +120,7 @@ def _places(label_HW: np.ndarray, num_things: int) -> dict[int, tuple[float, flo
     return {int(k): (float(x[k]) / width, float(y[k]) / height) for k in np.flatnonzero(counts >= MIN_PIXELS)}
 
 
-def all_seen(views: Sequence[View]) -> Seen:
+def all_seen(views: Sequence[EpisodeView]) -> Seen:
     """Return what any of the frames shows."""
     return Seen(
         frozenset().union(*(view.seen.things for view in views)),
@@ -128,7 +128,7 @@ def all_seen(views: Sequence[View]) -> Seen:
     )
 
 
-def turned_in_vain(views: Sequence[View]) -> int:
+def turned_in_vain(views: Sequence[EpisodeView]) -> int:
     """Return how many turns of 45 degrees the frames have made on the spot."""
     here = views[-1]
     angle = 0.0
@@ -140,7 +140,7 @@ def turned_in_vain(views: Sequence[View]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class EpisodeOutcome:
     """How an episode ended; spl is success x shortest / max(shortest, traveled)."""
 
     is_success: bool
@@ -151,13 +151,13 @@ class Outcome:
     spl: float
 
 
-Choose = Callable[[Walk, list[View]], Action]
+Choose = Callable[[Walk, list[EpisodeView]], Action]
 """Returns the next action, given the walk and the frames of the step."""
 
 
 def run_episode(
     task: Task, choose: Choose, rng: np.random.Generator, max_steps: int = MAX_STEPS
-) -> tuple[Outcome, Walk]:
+) -> tuple[EpisodeOutcome, Walk]:
     """Let someone follow a task until it stops or has used up its steps."""
     walk = Walk(task.house, Robot(task.house, task.x, task.y, task.yaw), rng)
     has_stopped, steps = False, 0
@@ -170,17 +170,17 @@ def run_episode(
     return judge(task, walk.robot, steps, has_stopped=has_stopped), walk
 
 
-def judge(task: Task, robot: Robot, num_steps: int, *, has_stopped: bool) -> Outcome:
+def judge(task: Task, robot: Robot, num_steps: int, *, has_stopped: bool) -> EpisodeOutcome:
     """Return how an episode ended."""
     success = has_stopped and task.is_done(robot.x, robot.y)
     spl = task.shortest_m / max(task.shortest_m, robot.traveled_m) if success else 0.0
-    return Outcome(success, has_stopped, num_steps, robot.traveled_m, robot.num_collisions, spl)
+    return EpisodeOutcome(success, has_stopped, num_steps, robot.traveled_m, robot.num_collisions, spl)
 
 
 def choose_as_follower(task: Task) -> Choose:
     """Return the follower of a task."""
 
-    def choose(walk: Walk, views: list[View]) -> Action:
+    def choose(walk: Walk, views: list[EpisodeView]) -> Action:
         robot = walk.robot
         num_turned = turned_in_vain(views)
         return follow(task.house, task.target, robot.x, robot.y, robot.yaw, all_seen(views), num_turned=num_turned)

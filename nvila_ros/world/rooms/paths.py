@@ -27,7 +27,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Grid:
+class FloorGrid:
     """Cells of a house: centres x (columns,) and y (rows,), and which of them the robot's centre may be on."""
 
     x: np.ndarray
@@ -42,11 +42,11 @@ class Grid:
 
 
 @lru_cache(maxsize=16)
-def grid_of(house: House) -> Grid:
+def grid_of(house: House) -> FloorGrid:
     """Return the cells of a house."""
     x = np.arange(house.rooms[0].x0, house.rooms[-1].x1 + CELL_M / 2, CELL_M)
     y = np.arange(house.rooms[0].y0, house.rooms[0].y1 + CELL_M / 2, CELL_M)
-    return Grid(x, y, free_distance(house, x[None], y[:, None]) >= ROBOT_M + MARGIN_M)
+    return FloorGrid(x, y, free_distance(house, x[None], y[:, None]) >= ROBOT_M + MARGIN_M)
 
 
 def gap_to(thing: Thing, x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray:

@@ -15,7 +15,7 @@ _LEFT_M = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RobotLimits:
     """Greatest speeds, m/s and rad/s, and accelerations, m/s^2 and rad/s^2; commands older than `hold_s` count as 0."""
 
     speed: float = 0.6
@@ -37,7 +37,7 @@ class Robot:
     x: float
     y: float
     yaw: float
-    limits: Limits = Limits()
+    limits: RobotLimits = RobotLimits()
     speed: float = 0.0
     turn: float = 0.0
     traveled_m: float = 0.0

@@ -16,7 +16,7 @@ import numpy as np
 
 from nvila_ros.world.question_kinds import PHRASINGS, PLACES, RELATION_MARGIN, place_of, with_article
 from nvila_ros.world.questions import EvalCase, Question
-from nvila_ros.world.rooms.camera import Camera, take_picture
+from nvila_ros.world.rooms.camera import RoomCamera, take_picture
 from nvila_ros.world.rooms.house import KINDS, ROOM_COLORS, House
 from nvila_ros.world.rooms.house_sampler import sample_house
 from nvila_ros.world.rooms.instructions import free_place
@@ -29,7 +29,7 @@ CLIP_FRAMES, CLIP_S = 8, 2.0
 _TURNS = {"left": -0.18, "right": 0.18, "still": 0.0}
 """How fast the robot turns, rad/s, so that things move this way across the picture."""
 _SEED = EVAL_SEED_BASE + 5 * 2**28
-_LOOKING = Camera(160, 120)
+_LOOKING = RoomCamera(160, 120)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def render_room(scene: Any, t_s: float, width: int, height: int) -> np.ndarray:
     """Film one frame of a `RoomScene`, (height, width, 3) uint8 RGB."""
     rng = np.random.default_rng((scene.house.seed, round(t_s * 1000)))
     yaw = scene.yaw + scene.turn * t_s
-    return take_picture(scene.house, scene.x, scene.y, yaw, Camera(width, height), rng).image
+    return take_picture(scene.house, scene.x, scene.y, yaw, RoomCamera(width, height), rng).image
 
 
 def eval_room_case(kind: str, index: int) -> EvalCase:

@@ -32,7 +32,7 @@ def open_browser(playwright: Any, path: str) -> AbstractContextManager[Any]:
     return playwright.chromium.launch(executable_path=path, args=list(FLAGS))
 
 
-class Watched:
+class WatchedPage:
     """One window.
 
     Attributes:

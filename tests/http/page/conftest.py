@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from nvila_ros.serving.pipeline import load_model
-from tests.http.page.browser import Watched, find_chromium, open_browser
+from tests.http.page.browser import WatchedPage, find_chromium, open_browser
 from tests.http.serving import Served, scene, serving
 from tests.tiny import load_fake
 
@@ -26,11 +26,11 @@ def browser() -> Iterator[sync_api.Browser]:
 
 
 @pytest.fixture
-def watched(browser: sync_api.Browser) -> Iterator[Watched]:
+def watched(browser: sync_api.Browser) -> Iterator[WatchedPage]:
     """A window of the browser that remembers what went wrong in it."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     try:
-        yield Watched(context.new_page())
+        yield WatchedPage(context.new_page())
     finally:
         context.close()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tests.http.page.browser import Watched
+from tests.http.page.browser import WatchedPage
 from tests.http.serving import Served, wait_until
 
 WORDS = "one two three four five six seven eight nine ten"
 
 
-def test_opens_without_an_error_and_asks_nobody_else(watched: Watched, eyes: Served) -> None:
+def test_opens_without_an_error_and_asks_nobody_else(watched: WatchedPage, eyes: Served) -> None:
     watched.open(eyes.url)
 
     watched.ask("What do you see?")
@@ -18,7 +18,7 @@ def test_opens_without_an_error_and_asks_nobody_else(watched: Watched, eyes: Ser
     assert watched.errors == []
 
 
-def test_text_comes_piece_by_piece(watched: Watched, talker: Served) -> None:
+def test_text_comes_piece_by_piece(watched: WatchedPage, talker: Served) -> None:
     watched.open(talker.url)
     watched.page.evaluate(
         """() => {
@@ -36,7 +36,7 @@ def test_text_comes_piece_by_piece(watched: Watched, talker: Served) -> None:
     assert all(WORDS.startswith(text) for text in seen)
 
 
-def test_escape_cancels(watched: Watched, talker: Served) -> None:
+def test_escape_cancels(watched: WatchedPage, talker: Served) -> None:
     watched.open(talker.url)
     watched.ask(f"{WORDS} {WORDS} {WORDS} {WORDS}")
     watched.page.locator("#answer .text", has_text="three").wait_for()
@@ -50,7 +50,7 @@ def test_escape_cancels(watched: Watched, talker: Served) -> None:
     wait_until(lambda: talker.request("GET", "/api/state")[1]["counters"][canceled] == 1, "the query is canceled")
 
 
-def test_shows_probabilities_frames_and_times_of_an_answer(watched: Watched, eyes: Served) -> None:
+def test_shows_probabilities_frames_and_times_of_an_answer(watched: WatchedPage, eyes: Served) -> None:
     watched.open(eyes.url)
 
     watched.ask("Is there a star?", kind="yes_no", about="last")
@@ -76,7 +76,7 @@ def test_shows_probabilities_frames_and_times_of_an_answer(watched: Watched, eye
     assert watched.page.inner_text("#caption").startswith("front · frame of ")
 
 
-def test_text_of_others_is_text(watched: Watched, talker: Served) -> None:
+def test_text_of_others_is_text(watched: WatchedPage, talker: Served) -> None:
     watched.open(talker.url)
 
     watched.ask("<img src=x onerror=alert(1)>")
@@ -86,7 +86,7 @@ def test_text_of_others_is_text(watched: Watched, talker: Served) -> None:
     assert watched.errors == []
 
 
-def test_goes_on_about_the_same_frames(watched: Watched, eyes: Served) -> None:
+def test_goes_on_about_the_same_frames(watched: WatchedPage, eyes: Served) -> None:
     watched.open(eyes.url)
     first = watched.request_of(lambda: watched.ask("What color is the star?", about="now"))
     watched.answered()
@@ -99,7 +99,7 @@ def test_goes_on_about_the_same_frames(watched: Watched, eyes: Served) -> None:
     watched.page.locator("#past li.follows").wait_for()
 
 
-def test_asks_about_what_was_dragged_over(watched: Watched, eyes: Served) -> None:
+def test_asks_about_what_was_dragged_over(watched: WatchedPage, eyes: Served) -> None:
     watched.open(eyes.url)
     box = watched.page.locator("#axis").bounding_box()
     held = watched.page.locator("#axis .kept").first.bounding_box()
@@ -124,7 +124,7 @@ def test_asks_about_what_was_dragged_over(watched: Watched, eyes: Served) -> Non
     assert all(start_ns <= int(frame["stamp_ns"]) <= end_ns for frame in answer["frames"])
 
 
-def test_an_answer_has_an_address(watched: Watched, eyes: Served) -> None:
+def test_an_answer_has_an_address(watched: WatchedPage, eyes: Served) -> None:
     status, answer = eyes.ask("Is there a star?", model="live", structured_outputs={"choice": ["yes", "no"]})
     assert status == 200
 
@@ -134,7 +134,7 @@ def test_an_answer_has_an_address(watched: Watched, eyes: Served) -> None:
     assert watched.page.inner_text("#answer .question") == "Is there a star?"
 
 
-def test_says_why_there_is_no_answer(watched: Watched, eyes: Served) -> None:
+def test_says_why_there_is_no_answer(watched: WatchedPage, eyes: Served) -> None:
     watched.open(eyes.url)
     watched.ask("What?", kind="json")
     watched.answered()

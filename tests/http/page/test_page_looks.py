@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.page.browser import Watched
+from tests.http.page.browser import WatchedPage
 from tests.http.serving import Served
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the page's tests need axe-playwright-python")
@@ -22,7 +22,7 @@ SERIOUS = {"serious", "critical"}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(watched: Watched, eyes: Served, scheme: str) -> None:
+def test_axe_finds_nothing_serious(watched: WatchedPage, eyes: Served, scheme: str) -> None:
     page = watched.page
     page.emulate_media(color_scheme=scheme)
     watched.open(eyes.url)
@@ -38,7 +38,7 @@ def test_axe_finds_nothing_serious(watched: Watched, eyes: Served, scheme: str) 
     assert found == []
 
 
-def _places(watched: Watched) -> Iterator[str]:
+def _places(watched: WatchedPage) -> Iterator[str]:
     page = watched.page
     yield "page"
     page.click("#standing-open")
@@ -56,7 +56,7 @@ def _serious(page: object) -> list[dict[str, object]]:
     return [each for each in violations if each["impact"] in SERIOUS]
 
 
-def test_is_usable_on_a_phone(watched: Watched, eyes: Served) -> None:
+def test_is_usable_on_a_phone(watched: WatchedPage, eyes: Served) -> None:
     page = watched.page
     page.set_viewport_size(PHONE)
     watched.open(eyes.url)
@@ -74,7 +74,7 @@ def test_is_usable_on_a_phone(watched: Watched, eyes: Served) -> None:
     assert page.locator("#standing-form button[type=submit]").is_visible()
 
 
-def test_the_keyboard_reaches_all(watched: Watched, eyes: Served) -> None:
+def test_the_keyboard_reaches_all(watched: WatchedPage, eyes: Served) -> None:
     page = watched.page
     watched.open(eyes.url)
     page.keyboard.press("/")
@@ -93,7 +93,7 @@ def test_the_keyboard_reaches_all(watched: Watched, eyes: Served) -> None:
     assert {"question", "send", "ask", "film-frames", "past", "standing-open", "health-open", "cameras"} <= reached
 
 
-def test_goes_on_after_the_server_was_started_again(watched: Watched) -> None:
+def test_goes_on_after_the_server_was_started_again(watched: WatchedPage) -> None:
     page = watched.page
     with serve(0) as url:
         watched.open(url)

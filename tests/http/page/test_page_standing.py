@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.http.page.browser import Watched
+from tests.http.page.browser import WatchedPage
 from tests.http.page.conftest import SQUARE, STAR
 from tests.http.serving import Served, scene, wait_until
 
@@ -29,7 +29,7 @@ def showing(served: Served, index: int) -> Iterator[None]:
         thread.join()
 
 
-def test_shows_the_event_of_a_query_that_was_added(watched: Watched, eyes: Served) -> None:
+def test_shows_the_event_of_a_query_that_was_added(watched: WatchedPage, eyes: Served) -> None:
     page = watched.page
     watched.open(eyes.url)
     page.click("#standing-open")
@@ -60,7 +60,7 @@ def test_shows_the_event_of_a_query_that_was_added(watched: Watched, eyes: Serve
     assert watched.errors == []
 
 
-def test_says_what_is_wrong_with_a_query(watched: Watched, eyes: Served) -> None:
+def test_says_what_is_wrong_with_a_query(watched: WatchedPage, eyes: Served) -> None:
     page = watched.page
     watched.open(eyes.url)
     page.click("#standing-open")

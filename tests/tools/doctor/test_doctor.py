@@ -7,10 +7,10 @@ import pytest
 
 from nvila_ros.tools.cli import main
 from nvila_ros.tools.doctor import doctor, machine
-from nvila_ros.tools.doctor.trials import Outcome, Trial
+from nvila_ros.tools.doctor.trials import Trial, TrialOutcome
 
-BROKEN = Trial(name="cpu w8", outcome=Outcome.FAILS, detail="was killed by SIGILL", cure="pip install openvino")
-ABSENT = Trial(name="torch", outcome=Outcome.ABSENT, detail="needs torch")
+BROKEN = Trial(name="cpu w8", outcome=TrialOutcome.FAILS, detail="was killed by SIGILL", cure="pip install openvino")
+ABSENT = Trial(name="torch", outcome=TrialOutcome.ABSENT, detail="needs torch")
 
 
 @pytest.mark.parametrize(("outcomes", "code"), [((ABSENT, BROKEN), 1), ((ABSENT,), 0)])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nvila_ros.tools.doctor import trial, trials
-from nvila_ros.tools.doctor.trials import REFERENCE, Outcome, Subject
+from nvila_ros.tools.doctor.trials import REFERENCE, Subject, TrialOutcome
 
 
 def figures(**changes: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def test_reference_is_what_torch_answers() -> None:
 def test_backend_that_is_here_works() -> None:
     tried = trials.try_backend(Subject("onnxruntime", "auto", ("onnxruntime",), ""))
 
-    assert (tried.outcome, tried.cure) == (Outcome.WORKS, "")
+    assert (tried.outcome, tried.cure) == (TrialOutcome.WORKS, "")
     assert "fp32" in tried.detail
 
 
@@ -35,28 +35,28 @@ def test_other_answers_or_probabilities_are_named_with_their_cure() -> None:
     wrong = trials.judge("cpu", 0.15, figures(answers=other), "", "")
     exact, rounded = (trials.judge("cpu", tolerance, figures(answers=near), "", "") for tolerance in (0.01, 0.15))
 
-    assert wrong.outcome is exact.outcome is Outcome.DIFFERS
+    assert wrong.outcome is exact.outcome is TrialOutcome.DIFFERS
     assert "question 0: red 0.900, expected purple 1.000" in wrong.detail
     assert "do not use this backend here" in wrong.cure
-    assert rounded.outcome is Outcome.WORKS
+    assert rounded.outcome is TrialOutcome.WORKS
 
 
 def test_probability_that_is_no_number_differs() -> None:
     answers = [[text, float("nan")] for text, _ in REFERENCE]
 
-    assert trials.judge("cpu", 0.15, figures(answers=answers), "", "").outcome is Outcome.DIFFERS
+    assert trials.judge("cpu", 0.15, figures(answers=answers), "", "").outcome is TrialOutcome.DIFFERS
 
 
 def test_missing_package_is_named_with_its_cure() -> None:
     tried = trials.try_backend(Subject("cpu", "w8", ("no_such_runtime",), "pip install it"))
 
-    assert (tried.outcome, tried.detail, tried.cure) == (Outcome.ABSENT, "needs no_such_runtime", "pip install it")
+    assert (tried.outcome, tried.detail, tried.cure) == (TrialOutcome.ABSENT, "needs no_such_runtime", "pip install it")
 
 
 def test_model_that_does_not_load_says_why() -> None:
     tried = trials.try_backend(Subject("onnxruntime", "w8", (), "pip install it"))
 
-    assert tried.outcome is Outcome.FAILS
+    assert tried.outcome is TrialOutcome.FAILS
     assert "precision w8 is for backend cpu alone" in tried.detail
 
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from nvila_ros.driving.outcomes import EndReason, StepOutcome
+from nvila_ros.driving.outcomes import DriveStop, StepOutcome
 from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.prompt.navila import ACTIONS, NUM_FRAMES
 from nvila_ros.tools.drive.choosers import BlobChooser
 from nvila_ros.tools.drive.course import Course, summarize
-from nvila_ros.world.rooms.camera import Camera, take_picture
+from nvila_ros.world.rooms.camera import RoomCamera, take_picture
 from nvila_ros.world.rooms.instructions import eval_task
 
 CONFIG = DriveConfig(max_steps=12)
@@ -36,7 +36,7 @@ def test_turns_and_a_stop_are_made_and_shown_eight_frames() -> None:
     chooser = Scripted(4, 9, 0)
     outcome = Course(task, chooser, CONFIG).run()
 
-    assert outcome.end.reason is EndReason.STOPPED
+    assert outcome.end.reason is DriveStop.STOPPED
     assert outcome.end.num_steps == 2
     assert [step.outcome for step in outcome.steps][-1] is StepOutcome.NOT_TAKEN
     assert not outcome.is_success
@@ -51,7 +51,7 @@ def test_the_guard_keeps_a_robot_that_always_goes_ahead_from_touching() -> None:
     for number in range(4):
         outcome = Course(eval_task(number), Scripted(*[3] * 40), DriveConfig(max_steps=30)).run()
 
-        assert outcome.end.reason is EndReason.BLOCKED
+        assert outcome.end.reason is DriveStop.BLOCKED
         assert outcome.num_collisions == 0
 
 
@@ -72,7 +72,7 @@ def test_the_baseline_turns_to_a_blob_and_searches_without_one() -> None:
     bearing = math.atan2(thing.y - task.y, thing.x - task.x)
     seen = {
         turn: BlobChooser().choose(
-            thing.name, take_picture(task.house, task.x, task.y, bearing + math.radians(turn), Camera()).image
+            thing.name, take_picture(task.house, task.x, task.y, bearing + math.radians(turn), RoomCamera()).image
         )
         for turn in (0, 30, -30)
     }

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from nvila_ros.world.rooms.camera import FLOOR, WALL, Camera, take_picture
+from nvila_ros.world.rooms.camera import FLOOR, WALL, RoomCamera, take_picture
 from nvila_ros.world.rooms.house import TUBE_M, WALL_HEIGHT_M, House, Thing, free_distance, furniture_distance
 from nvila_ros.world.rooms.house_sampler import sample_house
 from nvila_ros.world.rooms.instructions import free_place
 
 CREEP_M = 0.004
-CAMERA = Camera(width=80, height=60)
+CAMERA = RoomCamera(width=80, height=60)
 
 
 def is_inside(thing: Thing, x: float, y: float, z: float) -> bool:
@@ -78,8 +78,8 @@ def test_the_same_place_gives_the_same_picture_and_noise_its_own() -> None:
     house = sample_house(np.random.default_rng(3), num_rooms=2, num_things=4)
     x, y = free_place(np.random.default_rng(0), house, 0)
 
-    first, second = (take_picture(house, x, y, 0.3, Camera()) for _ in range(2))
-    noisy = take_picture(house, x, y, 0.3, Camera(), np.random.default_rng(1))
+    first, second = (take_picture(house, x, y, 0.3, RoomCamera()) for _ in range(2))
+    noisy = take_picture(house, x, y, 0.3, RoomCamera(), np.random.default_rng(1))
 
     assert first.image.shape == (240, 320, 3)
     assert first.image.dtype == np.uint8

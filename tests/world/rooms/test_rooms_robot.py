@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nvila_ros.world.rooms.house import free_distance, scan
 from nvila_ros.world.rooms.house_sampler import sample_house
 from nvila_ros.world.rooms.instructions import free_place
-from nvila_ros.world.rooms.robot import ROBOT_M, Limits, Robot
+from nvila_ros.world.rooms.robot import ROBOT_M, Robot, RobotLimits
 
 HOUSE = sample_house(np.random.default_rng(4), num_rooms=2, num_things=5)
 START = free_place(np.random.default_rng(4), HOUSE, 0, margin_m=0.3)
@@ -26,7 +26,7 @@ START = free_place(np.random.default_rng(4), HOUSE, 0, margin_m=0.3)
 def test_no_command_drives_it_into_anything_or_beyond_its_limits(
     commands: list[tuple[float, float, int]], yaw: float
 ) -> None:
-    robot, limits, dt_s = Robot(HOUSE, *START, yaw), Limits(), 0.02
+    robot, limits, dt_s = Robot(HOUSE, *START, yaw), RobotLimits(), 0.02
     for speed, turn, ticks in commands:
         for _ in range(ticks):
             before = robot.speed, robot.turn, robot.x, robot.y
@@ -42,7 +42,7 @@ def test_no_command_drives_it_into_anything_or_beyond_its_limits(
 def test_an_arc_is_a_circle() -> None:
     house = sample_house(np.random.default_rng(0), num_rooms=1, num_things=0)
     room = house.rooms[0]
-    robot = Robot(house, (room.x0 + room.x1) / 2, 0.6, 0.0, Limits(acceleration=1e6, turn_acceleration=1e6))
+    robot = Robot(house, (room.x0 + room.x1) / 2, 0.6, 0.0, RobotLimits(acceleration=1e6, turn_acceleration=1e6))
     robot.speed, robot.turn = 0.4, 0.8
     for _ in range(100):
         robot.advance(0.4, 0.8, math.pi / 0.8 / 100)

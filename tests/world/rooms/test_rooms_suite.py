@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nvila_ros.tools.suites import SUITES
-from nvila_ros.world.rooms.camera import Camera, take_picture
+from nvila_ros.world.rooms.camera import RoomCamera, take_picture
 from nvila_ros.world.rooms.suite import MIN_SHARE, ROOM_KINDS, choices_of_room, eval_room_case, render_room
 
 
@@ -26,7 +26,7 @@ def test_cases_are_always_the_same_and_their_answers_take_turns(kind: str) -> No
 def test_what_is_counted_is_in_the_picture(index: int) -> None:
     case = eval_room_case("count", index)
     scene = case.scene
-    label_HW = take_picture(scene.house, scene.x, scene.y, scene.yaw, Camera(640, 480)).label_HW
+    label_HW = take_picture(scene.house, scene.x, scene.y, scene.yaw, RoomCamera(640, 480)).label_HW
     shares = np.bincount(label_HW[label_HW >= 0], minlength=len(scene.house.things)) / label_HW.size
 
     assert (shares >= MIN_SHARE * 0.8).sum() == int(case.question.answer)
@@ -40,7 +40,7 @@ def test_things_move_across_the_picture_as_the_answer_says(index: int) -> None:
     number = [each.name for each in scene.house.things].index(thing.name)
     columns = []
     for t_s in (case.times_s[0], case.times_s[-1]):
-        label_HW = take_picture(scene.house, scene.x, scene.y, scene.yaw + scene.turn * t_s, Camera()).label_HW
+        label_HW = take_picture(scene.house, scene.x, scene.y, scene.yaw + scene.turn * t_s, RoomCamera()).label_HW
         columns.append(np.nonzero(label_HW == number)[1].mean())
     shift = (columns[1] - columns[0]) / 320
 
