@@ -25,9 +25,10 @@ def served_process(*arguments: str) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None, "it is a pipe"
-        line = process.stdout.readline()
-        if not line.startswith("listening on "):
-            raise RuntimeError(f"nvila serve ended with {process.wait()}, having said {line!r}")
+        # The model, which loads meanwhile, may have its say first.
+        line = next((line for line in process.stdout if line.startswith("listening on ")), "")
+        if not line:
+            raise RuntimeError(f"nvila serve ended with {process.wait()} before it listened")
         url = line.split()[2]
         _wait_until_ready(url)
         yield url

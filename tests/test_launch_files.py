@@ -39,6 +39,7 @@ ARGUMENTS = {
     "nvila.launch.py": {
         "model",
         "backend",
+        "precision",
         "recipe",
         "build_missing_engines",
         "cameras",

@@ -310,7 +310,7 @@ def test_build_is_found_by_its_recipes_name_and_answers(built: Path, monkeypatch
 
     assert answer.finish_reason.is_answered
     assert (answer.backend, answer.precision) == ("cpu", "w8a8+w4a8")
-    with pytest.raises(CheckpointError, match=r"or one of the builds \['mine.cpu'\]"):
+    with pytest.raises(CheckpointError, match=r"one of the builds \['mine.cpu'\]"):
         load_model("yours.cpu")
 
 

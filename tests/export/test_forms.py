@@ -14,6 +14,7 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.export.forms import ORT, ORT_FUSED, TRT_BASE, TRT_KV, GraphForm
 from nvila_ros.export.graph import GraphBuilder
 from nvila_ros.export.parts import build_decoder, build_graphs, build_vision, write_parts
+from nvila_ros.models.host import sums_int8_exactly
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import DecoderSpec, ModelSpec
 from nvila_ros.runtime.rotary import causal_mask, rotary_tables
@@ -50,6 +51,10 @@ def open_graph(path: Path) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
     # Exact: with the default the inputs of four-bit maps are rounded to eight bits.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if (
+        not sums_int8_exactly()
+    ):  # else pairs of Q and DQ become products that saturate; the GPU's compiler has none of them
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

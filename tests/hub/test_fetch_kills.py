@@ -15,4 +15,3 @@ def test_kills_end_in_identical_files(tmp_path: Path) -> None:
     assert result["exit_code"] == 0
     assert result["loaded_unfinished"] == 0
     assert 0 < result["sent_before_last_run"] < result["sent"]
-    assert result["sent"] < result["bytes"] * 1.5  # it went on; anew each time it would be more

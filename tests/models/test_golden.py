@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from nvila_ros.models import decoder, projector, siglip
 from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.models.host import processor_flags
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.runtime.onnxruntime.engine import OnnxRuntimeEngine
 from nvila_ros.runtime.torch_engine import TorchEngine
@@ -40,7 +41,10 @@ def test_every_stage_and_greedy_id_matches_the_reference(name: str, engine_type:
 
 
 def test_tower_gives_the_references_bits() -> None:
-    assert errors_of("lite/wide", TorchEngine)["vision_features"] == 0
+    # Where torch sums as on the reference's processor, with AVX-512; elsewhere a few units in the last place are off.
+    most = 0 if "avx512f" in processor_flags() else 4e-6
+
+    assert errors_of("lite/wide", TorchEngine)["vision_features"] <= most
 
 
 @pytest.mark.parametrize("name", [name for name in ALL_CASES if name.startswith("s2/")])

@@ -337,7 +337,7 @@ def test_likeliest_tokens_of_a_device_tell_the_same_text(num_top: int, never: bo
     vlms = [VisionLanguageModel(each, tokenizer, backend="any") for each in (engine("lite"), top)]
     if never:  # most of what the model would say
         for vlm in vlms:
-            vlm._generator._never_sampled = np.arange(250)
+            vlm._generator._never_untimed = np.arange(250)
 
     want, got = (vlm.answer(query("What is it?"), [frame(1)]) for vlm in vlms)
 

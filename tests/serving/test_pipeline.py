@@ -287,7 +287,7 @@ def test_choices_longer_than_the_answers_limit_have_room(vlm: VisionLanguageMode
 
 
 def test_unknown_backend_is_refused_by_name() -> None:
-    with pytest.raises(BackendError, match=r"'tpu'; known are \['onnxruntime', 'cpu', 'tensorrt', 'torch'\]"):
+    with pytest.raises(BackendError, match=r"'tpu'; known are \['onnxruntime', 'cpu', 'tensorrt', 'cuda', 'torch'\]"):
         load_model(str(CHECKPOINT), backend="tpu")
 
 

@@ -120,6 +120,7 @@ def test_description_names_stamps_and_speed() -> None:
         query=query,
         finish_reason=FinishReason.STOP,
         frames=tuple(FrameRef(stamp_ns=stamp_ns, camera="c") for stamp_ns in (2_000_000_000, 2_500_000_000)),
+        choices=("yes", "no"),
         probabilities=(0.75, 0.25),
         timings=Timings(ttft_s=0.042, decode_s=0.01),
         counts=Counts(num_answer_tokens=2),

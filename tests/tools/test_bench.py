@@ -31,7 +31,14 @@ CONTEXT = 100
 
 
 def plan(**changed: object) -> BenchSettings:
-    fields = {"model": "nvila-tiny", "backend": "onnxruntime", "threads": 1, "image": (64, 48), "frames": 2}
+    fields = {
+        "model": "nvila-tiny",
+        "backend": "onnxruntime",
+        "precision": "auto",
+        "threads": 1,
+        "image": (64, 48),
+        "frames": 2,
+    }
     return BenchSettings(**fields | {"prompt": 16, "tokens": 2, "repeats": 2} | changed)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nvila_ros.builds.recipes import read_recipe
-from nvila_ros.errors import BackendError, CheckpointError
+from nvila_ros.errors import BackendError
 from nvila_ros.files import exclusive_lock
 from nvila_ros.models.build import open_build, rewrite_plans
 from nvila_ros.runtime.tensorrt import compile as tensorrt_compile
@@ -90,17 +90,13 @@ def test_weights_of_a_workstation_are_compiled_on_the_robot(
     shutil.rmtree(made["out"])
     builder = use_device(monkeypatch, tmp_path / "store")
     monkeypatch.setattr(build, "_make_weights", lambda *args: pytest.fail("the weights are there"))
-    monkeypatch.setattr(build, "find_checkpoint", find_nothing)
+    monkeypatch.setattr(build, "has_checkpoint", lambda model: False)
     done, text = run(capsys, caplog, str(copied))
 
     assert done["plans"] == str(MACHINE)
     assert "has the weights already" in text
     assert len(builder.built) == len(PARTS)
     assert list(choose_plans(open_build(copied), MACHINE)) == list(PARTS)
-
-
-def find_nothing(model: str) -> Path:
-    raise CheckpointError(f"no checkpoint at {model!r}")
 
 
 def test_second_run_makes_nothing_and_changed_limits_make_plans_alone(
@@ -246,7 +242,7 @@ def test_dry_run_makes_nothing(
         (["nvila-tiny.rtx-4090", "--flavour", "tensorrt", "--target", "SM86"], "--target is for tensorrt_rtx"),
         (
             ["nvila-lite-2b.agx-orin", "--parts-only"],
-            "has no finished weights; to make weights of NVILA-Lite-2B, name",
+            "has no finished weights; to make weights of NVILA-Lite-2B, run: nvila fetch NVILA-Lite-2B",
         ),
         (["nowhere"], "no recipe at 'nowhere'"),
         (["nvila-tiny.cpu", "--dry-run", "--media", "/nowhere"], "calibration media must be a folder of images and"),
@@ -266,7 +262,7 @@ def test_changed_recipe_and_damaged_weights_are_told_where_they_cannot_be_made_a
 ) -> None:
     lose_device(monkeypatch)
     made, _ = run(capsys, caplog, write_recipe(tmp_path))
-    monkeypatch.setattr(build, "find_checkpoint", find_nothing)
+    monkeypatch.setattr(build, "has_checkpoint", lambda model: False)
     path = Path(write_recipe(tmp_path))
     path.write_text(path.read_text().replace("decoder: {precision: fp16}", "decoder: {precision: w4a16}"))
 

@@ -1,9 +1,5 @@
 """Quantized maps on a device, and the kernel of four bits by Triton's interpreter, against plain products."""
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels then run on a CPU
-
 import numpy as np
 import pytest
 import torch

@@ -68,7 +68,7 @@ def test_published_variant_needs_no_files(name: str, capsys: pytest.CaptureFixtu
     code, told = inspect(capsys, name)
 
     assert code == 0
-    assert f"published as Efficient-Large-Model/{name}" in told
+    assert f"published as {VARIANTS[name].repos[0]}" in told
     assert "memory of live weights" in told
     assert "sound" not in told
 

@@ -79,7 +79,8 @@ def test_fault_is_named_beside_all_that_can_be_said(
     code, told = inspect(capsys, copy)
 
     assert code == 1
-    assert said in told.partition(" fault: ")[2]
+    fault = told.partition(" fault: ")[2].replace(" ", "")  # a table breaks its lines anywhere in a long path
+    assert said.replace(" ", "") in fault
     assert "1 to 12 tiles of 112 px" in told
     assert "image 1920x1080 4 x 2 9 81 99" in told
     assert "sound: " not in told
