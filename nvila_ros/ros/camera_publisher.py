@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import array
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-import rclpy
-from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from nvila_ros.config import check_fields, setting
-from nvila_ros.errors import ConfigError, NvilaError
-from nvila_ros.paths import images_profile
-from nvila_ros.ros import process
-from nvila_ros.ros.parameters import declare_parameters, print_help
+from nvila_ros.errors import ConfigError
+from nvila_ros.ros.parameters import declare_parameters
+from nvila_ros.ros.spinning_node import run_node
 from nvila_ros.world.frame_source import FrameSource, VideoSource, WorldSource
 
 IMAGE_DEPTH = 5
@@ -113,35 +109,13 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         0 after a signal, 2 if a parameter or the video file is not acceptable.
     """
-    if process.wants_help(args):
-        return print_help("nvila_camera", "Publishes the synthetic world or a video file as a camera.", CameraConfig)
-    os.environ.update(images_profile())
     cv2.setNumThreads(1)  # its share of a small robot is one core, and less
-    code = 0
-    try:
-        process.init(args)
-        _run()
-    except (NvilaError, ParameterException, NameValidationException) as error:
-        print(f"nvila_camera: error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        pass
-    finally:
-        rclpy.try_shutdown()
-    return process.leave(code)
+    summary = "Publishes the synthetic world or a video file as a camera."
+    return run_node(args, "nvila_camera", summary, CameraConfig, CameraNode, _end)
 
 
-def _run() -> None:
-    node = CameraNode()
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while True:
-            executor.spin_once(timeout_sec=0.2)  # a signal is noticed between two turns
-    finally:
-        node.get_logger().info(f"published {node.num_published} frames")
-        executor.shutdown()
-        node.destroy_node()
+def _end(node: CameraNode, executor: SingleThreadedExecutor) -> None:
+    node.get_logger().info(f"published {node.num_published} frames")
 
 
 def ros_args(values: dict[str, Any]) -> list[str]:

@@ -7,14 +7,11 @@ the drive twenty times a second, and does what it orders. Steps are told on `~/s
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Any
 
-import rclpy
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
-from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -29,14 +26,13 @@ from nvila_ros.driving.outcomes import DriveEnd, DriveStop, Fault, ScoredStep, S
 from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.errors import ConfigError, NvilaError, QueryError
 from nvila_ros.msg import Step
-from nvila_ros.paths import images_profile
 from nvila_ros.prompt.navila import NUM_FRAMES, SENTENCES
-from nvila_ros.ros import process
 from nvila_ros.ros.client import NvilaClient
 from nvila_ros.ros.drive_behaviors import Behaviors
 from nvila_ros.ros.drive_inputs import DriveInputs
 from nvila_ros.ros.drive_messages import goal_from_message, result_message, step_message
-from nvila_ros.ros.parameters import declare_parameters, help_text
+from nvila_ros.ros.parameters import declare_parameters
+from nvila_ros.ros.spinning_node import run_node
 from nvila_ros.ros.velocities import VelocityPublisher
 from nvila_ros.types import NS_PER_S
 
@@ -233,38 +229,15 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         0 after a signal, 2 if a parameter is not acceptable.
     """
-    if process.wants_help(args):
-        print(help_text("nvila_drive", "Lets a model drive a robot by instructions, within limits.", DriveConfig))
-        return 0
-    os.environ.update(images_profile())
-    code = 0
-    try:
-        process.init(args)
-        _run()
-    except (NvilaError, ParameterException, NameValidationException) as error:
-        print(f"nvila_drive: error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        pass
-    finally:
-        rclpy.try_shutdown()
-    return process.leave(code)
+    summary = "Lets a model drive a robot by instructions, within limits."
+    return run_node(args, "nvila_drive", summary, DriveConfig, DriveNode, _end)
 
 
-def _run() -> None:
-    node = DriveNode()
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while True:
-            executor.spin_once(timeout_sec=0.2)  # a signal is noticed between two turns
-    finally:
-        node.close()
-        for _ in range(5):
-            executor.spin_once(timeout_sec=0.05)  # the result and the last velocities leave
-            node._stand()
-        executor.shutdown()
-        node.destroy_node()
+def _end(node: DriveNode, executor: SingleThreadedExecutor) -> None:
+    node.close()
+    for _ in range(5):
+        executor.spin_once(timeout_sec=0.05)  # the result and the last velocities leave
+        node._stand()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -19,12 +18,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import rclpy
 from builtin_interfaces.msg import Time
 from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.exceptions import NameValidationException, ParameterException
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from rosgraph_msgs.msg import Clock
@@ -32,13 +28,11 @@ from sensor_msgs.msg import CameraInfo, Image, LaserScan
 from std_msgs.msg import String
 
 from nvila_ros.config import check_fields, setting
-from nvila_ros.errors import NvilaError
-from nvila_ros.paths import images_profile
-from nvila_ros.ros import process
 from nvila_ros.ros.camera_publisher import image_message
 from nvila_ros.ros.messages import TRANSIENT_LOCAL, stamp_from_ns
-from nvila_ros.ros.parameters import declare_parameters, help_text
+from nvila_ros.ros.parameters import declare_parameters
 from nvila_ros.ros.sim_messages import OPTICAL, camera_info, laser_scan, odometry, transforms
+from nvila_ros.ros.spinning_node import run_node
 from nvila_ros.ros.velocities import subscribe_velocities
 from nvila_ros.types import NS_PER_S
 from nvila_ros.world.rooms.camera import RoomCamera, take_picture
@@ -213,35 +207,8 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         0 after a signal, 2 if a parameter is not acceptable.
     """
-    if process.wants_help(args):
-        print(help_text("nvila_sim", "A robot with a camera in a house.", SimConfig))
-        return 0
-    os.environ.update(images_profile())
     cv2.setNumThreads(1)
-    code = 0
-    try:
-        process.init(args)
-        _run()
-    except (NvilaError, ParameterException, NameValidationException) as error:
-        print(f"nvila_sim: error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        pass
-    finally:
-        rclpy.try_shutdown()
-    return process.leave(code)
-
-
-def _run() -> None:
-    node = SimNode()
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while True:
-            executor.spin_once(timeout_sec=0.2)  # a signal is noticed between two turns
-    finally:
-        executor.shutdown()
-        node.destroy_node()
+    return run_node(args, "nvila_sim", "A robot with a camera in a house.", SimConfig, SimNode)
 
 
 if __name__ == "__main__":
