@@ -67,6 +67,8 @@ class NvilaClient:
         self._status: Status | None = None
         self._ready: list[ClientFuture[Status]] = []
         try:
+            if not name.strip("/"):  # else the topics of no node would be those of the root
+                raise TypeError("the name is empty")
             self._statuses = node.create_subscription(
                 StatusMessage, f"{name}/status", self._on_status, TRANSIENT_LOCAL, callback_group=self._group
             )

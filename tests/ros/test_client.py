@@ -28,7 +28,7 @@ from nvila_ros.errors import (
     ServerTimeoutError,
     UnansweredError,
 )
-from tests.ros.robot import WAIT_S, Camera, Robot, running
+from tests.ros.robot import WAIT_S, Camera, Robot, running, wait_until
 from tests.tiny import CRASH
 
 WORDS = "one two three four five six seven eight"
@@ -260,6 +260,7 @@ def test_closed_client_fails_what_is_open(caller: Node) -> None:
 
 
 def test_absent_node_is_explained(caller: Node) -> None:
+    wait_until(lambda: "/nvila/ask" in dict(caller.get_service_names_and_types()), "the other node is seen")
     with NvilaClient(caller, "/other", discovery_s=1.0) as client:
         with pytest.raises(ServerError) as raised:
             client.ask("what").result()

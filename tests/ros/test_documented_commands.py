@@ -20,6 +20,7 @@ import nvila_ros.action
 import nvila_ros.msg
 import nvila_ros.srv
 from nvila_ros.config import NodeConfig, bounds
+from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.msg import Answer
 from nvila_ros.tools.cli import VERBS
 from tests.ros.documented_commands import ROOT, Command, documented, parse
@@ -134,13 +135,19 @@ def test_what_is_shown_is_an_interface(command: Command) -> None:
 @pytest.mark.parametrize("command", named("launch"))
 def test_what_is_launched_is_there_and_takes_the_arguments(command: Command) -> None:
     package, file, *arguments = command.words
-    tree = ast.parse((ROOT / "launch" / file).read_text())
-    (table,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "ARGUMENTS")
-    names = {row.elts[0].value for row in table.elts}
 
     assert package == "nvila_ros"
-    assert {argument.split(":=")[0] for argument in arguments} <= names
+    assert {argument.split(":=")[0] for argument in arguments} <= launch_arguments(file)
     assert all(":=" in argument for argument in arguments)
+
+
+def launch_arguments(file: str) -> set[str]:
+    """Return the arguments of a launch file, and those of the node's where it includes that."""
+    text = (ROOT / "launch" / file).read_text()
+    tables = (n for n in ast.parse(text).body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "ARGUMENTS")
+    names = {row.elts[0].value for table in tables for row in table.value.elts}
+    included = "nvila.launch.py"
+    return names | (launch_arguments(included) if included in text and file != included else set())
 
 
 @pytest.mark.parametrize("command", named("run"))
@@ -156,8 +163,7 @@ def test_what_is_run_is_installed(command: Command) -> None:
 def test_a_parameter_is_the_nodes(command: Command) -> None:
     node, name = command.words[:2]
 
-    assert node == "/nvila"
-    assert name in {"NAME", *bounds(NodeConfig)}
+    assert name in {"NAME", *bounds({"/nvila": NodeConfig, "/nvila_drive": DriveConfig}[node])}
 
 
 @pytest.mark.parametrize("command", named("bag record"))

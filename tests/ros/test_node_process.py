@@ -80,7 +80,7 @@ def test_death_of_the_worker_answers_everyone_and_ends_the_process_for_a_respawn
             ("-p", "bufer_s:=1.0", "-p", "strict_parameters:=true"),
             "unknown parameter 'bufer_s'; did you mean one of ['buffer_s'",
         ),
-        (("-p", "backend:=cuda"), "backend must be one of"),
+        (("-p", "backend:=gpu"), "backend must be one of"),
         (("-p", "num_frames:=2.5"), "num_frames must be of type int, got 2.5"),
         (("-p", "cameras:=front"), "cameras must be a list of names, got 'front'"),
         (("-p", "cameras:=['no/']"), "a camera's name must be"),
