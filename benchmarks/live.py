@@ -20,12 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.process_usage import cpu_s, resident_bytes
+from nvila_ros.errors import NvilaError
 from nvila_ros.ros.camera_publisher import ros_args
-from nvila_ros.tools.demo.demo import Client, ros_environment
-from nvila_ros.tools.demo.questions import Item
-from nvila_ros.tools.demo.report import Reply
+from nvila_ros.ros.demo_client import DemoClient
+from nvila_ros.tools.demo.demo import ANSWER_S, CAMERA_S, NODE, START_S, ros_environment
 from nvila_ros.tools.demo.subprocesses import Children
 from nvila_ros.tools.options import positive, print_json, size
+from nvila_ros.types import Answer
 
 MIB = 1 << 20
 ASK_EVERY_S = 0.5
@@ -46,23 +47,23 @@ def main() -> int:
     os.environ.update(environ)
     with tempfile.TemporaryDirectory() as folder, Children(Path(folder), environ) as children:
         node = children.start("node", "nvila_ros.ros.node", ros_args({"buffer_bytes": args.buffer_mib * MIB}))
-        with Client(children) as client:
+        with DemoClient(NODE, children.check, start_s=START_S, answer_s=ANSWER_S) as client:
             client.wait_for_node()
             width, height = args.size
             camera = {"world": 0, "width": width, "height": height, "rate_hz": args.rate}
             children.start("camera", "nvila_ros.ros.camera_publisher", ros_args(camera))
-            client.wait_for_frame()
+            client.wait_for_frame(CAMERA_S)
             return measure(client, node.process.pid, args)
 
 
-def measure(client: Client, pid: int, args: argparse.Namespace) -> int:
+def measure(client: DemoClient, pid: int, args: argparse.Namespace) -> int:
     """Ask for the given time and report."""
     full_s = 1.5 * args.buffer_mib * MIB / (args.size[0] * args.size[1] * 3 * args.rate)
     client.rest(full_s)
     for index in range(NUM_SETTLING):
         ask(client, index)
     start_s, start_cpu_s, start_frames = time.monotonic(), cpu_s(pid), client.wait_for_counts()["frames_received"]
-    replies: list[Reply] = []
+    replies: list[Answer | NvilaError] = []
     rss: list[tuple[float, float]] = [(0.0, resident_bytes(pid) / MIB)]
     while (passed_s := time.monotonic() - start_s) < args.seconds:
         replies.append(ask(client, len(replies)))
@@ -76,15 +77,23 @@ def measure(client: Client, pid: int, args: argparse.Namespace) -> int:
     return report(replies, rss, core_share, frames_hz, counts["frames_lost"])
 
 
-def ask(client: Client, index: int) -> Reply:
+def ask(client: DemoClient, index: int) -> Answer | NvilaError:
     """Ask one question; single frames and clips, service and action take turns."""
     is_clip = index % 2 == 1
-    item = Item("any", index, "action" if index % 4 > 1 else "service", 8 if is_clip else 1, 2.0 if is_clip else 0.0)
-    return client.ask(item, QUESTIONS[index % len(QUESTIONS)], lambda piece: None)
+    on_piece = (lambda piece: None) if index % 4 > 1 else None
+    fields = {"num_frames": 8, "window_s": 2.0} if is_clip else {"num_frames": 1}
+    try:
+        return client.ask(QUESTIONS[index % len(QUESTIONS)], on_piece, **fields)
+    except NvilaError as error:
+        return error
 
 
 def report(
-    replies: list[Reply], rss: list[tuple[float, float]], core_share: float, frames_hz: float, num_lost: int
+    replies: list[Answer | NvilaError],
+    rss: list[tuple[float, float]],
+    core_share: float,
+    frames_hz: float,
+    num_lost: int,
 ) -> int:
     """Print the table and the JSON line; return the exit code."""
     table = Table("after s", "node's RSS, MiB")
@@ -92,20 +101,20 @@ def report(
         table.add_row(f"{passed_s:.0f}", f"{mib:.0f}")
     Console().print(table)
     growth = max(mib for _, mib in rss[1:]) - rss[0][1]
-    unanswered = [reply.error for reply in replies if reply.error]
+    answers = [reply for reply in replies if isinstance(reply, Answer)]
     print_json(
         {
             "asked": len(replies),
-            "answered": len(replies) - len(unanswered),
+            "answered": len(answers),
             "frames_hz": round(frames_hz, 2),
             "frames_lost": num_lost,
             "rss_growth_mib": round(growth, 1),
             "core_share": round(core_share, 3),
-            "ttft_s_median": round(statistics.median(reply.ttft_s for reply in replies), 4),
-            "age_s_median": round(statistics.median(reply.age_s for reply in replies), 4),
+            "ttft_s_median": round(statistics.median(answer.timings.ttft_s for answer in answers), 4),
+            "age_s_median": round(statistics.median(answer.age_s for answer in answers), 4),
         }
     )
-    return 1 if unanswered or growth > GROWTH_MIB else 0
+    return 1 if len(answers) < len(replies) or growth > GROWTH_MIB else 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from nvila_ros.msg import Answer
 from nvila_ros.request import ModelInfo, Request
 from nvila_ros.ros import node
 from nvila_ros.ros.camera_publisher import ros_args
-from nvila_ros.tools.demo.demo import Client, ros_environment
+from nvila_ros.ros.demo_client import DemoClient
+from nvila_ros.tools.demo.demo import ANSWER_S, CAMERA_S, NODE, START_S, ros_environment
 from nvila_ros.tools.demo.subprocesses import Children
 from nvila_ros.types import FinishReason, FrameRef, Query
 from nvila_ros.video.deferred import DeferredFrame
@@ -84,11 +85,11 @@ def measure_node(num_seconds: int) -> NodeCost:
     os.environ.update(environ)
     with tempfile.TemporaryDirectory() as folder, Children(Path(folder), environ) as children:
         child = children.start("node", "benchmarks.stream_node", ros_args({}))
-        with Client(children) as client:
+        with DemoClient(NODE, children.check, start_s=START_S, answer_s=ANSWER_S) as client:
             client.wait_for_node()
             camera = {"world": 0, "width": WIDTH, "height": HEIGHT, "rate_hz": RATE_HZ}
             children.start("camera", "nvila_ros.ros.camera_publisher", ros_args(camera))
-            client.wait_for_frame()
+            client.wait_for_frame(CAMERA_S)
             client.rest(2.0)
             start_s, start_cpu_s = time.monotonic(), cpu_s(child.process.pid)
             time.sleep(num_seconds)
