@@ -36,6 +36,14 @@ PACE_S = 0.05  # between frames: a burst would overrun the five that wait for th
 NS_PER_S = 1_000_000_000
 
 
+def own_lines(stderr: str) -> list[str]:
+    """The lines on stderr but for those of ROS itself.
+
+    Fast DDS finds what killed processes left in shared memory; Jazzy's rcl calls ROS_LOCALHOST_ONLY deprecated.
+    """
+    return [line for line in stderr.splitlines() if "RTPS_" not in line and " [rcl]: " not in line]
+
+
 class NodeProcess:
     """The node as a child process; its log is kept."""
 

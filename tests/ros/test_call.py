@@ -16,21 +16,13 @@ pytest.importorskip("nvila_ros.msg")
 from nvila_ros.config import NodeConfig, bounds
 from nvila_ros.paths import version
 from tests.ros.guard import LAMP_NODE, Guard
-from tests.ros.robot import ROOT, Robot, running, wait_until
+from tests.ros.robot import ROOT, Robot, own_lines, running, wait_until
 
 NVILA = (sys.executable, "-m", "nvila_ros.tools.cli")
 
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*NVILA, "call", *words], cwd=ROOT, capture_output=True, text=True, timeout=90)
-
-
-def own_lines(stderr: str) -> list[str]:
-    """The lines on stderr but for those of ROS itself.
-
-    Fast DDS finds what killed processes left in shared memory; Jazzy's rcl calls ROS_LOCALHOST_ONLY deprecated.
-    """
-    return [line for line in stderr.splitlines() if "RTPS_" not in line and " [rcl]: " not in line]
 
 
 def test_standing_queries_and_their_events() -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("nvila_ros.msg")
 
 from nvila_ros.errors import ConfigError
 from nvila_ros.ros import process
-from tests.ros.robot import ROOT
+from tests.ros.robot import ROOT, own_lines
 
 
 def test_home_that_takes_no_log_is_not_blamed_on_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,7 +25,7 @@ def test_home_that_takes_no_log_is_not_blamed_on_arguments(tmp_path: Path, monke
     )
 
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    (line,) = own_lines(done.stderr)
     assert line.startswith("nvila_node: error: ")
     assert line.endswith("set ROS_LOG_DIR to a folder that this user may write to")
     assert "arguments" not in line
