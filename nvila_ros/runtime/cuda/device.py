@@ -14,15 +14,20 @@ FIRST_BF16 = 8  # major number of the compute capability
 GIB = 1 << 30
 
 
-def why_not_on_gpu(spec: ModelSpec) -> str:
-    """Return why torch's GPU cannot run a checkpoint, and what to do; empty if it can."""
+def why_not_on_gpu(spec: ModelSpec, num_bytes: int = 0) -> str:
+    """Return why torch's GPU cannot run a model, and what to do; empty if it can.
+
+    Args:
+        spec: of the model.
+        num_bytes: of its weights; 0 takes those of a checkpoint in half precision.
+    """
     if not torch.cuda.is_available():
         build = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         return (
             f"torch {torch.__version__}, {build}, sees no GPU; install the torch of this machine's CUDA, on a Jetson "
             "that of its JetPack"
         )
-    free, needed = torch.cuda.mem_get_info()[0], ROOM * sum(weight_bytes(spec, "fp16").values())
+    free, needed = torch.cuda.mem_get_info()[0], ROOM * (num_bytes or sum(weight_bytes(spec, "fp16").values()))
     if needed > free:
         return (
             f"the GPU has {free / GIB:.1f} GiB free and {spec.name} needs about {needed / GIB:.1f}; end what else runs "

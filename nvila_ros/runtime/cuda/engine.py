@@ -122,7 +122,8 @@ def load(source: ModelSource, threads: int = 0) -> CudaEngine:
     Raises:
         BackendError: torch sees no GPU, or one that is too small.
     """
-    reason = why_not_on_gpu(source.spec)
+    files = {info.file for info in source.tensors.values()} if isinstance(source, Build) else set()
+    reason = why_not_on_gpu(source.spec, sum(file.stat().st_size for file in files))
     if reason:
         raise BackendError(f"backend cuda cannot run {source.spec.name}: {reason}; or take backend cpu")
     return CudaEngine(source, torch.device("cuda"), choose_dtype(source.spec), capture_cuda)
