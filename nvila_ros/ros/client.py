@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -181,12 +182,17 @@ class NvilaClient:
         self._calls.close()
         for stream in self._streams.copy():
             stream.close()
+        if self._goals is not None:
+            self._node.remove_waitable(self._goals)
+        self._waiter.let_turn()
+        self._calls.destroy()
         for client, _ in self._clients.values():
             self._node.destroy_client(client)
         for subscription in filter(None, (self._statuses, self._events)):
             self._node.destroy_subscription(subscription)
         if self._goals is not None:
-            self._goals.destroy()
+            with contextlib.suppress(ValueError):  # it is none of the node's any more
+                self._goals.destroy()
         self._waiter.close()
 
     def __enter__(self) -> NvilaClient:

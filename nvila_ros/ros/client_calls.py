@@ -89,11 +89,15 @@ class Calls:
         self._waiter.notify()  # the executor has to see the timer
 
     def close(self) -> None:
-        """Fail what is open and remove the timer."""
+        """Fail what is open and stop the timer."""
         with self._lock:
             calls, self._calls = self._calls, []
+            self._timer.cancel()
         for call in calls:
             call.future.fail(ServerError("the client was closed before the answer came"))
+
+    def destroy(self) -> None:
+        """Remove the timer, once no executor has it among those that are ready."""
         self._node.destroy_timer(self._timer)
 
     def _tick(self) -> None:

@@ -23,6 +23,8 @@ from nvila_ros.errors import ServerError, ServerTimeoutError
 T = TypeVar("T")
 STEP_S = 0.05
 """How long a waiting thread sleeps before it looks again who turns the node."""
+TURN_S = 0.5
+"""How long an executor may take for a turn; one that takes longer does not spin."""
 GRACE_S = 0.5
 """How long after a future's deadline the node's own timer may still report why it failed."""
 
@@ -75,6 +77,20 @@ class NodeWaiter:
                 with self._changed:
                     self._changed.wait_for(is_true, min(left_s, STEP_S))
         return True
+
+    def let_turn(self) -> None:
+        """Wait until whoever turns the node has gathered anew what it waits for; not where nobody turns it.
+
+        What was removed from the node before is in none of the executor's lists then, so that it can be destroyed:
+        rclpy adds an action client to its wait set that was destroyed since it was listed, and asks such a timer
+        whether it is ready. Both raise, in the thread that spins.
+        """
+        executor = self._executor()
+        if executor is None or _is_turned_below(executor, sys._getframe()):
+            return
+        turned = threading.Event()
+        executor.create_task(turned.set)  # tasks are served before the lists are made
+        turned.wait(TURN_S)
 
     def close(self) -> None:
         """Release the executor that turned the node."""

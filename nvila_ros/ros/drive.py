@@ -38,6 +38,8 @@ from nvila_ros.types import NS_PER_S
 
 TURN_HZ = 20.0
 STAND_TURNS = 10
+LEAVING_S = 0.3
+"""How long a node that ends goes on turning: a result that is asked for at that moment still leaves."""
 """Turns for which the robot is told to stand after a drive; then cmd_vel is left to others."""
 STEPS = QoSProfile(depth=64)
 
@@ -235,9 +237,9 @@ def main(args: list[str] | None = None) -> int:
 
 def _end(node: DriveNode, executor: SingleThreadedExecutor) -> None:
     node.close()
-    for _ in range(5):
-        executor.spin_once(timeout_sec=0.05)  # the result and the last velocities leave
-        node._stand()
+    end_s = time.monotonic() + LEAVING_S
+    while time.monotonic() < end_s:  # the result and the last velocities leave, whatever else there is to serve
+        executor.spin_once(timeout_sec=1 / TURN_HZ)
 
 
 if __name__ == "__main__":

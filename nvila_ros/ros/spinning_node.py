@@ -50,8 +50,12 @@ def run_node(
     os.environ.update(images_profile())
     code = 0
     try:
-        process.init(args)
-        _spin(make_node(), on_end)
+        signals = process.init(args)
+        node = make_node()
+        signals.raises = (
+            False  # an exception amid a turn would leave the executor holding an entity that it never serves
+        )
+        _spin(node, signals, on_end)
     except (NvilaError, ParameterException, NameValidationException) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
@@ -62,11 +66,11 @@ def run_node(
     return process.leave(code)
 
 
-def _spin(node: Node, on_end: Callable[[Any, SingleThreadedExecutor], None] | None) -> None:
+def _spin(node: Node, signals: process.Signals, on_end: Callable[[Any, SingleThreadedExecutor], None] | None) -> None:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        while True:
+        while not signals.received:
             executor.spin_once(timeout_sec=TURN_S)
     finally:
         if on_end is not None:

@@ -239,15 +239,19 @@ def result_of(future: rclpy.Future) -> Any:
     return future.result()
 
 
-def wait_until(is_true: Callable[[], bool], what: str, within_s: float = WAIT_S) -> None:
+def wait_until(is_true: Callable[[], bool], what: str | Callable[[], str], within_s: float = WAIT_S) -> None:
     """Wait for a condition.
+
+    Args:
+        is_true: asked again and again.
+        what: was waited for; a function where it is known only then.
 
     Raises:
         AssertionError: it did not come true in time.
     """
     end = time.monotonic() + within_s
     while not is_true():
-        assert time.monotonic() < end, f"waited {within_s} s for: {what}"
+        assert time.monotonic() < end, f"waited {within_s} s for: {what() if callable(what) else what}"
         time.sleep(0.01)
 
 

@@ -5,16 +5,15 @@ Parameters: `script` holds the numbers of the actions, one a question; the last 
 
 from __future__ import annotations
 
-import contextlib
-
 import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, QoSReliabilityPolicy
 from sensor_msgs.msg import Image
 
 from nvila_ros.msg import Answer, Event, Status
 from nvila_ros.prompt.navila import SENTENCES
+from nvila_ros.ros import process
 from nvila_ros.ros.messages import STATUS
 from nvila_ros.srv import Ask
 
@@ -62,11 +61,13 @@ class ScriptedAnswers(Node):
 
 
 def main() -> None:
-    rclpy.init()
+    signals = process.init(None)
+    signals.raises = False
     executor = SingleThreadedExecutor()
     executor.add_node(ScriptedAnswers())
-    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-        executor.spin()
+    while not signals.received:
+        executor.spin_once(timeout_sec=0.1)
+    rclpy.shutdown()
 
 
 if __name__ == "__main__":

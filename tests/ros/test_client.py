@@ -60,13 +60,13 @@ def client(caller: Node) -> Iterator[NvilaClient]:
 
 
 @pytest.fixture(params=[SingleThreadedExecutor, MultiThreadedExecutor], ids=["single", "multi"])
-def spun(request: pytest.FixtureRequest, caller: Node) -> Iterator[None]:
+def spun(request: pytest.FixtureRequest, caller: Node) -> Iterator[threading.Thread]:
     """An executor of the caller turns its node in a thread."""
     executor = request.param(context=caller.context)
     executor.add_node(caller)
     thread = threading.Thread(target=executor.spin)
     thread.start()
-    yield
+    yield thread
     executor.shutdown()
     thread.join()
 
@@ -330,3 +330,15 @@ def test_what_names_no_node_is_refused(caller: Node, name: str) -> None:
 def test_times_of_a_client_are_positive(caller: Node, times: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="must be positive"):
         NvilaClient(caller, **times)
+
+
+def test_clients_come_and_go_while_an_executor_turns(caller: Node, spun: threading.Thread) -> None:
+    caller.create_timer(0.001, lambda: None)  # so that it gathers anew what it waits for all the time
+
+    for _ in range(40):
+        with NvilaClient(caller, timeout_s=WAIT_S, discovery_s=WAIT_S) as client:
+            asked = client.ask(WORDS), client.ask_video(WORDS)
+        with pytest.raises(ServerError, match="was closed"):
+            asked[0].result()
+
+    assert spun.is_alive()

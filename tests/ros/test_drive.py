@@ -82,7 +82,13 @@ class Course:
     def warm_up(self) -> None:
         """Wait until the drive hears the camera, the scan, the lock and the node that answers."""
         self.begin([STOP])
-        wait_until(lambda: self.result(self.send()).end_reason == Navigate.Result.STOPPED, "the drive hears all")
+        ended: list[Navigate.Result] = []
+
+        def stops() -> bool:
+            ended.append(self.result(self.send()))
+            return bool(ended[-1].end_reason == Navigate.Result.STOPPED)
+
+        wait_until(stops, lambda: f"the drive hears all; it ended {ended[-1]}\n{self.drive.log}")
 
     def close(self) -> None:
         for child in (self.drive, self.answers, self.sim):

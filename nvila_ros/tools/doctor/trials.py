@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -39,6 +40,7 @@ REFERENCE = (
 )
 """Answer and probability of each question by torch in float32: what `nvila_ros.tools.doctor.trial` prints for it."""
 NO_GPU = "this machine has no NVIDIA GPU"
+NO_FRAME = "no frame of"  # as a NoFramesError begins
 NUM_LINES = 3  # of a child's errors
 _CLI = (sys.executable, "-m", "nvila_ros.tools.cli")
 
@@ -177,7 +179,10 @@ def try_node() -> Trial:
     with tempfile.TemporaryDirectory() as folder, Children(Path(folder), environ | {"ROS_LOG_DIR": folder}) as children:
         children.start("nvila_node", "nvila_ros.ros.node", ())
         children.start("nvila_camera", "nvila_ros.ros.camera_publisher", ())
+        end_s = time.monotonic() + TRIAL_S
         figures, error = run_child([*_CLI, *ask], TRIAL_S, {**os.environ, **environ})
+        while figures is None and NO_FRAME in error and time.monotonic() < end_s:  # the camera may start later
+            figures, error = run_child([*_CLI, *ask], TRIAL_S, {**os.environ, **environ})
         try:
             children.check()
         except ChildError as ended:
