@@ -40,12 +40,11 @@ demo: $(VENV)/ready
 drive: $(VENV)/ready
 	$(BIN)/nvila drive $(ARGS)
 
-# Tests of the node come last and one at a time, since each starts processes; they run whatever the others found. Where no
-# test fits ARGS, pytest ends with 5.
+# Tests of the node come last; they run whatever the others found. Where no test fits ARGS, pytest ends with 5.
 test: $(VENV)/ready-to-test
 	@code=0; \
 	$(if $(filter kilted,$(DISTRO)),$(TWO_PROCESSES) -m "not ros" $(ARGS) || [ $$? -eq 5 ] || code=1;) \
-	$(BIN)/python -m pytest -m ros $(ARGS) || [ $$? -eq 5 ] || code=1; \
+	$(TWO_PROCESSES) -m ros $(ARGS) || [ $$? -eq 5 ] || code=1; \
 	exit $$code
 
 test-fast: $(VENV)/ready-to-test
