@@ -28,6 +28,7 @@ from rclpy.duration import Duration
 from rclpy.exceptions import NameValidationException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from rclpy.service import Service
 from rclpy.task import Future
 from std_msgs.msg import String
 
@@ -45,6 +46,7 @@ from nvila_ros.ros.door import open_door
 from nvila_ros.ros.feedback import Feedback
 from nvila_ros.ros.managed_model import ManagedModel
 from nvila_ros.ros.parameters import PUBLISHER_QOS, declare_parameters, print_help, warn_of_unused_qos
+from nvila_ros.ros.responses import persistent
 from nvila_ros.ros.standing_server import StandingQueryServer
 from nvila_ros.serving import slow_answers
 from nvila_ros.serving.answering import Answering
@@ -109,6 +111,10 @@ class NvilaNode(Node):
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(1.0, self._on_second, clock=steady)
         self.create_timer(DEADLINE_EVERY_S, self.answering.expire, clock=steady)
+
+    def create_service(self, *args: Any, **kwargs: Any) -> Service:
+        """Create a service as rclpy does, whose responses are not lost where discovery is slow."""
+        return persistent(super().create_service(*args, **kwargs), self.get_logger().warning)
 
     def _clock_ns(self) -> int:
         now_ns: int = self.get_clock().now().nanoseconds
