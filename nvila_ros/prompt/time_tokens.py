@@ -76,9 +76,19 @@ def _count_named(folder: Path, tokens: Mapping[str, int]) -> int:
     return len(found) if len(found) > 1 else 0
 
 
+def time_token_names(num_tokens: int) -> list[str]:
+    """Return the names of time tokens, in order, where a checkpoint's config gives no other format."""
+    return [FORMAT.replace("{t}", str(t)) for t in range(num_tokens)]
+
+
 def places_in_clip(num_tokens: int) -> np.ndarray:
     """Return the place of each time token, (N,) from 0, the clip's beginning, to 1, its end."""
     return np.arange(num_tokens) / (num_tokens - 1)
+
+
+def token_of_place(place: float, num_tokens: int) -> int:
+    """Return which time token is nearest to a place of a clip, from 0."""
+    return min(max(round(place * (num_tokens - 1)), 0), num_tokens - 1)
 
 
 def time_of_place(place: float, stamps_ns: Sequence[int]) -> int:

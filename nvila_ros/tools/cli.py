@@ -42,7 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "prune": ("prune", "keep the samples of a data set that are worth learning from"),
     "finetune": ("finetune", "tune a checkpoint on conversations"),
     "train-nav": ("train_nav", "make nvila-tiny-nav, which follows instructions in rooms, of nvila-tiny"),
-    "train-tiny": ("train", "train nvila-tiny from nothing, or nvila-tiny-scale from it"),
+    "train-tiny": ("train", "train nvila-tiny from nothing, or a sibling from it"),
 }
 """Module and help line of each verb."""
 _EXTRA_BY_MODULE = {

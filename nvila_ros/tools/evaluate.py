@@ -29,7 +29,7 @@ from nvila_ros.tools.suite_scores import MAX_TOKENS, as_dict, as_table, score
 from nvila_ros.tools.suites import DEFAULT_SUITE, SUITES
 from nvila_ros.training.conversations.bad_samples import BadSamples, DataError
 from nvila_ros.types import Answer
-from nvila_ros.world.questions import EvalCase, is_correct
+from nvila_ros.world.questions import EvalCase
 
 NUM_QUESTIONS = 500
 """Asked of each kind where nobody says."""
@@ -146,7 +146,7 @@ def run_suite(args: argparse.Namespace) -> int:
         def on_case(kind: str, index: int, case: EvalCase, answer: Answer) -> None:
             count(kind)
             if lines is not None:
-                lines.write(kind, index, case, answer)
+                lines.write(kind, index, case, answer, suite.is_right(case, answer))
 
         scores = score(model, kinds, num_questions, on_case, suite=suite)
     if not args.json:
@@ -175,14 +175,14 @@ class _CaseLines:
     def __exit__(self, kind: type[BaseException] | None, *args: object) -> None:
         close_reporting(self._file, self._path, is_failing=kind is not None)
 
-    def write(self, kind: str, index: int, case: EvalCase, answer: Answer) -> None:
+    def write(self, kind: str, index: int, case: EvalCase, answer: Answer, is_right: bool) -> None:
         line = {
             "kind": kind,
             "index": index,
             "question": case.question.text,
             "truth": case.question.answer,
             "answer": answer.text,
-            "is_correct": is_correct(case.question, answer.text),
+            "is_correct": is_right,
             "times_s": case.times_s,
             "objects": [f"{obj.color} {obj.shape} {obj.direction}" for obj in case.scene.objects],
             "background": case.scene.background.kind,

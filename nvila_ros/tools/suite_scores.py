@@ -50,11 +50,13 @@ class SuiteScore:
     Attributes:
         wrong: the cases answered wrong, and the answers.
         chosen: of each question with choices the probability of the likeliest, and whether that was the true one.
+        measures: what else the suite measures, by name, of each answer that has it.
     """
 
     num_asked: int = 0
     wrong: list[tuple[EvalCase, str]] = field(default_factory=list)
     chosen: list[tuple[float, bool]] = field(default_factory=list)
+    measures: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def num_right(self) -> int:
@@ -70,6 +72,11 @@ class SuiteScore:
     def calibration_error(self) -> float:
         """Expected calibration error of the likeliest choices, 0 where nothing was chosen."""
         return calibration_error(*np.array(self.chosen, np.float64).T) if self.chosen else 0.0
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean of each measure, by name."""
+        return {name: float(np.mean(values)) for name, values in self.measures.items()}
 
     @property
     def num_sure(self) -> int:
@@ -101,10 +108,12 @@ def score(
         scores[kind] = SuiteScore()
         for index in range(num_questions):
             case = suite.case(kind, index)
-            answer = ask_case(model, case, f"{kind}-{index}", suite.render)
+            answer = ask_case(model, case, f"{kind}-{index}", suite.render, answer_type=suite.answer_type)
             scores[kind].num_asked += 1
-            if not is_correct(case.question, answer.text):
+            if not suite.is_right(case, answer):
                 scores[kind].wrong.append((case, answer.text))
+            for name, value in suite.measure(case, answer).items() if suite.measure else ():
+                scores[kind].measures.setdefault(name, []).append(value)
             _score_choices(model, case, f"{kind}-{index}", suite, scores[kind])
             on_case(kind, index, case, answer)
     return scores
@@ -126,12 +135,25 @@ def film_case(case: EvalCase, render: Render = render) -> list[Frame]:
 
 
 def ask_case(
-    model: QueryModel, case: EvalCase, query_id: str, render: Render = render, choices: tuple[str, ...] = ()
+    model: QueryModel,
+    case: EvalCase,
+    query_id: str,
+    render: Render = render,
+    choices: tuple[str, ...] = (),
+    *,
+    answer_type: str = "",
 ) -> Answer:
-    """Film the frames of a case and ask its question, with choices or freely."""
+    """Film the frames of a case and ask its question, with choices, for a type of answer or freely."""
     frames = film_case(case, render)
     question = case.question.text
-    query = Query(query_id=query_id, question=question, num_frames=len(frames), max_tokens=MAX_TOKENS, choices=choices)
+    query = Query(
+        query_id=query_id,
+        question=question,
+        num_frames=len(frames),
+        max_tokens=MAX_TOKENS,
+        choices=choices,
+        answer_type=answer_type,
+    )
     return model.answer(query, frames)
 
 
@@ -140,6 +162,9 @@ def as_dict(scores: dict[str, SuiteScore]) -> dict[str, object]:
     num_asked = sum(each.num_asked for each in scores.values())
     overall = sum(each.num_right for each in scores.values()) / num_asked
     found: dict[str, object] = {**{kind: each.accuracy for kind, each in scores.items()}, "overall": overall}
+    means = {kind: each.means for kind, each in scores.items() if each.measures}
+    if means:
+        found["measures"] = means
     chosen = {kind: each for kind, each in scores.items() if each.chosen}
     if chosen:
         found["ece"] = {kind: each.calibration_error for kind, each in chosen.items()}
@@ -152,13 +177,15 @@ def as_table(scores: dict[str, SuiteScore]) -> Table:
     """Return a table of the scores, with a few wrong answers of each kind."""
     has_choices = any(each.chosen for each in scores.values())
     calibration = ("ECE", f"p >= {SURE}", "of those wrong") if has_choices else ()
-    table = Table("kind", "asked", "right", "accuracy", *calibration, "answer instead of the truth")
+    names = sorted({name for each in scores.values() for name in each.measures})
+    table = Table("kind", "asked", "right", "accuracy", *names, *calibration, "answer instead of the truth")
     for column in table.columns[1:-1]:
         column.justify = "right"
     for kind, each in scores.items():
         shown = [f"{text!r} for {case.question.answer!r}" for case, text in each.wrong[:NUM_SHOWN_WRONG]]
         trust = (f"{each.calibration_error:.3f}", str(each.num_sure), f"{each.sure_and_wrong:.3f}")
         row = (kind, str(each.num_asked), str(each.num_right), f"{each.accuracy:.3f}")
-        row = (*row, *(trust if has_choices else ()), ", ".join(shown))
+        measured = [f"{each.means[name]:.3f}" if name in each.means else "" for name in names]
+        row = (*row, *measured, *(trust if has_choices else ()), ", ".join(shown))
         table.add_row(*(text.replace("[", r"\[") for text in row))
     return table

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         choices=RECIPES,
         default="nvila-tiny",
-        help="nvila-tiny from nothing, or nvila-tiny-scale from nvila-tiny (default: %(default)s)",
+        help="nvila-tiny from nothing, or a sibling from nvila-tiny (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the checkpoint is written")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="keeps the state: run again to go on")

@@ -29,6 +29,8 @@ from nvila_ros.training.moments import (
     draw_events,
     draw_moment,
     draw_quick_events,
+    draw_timed,
+    draw_timed_turns,
     draw_turns,
     draw_wide,
     draw_wide_event_turns,
@@ -78,6 +80,7 @@ class Batch(Generic[Array]):
         grids: (rows, columns) of tiles at each scale of an image, or none.
         merge_scale: index of the scale to whose map the features of all scales are resized.
         pool: frames of a clip that are averaged into one.
+        time_ids: of the time tokens that answers hold, in order; their labels are soft.
     """
 
     tile_BFHWC: Array
@@ -90,6 +93,7 @@ class Batch(Generic[Array]):
     grids: tuple[Grid, ...] = ()
     merge_scale: int = -1
     pool: int = 1
+    time_ids: tuple[int, ...] = ()
 
 
 class Batches(Dataset):
@@ -114,6 +118,7 @@ class Batches(Dataset):
             "clips": self._clips,
             "events": self._events,
             "quick": self._quick,
+            "timed": self._timed,
             "wide": self._wide,
             "wide-dense": self._wide_dense,
             "wide-clips": self._wide_clips,
@@ -176,6 +181,16 @@ class Batches(Dataset):
         scenes = [draw_quick_events(rng) for rng in rngs]
         turns = [event_turns(rng, scene) for rng, scene in zip(rngs, scenes, strict=True)]
         return self._film_clips(rngs, scenes, turns, num_frames, pool)
+
+    def _timed(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
+        num_frames, pool = self._draw_grid(rngs[0])
+        scenes = [draw_timed(rng, num_frames) for rng in rngs]
+        times = self.tokenizer.time_ids
+        turns = [
+            draw_timed_turns(rng, scene, num_frames, self.mix.num_turns, len(times))
+            for rng, scene in zip(rngs, scenes, strict=True)
+        ]
+        return replace(self._film_clips(rngs, scenes, turns, num_frames, pool), time_ids=times)
 
     def _wide_dense(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         scenes = [draw_wide(rng, self._look(), self.mix.palette_share) for rng in rngs]

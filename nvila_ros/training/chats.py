@@ -24,6 +24,8 @@ from nvila_ros.world.questions import Question
 Array = TypeVar("Array")
 PREFIX, PADDING = 0, -1
 """Owners of tokens that all branches see, and of tokens that nothing sees."""
+TIMED = "timed"
+"""Kind of the questions that time tokens answer."""
 LENGTH_STEP, ANSWER_STEP = 32, 16
 """Rows, and their answers, come in few lengths, so that a GPU meets the same shapes again."""
 
@@ -69,7 +71,7 @@ def encode_branches(
     chat = Chat(list(shared), [*silent], list(range(len(shared))), [PREFIX] * len(shared), [*silent], [*silent])
     for owner, turn in enumerate(turns, start=1):
         asked = tokenizer.encode(turn.text) + frame
-        answer = [*tokenizer.encode(turn.answer), tokenizer.answer_end]
+        answer = _answer(tokenizer, turn)
         branch = [*asked, *answer][:-1]
         chat.ids.extend(branch)
         chat.labels.extend([IGNORE] * (len(asked) - 1) + answer)
@@ -99,11 +101,16 @@ def _encode_turns(
     is_answer: list[bool] = []
     for i, turn in enumerate(turns):
         asked = ask(tokenizer, [turn.text] if i else [media, turn.text], is_first=not i)
-        answer = [*tokenizer.encode(turn.answer), tokenizer.answer_end]
+        answer = _answer(tokenizer, turn)
         ids += asked + answer
         is_answer += [False] * len(asked) + [True] * len(answer)
     labels = [token if counts else IGNORE for token, counts in zip(ids, is_answer, strict=True)]
     return ids[:-1], labels[1:]
+
+
+def _answer(tokenizer: ChatTokenizer, turn: Question) -> list[int]:
+    encode = tokenizer.encode_marked if turn.kind == TIMED else tokenizer.encode
+    return [*encode(turn.answer), tokenizer.answer_end]
 
 
 @dataclass(frozen=True, slots=True)

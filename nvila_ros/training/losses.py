@@ -20,6 +20,7 @@ from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.training.batches import Batch
 from nvila_ros.training.chats import PREFIX, Rows
+from nvila_ros.training.soft_times import soft_time_loss
 from nvila_ros.training.token_labels import IGNORE, NUM_EVENTS, THERE
 from nvila_ros.visual.tiling import Grid
 from nvila_ros.world.named_places import NUM_BINS
@@ -100,7 +101,7 @@ def _chat_loss(
     embeds_BLD = embeds_BLD.index_copy(1, rows.visual_V, visual_BVD)  # by a mask, gradients would wait for the device
     hidden_BTD, before_last_BLD = decode_branches(model, embeds_BLD, rows)
     logits_BTV = model.llm.head(hidden_BTD)
-    loss = _mean_loss(logits_BTV, rows.labels_BT)
+    loss = soft_time_loss(logits_BTV.flatten(0, 1), rows.labels_BT.flatten(), batch.time_ids)
     if batch.tile_BFHWC.shape[1] > 1:
         loss = loss + _token_loss(heads, before_last_BLD.index_select(1, rows.visual_V).flatten(0, 1), batch)
     for head, bins_BL in ((heads.column, rows.column_BL), (heads.row, rows.row_BL)):

@@ -14,7 +14,7 @@ class Mix:
 
     Attributes:
         kinds: of batches, by turns: `dense` labels of frames, `images`, images `scaled`, `clips`, `events` that few
-            frames show, `quick` events; `wide` images, clips, events and
+            frames show, `quick` events, `timed` events; `wide` images, clips, events and
             dense labels.
         seed_base: of the first scene.
         num_samples: of a batch of single frames of one tile.

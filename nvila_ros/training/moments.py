@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nvila_ros.prompt.time_tokens import time_token_names, token_of_place
+from nvila_ros.training.chats import TIMED
 from nvila_ros.world.events import QUICK_GAPS, QUICK_JUMPS, sample_appearing_scene, sample_event_scene
 from nvila_ros.world.questions import STILL_KINDS, Question, ask, conversation
 from nvila_ros.world.scene import BACKGROUNDS, MAX_OBJECTS, Scene
 from nvila_ros.world.scene_sampler import sample_scene
+from nvila_ros.world.timed_events import WHEN, TimedEvent, happening, not_happening, sample_timed_scene, whether
 from nvila_ros.world.wide_questions import ask_wide
 from nvila_ros.world.wide_scenes import Look, sample_wide_scene
 
@@ -94,6 +97,38 @@ def draw_quick_events(rng: np.random.Generator) -> Scene:
     is_quick = bool(rng.random() < QUICK_SHARE)
     gaps, jumps = (QUICK_GAPS, QUICK_JUMPS) if is_quick else (SLOW_GAPS, SLOW_JUMPS)
     return sample_event_scene(rng, aspect=draw_aspect(rng), duration_s=EVENT_CLIP_S, gaps=gaps, jumps=jumps)
+
+
+def draw_timed(rng: np.random.Generator, num_frames: int) -> Scene:
+    """Draw a clip of things that stay, leave or move for a while, which num_frames frames show."""
+    return sample_timed_scene(rng, aspect=draw_aspect(rng), duration_s=EVENT_CLIP_S, num_frames=num_frames)
+
+
+def draw_timed_turns(
+    rng: np.random.Generator, scene: Scene, num_frames: int, num_turns: int, num_tokens: int
+) -> list[Question]:
+    """Ask when of half of the turns, and whether of the others, half of which is not so.
+
+    Args:
+        rng: chooses.
+        scene: of `draw_timed`.
+        num_frames: that show it.
+        num_turns: at most.
+        num_tokens: time tokens of the model.
+    """
+    duration_s = scene.duration_s * num_frames / (num_frames - 1)  # the last frame lasts as long as the others
+    events, nothing = happening(scene, duration_s), not_happening(rng, scene)
+    events, nothing = ([each[i] for i in rng.permutation(len(each))] for each in (events, nothing))
+    num_when, num_each = (num_turns + 1) // 2, (num_turns + 2) // 4
+    turns = [_ask_when(event, duration_s, num_tokens) for event in events[:num_when]]
+    turns += [whether(event) for event in [*events[-num_each:], *nothing[:num_each]]]
+    return [turns[i] for i in rng.permutation(len(turns))]
+
+
+def _ask_when(event: TimedEvent, duration_s: float, num_tokens: int) -> Question:
+    names = time_token_names(num_tokens)
+    start, end = (names[token_of_place(t_s / duration_s, num_tokens)] for t_s in (event.start_s, event.end_s))
+    return Question(TIMED, WHEN.format(event.text), f"{start} {end}")
 
 
 def draw_turns(

@@ -14,7 +14,7 @@ from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.runtime.torch_engine import load_torch_model
-from nvila_ros.training import tiny, tiny_scale
+from nvila_ros.training import tiny, tiny_scale, tiny_when
 from nvila_ros.training.mix import Mix
 from nvila_ros.training.save import copy_tokenizer
 from nvila_ros.world import photographs
@@ -184,10 +184,36 @@ _SCALE_MIX = Mix(
     has_patches=False,
 )
 _SCALE_STAGES = (TrainingStage("scale", _SCALE_MIX, 2400, 8e-4, 0.0),)
+_TIMED = Mix(
+    kinds=("timed",),
+    seed_base=33 << 24,
+    num_samples=16,
+    num_clips=16,
+    num_turns=8,
+    clip_grids=((8, 1),),
+    has_patches=False,
+)
+_WHEN_STAGES = (
+    # Few frames first: what is learned of them holds of more.
+    TrainingStage("times", _TIMED, 500, 8e-4, 0.0),
+    TrainingStage(
+        "moments",
+        replace(
+            _TIMED,
+            kinds=("timed", "timed", "timed", "images", "timed", "timed", "timed", "clips"),
+            seed_base=35 << 24,
+            clip_grids=((16, 1), (16, 1), (12, 1), (8, 1)),
+        ),
+        350,
+        6e-4,
+        0.0,
+    ),
+)
 RECIPES: dict[str, TrainingRecipe] = {
     "nvila-tiny": TrainingRecipe(tiny.SPEC, _TINY_STAGES, tiny.new_model, tiny.write_tokenizer),
     "nvila-tiny-scale": TrainingRecipe(
         tiny_scale.SPEC, _SCALE_STAGES, tiny_scale.new_model, tiny_scale.write_tokenizer
     ),
+    "nvila-tiny-when": TrainingRecipe(tiny_when.SPEC, _WHEN_STAGES, tiny_when.new_model, tiny_when.write_tokenizer),
 }
 """Recipes by the name of the checkpoint."""

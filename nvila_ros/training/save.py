@@ -17,6 +17,9 @@ from nvila_ros.files import atomic_folder
 from nvila_ros.models.nvila import Nvila
 from nvila_ros.models.spec import NO_POOL, DecoderSpec, ModelSpec, ProjectorSpec, VisionSpec
 from nvila_ros.prompt.template import SYSTEM
+from nvila_ros.prompt.time_tokens import FORMAT as TIME_FORMAT
+from nvila_ros.prompt.time_tokens import time_token_names
+from nvila_ros.training.soft_times import STD as SOFT_STD
 
 
 def save_checkpoint(model: Nvila, tokenizer: Path, folder: Path) -> None:
@@ -92,7 +95,7 @@ def part_configs(spec: ModelSpec, added: dict[str, int]) -> dict[str, dict[str, 
     )
     half, size = [0.5, 0.5, 0.5], spec.vision.image_px
     return {
-        "config.json": _top_config(spec, llm, vision, projector),
+        "config.json": {**_top_config(spec, llm, vision, projector), **_time_config(added)},
         "llm/config.json": llm,
         "llm/tokenizer_config.json": _tokenizer_config(spec.decoder, added),
         "llm/special_tokens_map.json": {"bos_token": "[BOS]", "eos_token": "<|im_end|>", "pad_token": "[PAD]"},
@@ -153,6 +156,19 @@ def _video_encoder(spec: ModelSpec) -> str:
     if spec.video_pools == (NO_POOL,):
         return '{"_target_": "llava.model.encoders.BasicVideoEncoder"}'
     return json.dumps({"_target_": "llava.model.encoders.TSPVideoEncoder", "pool_sizes": spec.video_pools})
+
+
+def _time_config(added: dict[str, int]) -> dict[str, Any]:
+    """Return what upstream's training writes down of time tokens."""
+    ids = [added[name] for name in time_token_names(len(added)) if name in added]
+    if not ids:
+        return {}
+    return {
+        "num_time_tokens": len(ids),
+        "time_token_format": TIME_FORMAT,
+        "time_token_ids": ids,
+        "soft_ce_std": SOFT_STD,
+    }
 
 
 def _llm_config(spec: DecoderSpec, added: dict[str, int]) -> dict[str, Any]:

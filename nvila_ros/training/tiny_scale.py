@@ -36,12 +36,12 @@ START = "nvila-tiny"  # embedded checkpoint
 def new_model(seed: int) -> Nvila:
     """Return nvila-tiny widened; the seed is that of the training's heads."""
     torch.manual_seed(seed)
-    return widen(load_torch_model(open_checkpoint(_start_path())), SPEC)
+    return widen(load_torch_model(open_checkpoint(start_path())), SPEC)
 
 
 def write_tokenizer(folder: Path) -> None:
     """Copy nvila-tiny's tokenizer: its bytes spell the new words."""
-    copy_tokenizer(_start_path(), folder)
+    copy_tokenizer(start_path(), folder)
 
 
 def widen(model: Nvila, spec: ModelSpec) -> Nvila:
@@ -85,5 +85,6 @@ def _repeat(weight: Tensor, width: int, times: int) -> Tensor:
     return weight.unflatten(-1, (-1, width)).tile(times).flatten(-2)
 
 
-def _start_path() -> Path:
+def start_path() -> Path:
+    """Return the folder of the checkpoint that siblings of nvila-tiny start with."""
     return share_path("checkpoints", START)

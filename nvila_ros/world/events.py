@@ -118,6 +118,23 @@ def sample_appearing_scene(
     return dress_scene(rng, tuple(placed[k] for k in order), aspect=aspect, duration_s=duration_s)
 
 
+def draw_way(rng: np.random.Generator) -> tuple[float, float]:
+    """Draw how far something goes, to one of four sides, in frame widths and heights."""
+    sides = [sign for sign in DIRECTIONS.values() if any(sign)]
+    sign_x, sign_y = sides[int(rng.integers(len(sides)))]
+    way = float(rng.uniform(*_JUMP_WAYS))
+    return way * sign_x, way * sign_y
+
+
+def draw_apart(rng: np.random.Generator, ways: list[tuple[float, float]], aspect: float) -> tuple[Object, ...] | None:
+    """Draw a thing for each way, of distinct (color, shape), which stay in the frame and apart wherever on their ways.
+
+    They stand where their ways begin. Ways that cross may find no place: None.
+    """
+    specs = [each._replace(dx=dx, dy=dy) for each, (dx, dy) in zip(_draw_specs(rng, len(ways)), ways, strict=True)]
+    return _find_places(rng, specs, _EVENT_SIZES, aspect)
+
+
 def _draw_specs(rng: np.random.Generator, count: int) -> list[_JumpSpec]:
     colors = list(COLORS)
     pairs = rng.choice(len(COLORS) * len(SHAPES), count, replace=False).tolist()
@@ -153,12 +170,21 @@ def _draw_jump(
 def _place_all(
     rng: np.random.Generator, specs: list[_JumpSpec], sizes: tuple[float, float], aspect: float
 ) -> tuple[Object, ...]:
+    placed = _find_places(rng, specs, sizes, aspect)
+    if placed is None:
+        raise RuntimeError(f"found no place for {specs}")
+    return placed
+
+
+def _find_places(
+    rng: np.random.Generator, specs: list[_JumpSpec], sizes: tuple[float, float], aspect: float
+) -> tuple[Object, ...] | None:
     for attempt in range(200):
         largest = sizes[0] + (sizes[1] - sizes[0]) * 0.96**attempt  # crowded scenes get smaller objects
         placed = _place(rng, specs, (sizes[0], largest), aspect)
         if placed is not None:
             return placed
-    raise RuntimeError(f"found no place for {specs}")
+    return None
 
 
 def _place(

@@ -65,6 +65,20 @@ class Jump:
 
 
 @dataclass(frozen=True, slots=True)
+class Slide:
+    """A way at an even pace, and no way back: dx, dy in frame widths and heights, along one axis."""
+
+    start_s: float
+    duration_s: float
+    dx: float
+    dy: float
+
+    def share(self, t_s: float) -> float:
+        """How much of the way the object is off at t_s, 0..1."""
+        return min(max((t_s - self.start_s) / self.duration_s, 0.0), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Object:
     """One shape: size is the radius in frame heights, angle in radians.
 
@@ -82,7 +96,7 @@ class Object:
     vy: float
     angle: float
     appears_s: float = -math.inf
-    jump: Jump | None = None
+    jump: Jump | Slide | None = None
     vanishes_s: float = math.inf
 
     def position(self, t_s: float) -> tuple[float, float]:

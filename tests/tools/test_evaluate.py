@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,9 @@ class Oracle:
         assert [frame.stamp_ns for frame in frames] == [round(t * 1e9) for t in case.times_s]
         assert np.array_equal(frames[-1].image, self.suite.render(case.scene, case.times_s[-1], 640, 480))
         text = "no idea" if kind in self.wrong_kinds else f" {case.question.answer.title().removesuffix('.')}. "
+        if query.answer_type == "when":
+            ends = zip(("start_s", "end_s"), map(float, re.findall(r"[\d.]+", text.rstrip(". "))), strict=False)
+            text = json.dumps({"intervals": [found] if (found := dict(ends)) else []})
         probabilities = (0.9, *[0.1 / (len(query.choices) - 1)] * (len(query.choices) - 1)) if query.choices else ()
         return Answer(
             query=query,

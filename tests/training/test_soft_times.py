@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from nvila_ros.training.soft_times import soft_time_loss
+from nvila_ros.training.token_labels import IGNORE
 
 TIMES = [7, 3, 11, 5, 9]  # in no order of ids
 
@@ -41,6 +42,15 @@ def test_of_a_narrow_target_it_is_cross_entropy() -> None:
     assert torch.allclose(soft_time_loss(logits, labels, TIMES, 0.05), functional.cross_entropy(logits, labels))
     assert torch.allclose(soft_time_loss(logits, labels, ()), functional.cross_entropy(logits, labels))
     assert float(soft_time_loss(logits[:0], labels[:0], TIMES)) == 0
+
+
+def test_ignored_labels_count_for_nothing() -> None:
+    logits, labels = torch.randn(6, 13), torch.tensor([7, IGNORE, 0, IGNORE, 9, 12])
+
+    loss = soft_time_loss(logits, labels, TIMES)
+
+    assert float(loss) == pytest.approx(float(soft_time_loss(logits[[0, 2, 4, 5]], labels[[0, 2, 4, 5]], TIMES)))
+    assert float(soft_time_loss(logits, torch.full((6,), IGNORE), TIMES)) == 0
 
 
 def test_it_teaches_the_whole_target_and_its_mean() -> None:

@@ -1,0 +1,98 @@
+"""What nvila-tiny-when learns from: its tokens, its rows, its batches and their soft loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nvila_ros.models.checkpoint import open_checkpoint
+from nvila_ros.models.nvila import Nvila
+from nvila_ros.paths import share_path
+from nvila_ros.prompt.time_tokens import time_of_place, token_of_place
+from nvila_ros.prompt.tokenizer import ChatTokenizer
+from nvila_ros.runtime.torch_engine import load_torch_model
+from nvila_ros.training import tiny_when
+from nvila_ros.training.batches import Batches
+from nvila_ros.training.losses import Heads, batch_loss
+from nvila_ros.training.mix import Mix
+from nvila_ros.training.moments import draw_timed, draw_timed_turns
+from nvila_ros.training.save import save_checkpoint
+from nvila_ros.training.steps import to_device
+from nvila_ros.world.scene import scene_rng
+from nvila_ros.world.timed_events import WHEN, happening
+
+NUM = tiny_when.NUM_TIME_TOKENS
+MIX = Mix(
+    kinds=("timed",), seed_base=0, num_samples=2, num_clips=2, num_turns=4, clip_grids=((6, 1),), has_patches=False
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Nvila:
+    return tiny_when.new_model(0)
+
+
+@pytest.fixture(scope="module")
+def folder(model: Nvila, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The untrained model as a checkpoint."""
+    root = tmp_path_factory.mktemp("when")
+    tiny_when.write_tokenizer(root / "tokenizer")
+    save_checkpoint(model, root / "tokenizer", root / "checkpoint")
+    return root / "checkpoint"
+
+
+def test_checkpoint_opens_with_its_time_tokens_behind_the_rows_of_nvila_tiny(model: Nvila, folder: Path) -> None:
+    tokenizer = ChatTokenizer.from_folder(folder / "llm")
+
+    assert tokenizer.time_ids == tuple(range(480, 480 + NUM))
+    assert open_checkpoint(folder).spec.decoder == tiny_when.SPEC.decoder
+    start = load_torch_model(open_checkpoint(share_path("checkpoints", "nvila-tiny"))).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value[: len(start[name])], start[name]), name
+
+
+def test_turns_ask_when_with_the_tokens_of_the_truth_and_whether_as_often_so_as_not() -> None:
+    answers: list[str] = []
+    for seed in range(40):
+        rng = scene_rng(seed)
+        scene = draw_timed(rng, 8)
+        duration_s = scene.duration_s * 8 / 7
+        events = {WHEN.format(each.text): each for each in happening(scene, duration_s)}
+        for turn in draw_timed_turns(rng, scene, 8, 8, NUM):
+            if turn.text in events:
+                event = events[turn.text]
+                tokens = [token_of_place(t_s / duration_s, NUM) for t_s in (event.start_s, event.end_s)]
+                assert turn.answer == "<t{}> <t{}>".format(*tokens)
+            else:
+                answers.append(turn.answer)
+
+    assert 0.4 < answers.count("yes") / len(answers) < 0.6
+
+
+@pytest.mark.parametrize("t_s", [0.0, 0.7, 2.0, 3.1])
+def test_token_stands_for_the_time_that_it_is_read_as(t_s: float) -> None:
+    stamps_ns = [round(i * 0.5e9) for i in range(8)]  # 3.5 s, and the last frame lasts as long as the others
+
+    place = token_of_place(t_s / 4.0, NUM) / (NUM - 1)
+
+    assert time_of_place(place, stamps_ns) / 1e9 == pytest.approx(t_s, abs=4.0 / (NUM - 1) / 2)
+
+
+def test_batch_labels_time_tokens_and_their_loss_is_soft(model: Nvila, folder: Path) -> None:
+    batch = Batches(MIX, ChatTokenizer.from_folder(folder / "llm"), tiny_when.SPEC)[0]
+    labels = batch.chats.labels_BT
+    torch.manual_seed(0)
+    heads = Heads(tiny_when.SPEC)
+
+    def loss(batch) -> float:
+        with torch.no_grad():
+            return float(batch_loss(model, heads, model.vision, to_device(batch, torch.device("cpu")))[0])
+
+    assert batch.time_ids == tuple(range(480, 480 + NUM))
+    assert np.isin(labels, batch.time_ids).sum() >= 4
+    assert np.isin(labels, batch.time_ids).sum() % 2 == 0
+    assert loss(batch) != pytest.approx(loss(dataclasses.replace(batch, time_ids=())), abs=1e-4)
