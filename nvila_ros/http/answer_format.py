@@ -3,6 +3,7 @@
     response_format     {"type": "text" | "json_object" | "json_schema", ...}    OpenAI
     structured_outputs  {"choice": [...]} or {"json": schema}                    vLLM from 0.12 on
     guided_choice, guided_json, guided_decoding                                  older clients
+    answer_type         "when"                                                   here alone: no schema says it
 
 A schema that is a few values (`enum`, `const`, a boolean, a small range of integers), by itself or as the only
 property of an object, becomes scored choices: the answer comes at once, and with the probability of each.
@@ -64,6 +65,7 @@ def read_format(body: Mapping[str, Any]) -> AnswerFormat:
             ("guided_decoding", lambda value: _structured(value, "guided_decoding")),
             ("guided_choice", lambda value: _choices(value, "guided_choice")),
             ("guided_json", lambda value: _schema(value, "guided_json")),
+            ("answer_type", _answer_type),
         )
         if body.get(name) is not None
     ]
@@ -87,6 +89,12 @@ def _response_format(value: Any) -> AnswerFormat:
             raise invalid("response_format.json_schema.schema", "a JSON schema", named.get("schema"))
         return _schema(named["schema"], "response_format.json_schema.schema")
     raise invalid("response_format.type", "text, json_object or json_schema", kind)
+
+
+def _answer_type(value: Any) -> AnswerFormat:
+    if value != "when":
+        raise invalid("answer_type", "when; what else there is, response_format and structured_outputs say", value)
+    return AnswerFormat({"answer_type": "when"})
 
 
 def _structured(value: Any, param: str) -> AnswerFormat:

@@ -101,9 +101,9 @@ class Completion:
 def scored_logprobs(answer: Answer, content: str) -> tuple[TokenLogprob, ...]:
     """Return the probabilities of choices as those of one token: what was chosen, and all that might have been.
 
-    The chosen one is spelled as the content is; the others by their names.
+    The chosen one is spelled as the content is; the others by their names. An answer that is no choice has none.
     """
-    if not answer.probabilities:
+    if answer.text not in answer.choices or not answer.probabilities:
         return ()
     by_name = dict(zip(answer.choices, answer.probabilities, strict=True))
     ranked = sorted(by_name.items(), key=lambda pair: -pair[1])

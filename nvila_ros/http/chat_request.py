@@ -26,6 +26,7 @@ MAX_DEADLINE_S = 3600.0
 IMAGE_KINDS = ("image_url", "video_url")
 _KNOWN = frozenset(
     {
+        "answer_type",
         "conversation",
         "deadline_s",
         "guided_choice",

@@ -147,6 +147,7 @@ def _chat_request() -> Schema:
         "structured_outputs": _record({"choice": _choices(), "json": {"type": "object"}}),
         "guided_choice": _choices(),
         "guided_json": {"type": "object"},
+        "answer_type": {"const": "when"},
         "priority": _whole(0, MAX_PRIORITY),
         "deadline_s": {"type": "number", "minimum": 0.001, "maximum": 3600},
         "conversation": {"type": "string", "maxLength": 256},

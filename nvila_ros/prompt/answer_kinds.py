@@ -6,6 +6,7 @@
     choices       choices              Scored: each as it is written
     integer       minimum, maximum     Scored: up to MAX_SCORED numbers; Constrained: more
     json          json_schema          Constrained: compact JSON that the schema allows
+    tool          choices              Scored: every call that they allow, as `tool_calls` lists them
     when                               Located: intervals in which the event that the question names happens
 
 Empty is `choices` where there are any, else `text`. A scored answer comes with the probability of every choice; a
@@ -23,8 +24,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from nvila_ros.errors import QueryError
+from nvila_ros.prompt.tool_calls import list_calls
 
-ANSWER_TYPES = ("text", "yes_no", "choices", "integer", "json", "when")
+ANSWER_TYPES = ("text", "yes_no", "choices", "integer", "json", "when", "tool")
 MAX_SCORED = 64  # numbers that are scored one by one; more are decoded
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")  # keywords of JSON schemas
 VALUES = ("const", "default", "enum", "examples")  # whose values are no schemas
@@ -101,6 +103,10 @@ YES_NO = Scored(
 )
 
 
+LIKELY = 0.5
+"""Probability from which on an event of a `Located` answer happens."""
+
+
 def check_lengths(answer_type: str, json_schema: str) -> None:
     """Refuse fields by their length, before any other work on them.
 
@@ -136,6 +142,8 @@ def parse_kind(
         return YES_NO
     if answer_type == "choices":
         return Scored(tuple(Choice(text, (text,)) for text in choices))
+    if answer_type == "tool":
+        return _tool(choices)
     if answer_type == "when":
         return Located()
     if answer_type == "integer":
@@ -145,16 +153,31 @@ def parse_kind(
 
 def _check_fields(answer_type: str, **fields: Any) -> None:
     """Refuse fields that the type does not take; a request that has them meant another type."""
-    owners = {"choices": "choices", "minimum": "integer", "maximum": "integer", "json_schema": "json"}
+    owners = {
+        "choices": ("choices", "tool"),
+        "minimum": ("integer",),
+        "maximum": ("integer",),
+        "json_schema": ("json",),
+    }
     for name, value in fields.items():
-        if value and owners[name] != answer_type:
+        if value and answer_type not in owners[name]:
+            types = " or ".join(map(repr, owners[name]))
             raise QueryError(
-                f"{name} goes with answer_type {owners[name]!r} alone, got {_shown(value)} with {answer_type!r}; "
+                f"{name} goes with answer_type {types} alone, got {_shown(value)} with {answer_type!r}; "
                 "leave it out or change the type"
             )
     for name in ("choices", "json_schema"):
-        if owners[name] == answer_type and not fields[name]:
+        if answer_type in owners[name] and not fields[name]:
             raise QueryError(f"answer_type {answer_type!r} needs {name}, got none; fill it in or change the type")
+
+
+def _tool(tools: Sequence[str]) -> Scored:
+    calls = list_calls(tools)
+    if not 2 <= len(calls) <= MAX_SCORED:
+        raise QueryError(
+            f"tools must allow 2 to {MAX_SCORED} calls in all, got {len(calls)}; add none or leave some out"
+        )
+    return Scored(tuple(Choice(call, (call,)) for call in calls))
 
 
 def _integer(minimum: int, maximum: int) -> AnswerKind:

@@ -18,14 +18,13 @@ import numpy as np
 
 from nvila_ros.errors import QueryError
 from nvila_ros.generation.intervals import PlaceInterval, TimeOdds, find_intervals
-from nvila_ros.prompt.answer_kinds import YES_NO
+from nvila_ros.prompt.answer_kinds import LIKELY, YES_NO
 from nvila_ros.prompt.time_tokens import time_of_place
 from nvila_ros.request import ModelInfo, Request, StopWork
 from nvila_ros.types import NS_PER_S, Answer, FinishReason, FrameRef, Query
 from nvila_ros.visual.frame_encoder import FrameLike
 
 MAX_WINDOWS = 16
-LIKELY = 0.5
 
 
 class Locating(Protocol):

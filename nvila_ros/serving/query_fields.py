@@ -20,7 +20,7 @@ class AnswerFields(TypedDict, total=False):
 
     Attributes:
         choices: the only answers allowed; each gets a probability.
-        answer_type: text, yes_no, choices, integer, json or when; by default as the other fields imply.
+        answer_type: text, yes_no, choices, integer, json, when or tool; by default as the other fields imply.
         minimum: the least integer allowed.
         maximum: the greatest integer allowed.
         json_schema: what a JSON answer keeps to, as JSON text or as the dictionary itself.

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nvila_ros.prompt.answer_kinds import YES_NO
+from nvila_ros.prompt.answer_kinds import LIKELY, YES_NO
 from nvila_ros.standing.query import StandingQuery
 from nvila_ros.types import Answer, FinishReason
 
@@ -56,8 +56,10 @@ def _read_text(query: StandingQuery, text: str) -> str | None:
         return str(number) if number is not None and query.minimum <= number <= query.maximum else None
     if query.answer_type == "json":
         return _canonical_json(text)
+    if query.answer_type == "tool":
+        return text  # scored, so one of the calls
     if query.answer_type == "when":
-        return YES_NO.names[not json.loads(text)["intervals"]]
+        return YES_NO.names[float(json.loads(text)["happens"]) < LIKELY]
     folded = " ".join(text.casefold().split()).rstrip(".")
     if query.answer_type == "text":
         return folded

@@ -23,7 +23,7 @@ TICK_NS = NS_PER_S // 10
 """Periods are whole multiples of this, so that queries of like rate are asked together and share a clip."""
 MAX_DEBOUNCE = 64
 YAML_HINT = "in YAML, yes, no and numbers are texts in quotes only"
-CONDITION_TYPES = ("yes_no", "choices", "integer")
+CONDITION_TYPES = ("yes_no", "choices", "integer", "when")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class StandingQuery:
     name: str = setting("", "unique; letters, digits and _ . / -, at most 64")
     question: str = setting("", "asked as it is, UTF-8")
     answer_type: str = setting("yes_no", "what may be answered", choices=ANSWER_TYPES)
-    choices: tuple[str, ...] = setting((), "the answers allowed; goes with answer_type choices")
+    choices: tuple[str, ...] = setting((), "the answers allowed; goes with answer_type choices, and tools with tool")
     minimum: int = setting(0, "smallest answer; goes with integer", low=-MAX_INTEGER, high=MAX_INTEGER)
     maximum: int = setting(0, "largest answer; goes with integer", low=-MAX_INTEGER, high=MAX_INTEGER)
     json_schema: str = setting("", "schema of the answer, itself JSON; goes with json")
@@ -104,6 +104,8 @@ def complete(query: StandingQuery, config: NodeConfig) -> StandingQuery:
         max_tokens=query.max_tokens or config.max_tokens,
     )
     check_query(to_query(query, "", 0), config)
+    if query.answer_type == "when" and len(query.cameras) != 1:
+        raise QueryError(f"when is asked of one camera, got {list(query.cameras)}; name one in cameras")
     return query
 
 
@@ -184,7 +186,8 @@ def _check_condition(query: StandingQuery) -> None:
             f"{query.trigger} must watch an answer of {', '.join(CONDITION_TYPES)}, got {query.answer_type}; "
             "use on_change or every"
         )
-    allowed = {"yes_no": ("", *YES_NO.names), "choices": query.choices}.get(query.answer_type)
+    yes_no = ("", *YES_NO.names)  # of when: whether it happens
+    allowed = {"yes_no": yes_no, "when": yes_no, "choices": query.choices}.get(query.answer_type)
     if allowed is not None and query.target not in allowed:
         raise ConfigError(f"target must be one of {list(allowed)}, got {query.target!r}")
     if allowed is None and not _is_between(query.target, query.minimum, query.maximum):

@@ -26,7 +26,7 @@ ANSWER_OPTIONS: tuple[tuple[str, str, Callable[[str], Any], str, str], ...] = (
     ("--window", "window_s", float, "S", "the last seconds, up to the newest frame"),
     ("--cameras", "cameras", words, "A,B", "names of the cameras; by default all"),
     ("--choices", "choices", words, "A,B", "the only answers allowed"),
-    ("--type", "answer_type", str, "TYPE", "yes_no, integer, json, choices, when or text"),
+    ("--type", "answer_type", str, "TYPE", "yes_no, integer, json, choices, when, tool or text"),
     ("--max-tokens", "max_tokens", positive, "N", "longest answer"),
     ("--deadline", "deadline_s", float, "S", "cut the answer after this time"),
     ("--conversation", "conversation", str, "NAME", "begin or continue a conversation"),

@@ -129,6 +129,20 @@ def test_old_and_new_fields_mean_the_same_choices(tiny: Served) -> None:
     assert shares[0] == pytest.approx(shares[2], abs=1e-5)
 
 
+def test_when_something_happens_is_told_by_the_stamps_of_the_pictures(tiny: Served) -> None:
+    shown = [
+        {**picture(scene()), "nvila": {"camera": "front", "stamp_ns": str(1_733_000_000_000_000_000 + i * 10**9)}}
+        for i in range(3)
+    ]
+    status, answer = tiny.ask([*shown, {"type": "text", "text": "Is there a circle?"}], answer_type="when")
+
+    told = json.loads(content_of(answer))
+    assert status == 200, answer
+    assert answer["nvila"]["choices"] == ["yes", "no"]
+    assert told["happens"] == pytest.approx(answer["nvila"]["probabilities"][0], abs=1e-5)
+    assert all(1_733_000_000 * 10**9 <= each["start_ns"] <= each["end_ns"] for each in told["intervals"])
+
+
 def test_an_answer_ends_before_a_stop(tiny: Served) -> None:
     asked = [picture(scene()), {"type": "text", "text": "What do you see?"}]
     whole = content_of(tiny.ask(asked)[1])

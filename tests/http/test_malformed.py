@@ -74,6 +74,7 @@ BODIES: list[Any] = [
         {"guided_regex": "a"}, {"guided_choice": []}, {"guided_choice": ["a"], "guided_json": {}}, {"priority": 256},
         {"deadline_s": 0}, {"deadline_s": "soon"}, {"conversation": "x" * 300}, {"model": 5},
         {"guided_json": {"type": "nonsense"}}, {"guided_json": "{"},
+        {"answer_type": "json"}, {"answer_type": "when", "guided_choice": ["a"]},
     )),
 ]  # fmt: skip
 

@@ -87,7 +87,7 @@ def test_one_schema_has_one_spelling_and_keeps_the_order_of_its_properties() -> 
         ({"answer_type": "json"}, "'json' needs json_schema"),
         (
             {"answer_type": "yes_no", "choices": ["a"]},
-            r"choices goes with .*'choices' alone, got \['a'\] with 'yes_no'",
+            r"choices goes with .*'choices' or 'tool' alone, got \['a'\] with 'yes_no'",
         ),
         ({"choices": ["a"], "json_schema": "{}"}, "json_schema goes with .*'json' alone"),
         ({"answer_type": "json", "json_schema": "{}", "maximum": 3}, "maximum goes with .*'integer' alone, got 3"),

@@ -18,6 +18,7 @@ COUNT = StandingQuery(name="q", question="?", answer_type="integer", minimum=-2,
 CROWD = StandingQuery(name="q", question="?", answer_type="integer", minimum=0, maximum=3, trigger="rising", target="2")
 JSON = StandingQuery(name="q", question="?", answer_type="json", json_schema='{"type": "object"}')
 TEXT = StandingQuery(name="q", question="?", answer_type="text")
+WHEN = StandingQuery(name="q", question="a fall", answer_type="when")
 
 
 def value(query: StandingQuery, text: str) -> str | None:
@@ -57,6 +58,8 @@ def test_answers_without_frames_do_not_count() -> None:
         (JSON, '{"a": ', None),
         (JSON, "[" * 100_000, None),
         (TEXT, " A  Dog\nruns. ", "a dog runs"),
+        (WHEN, '{"happens": 0.5, "intervals": []}', "yes"),
+        (WHEN, '{"happens": 0.49, "intervals": []}', "no"),
     ],
 )
 def test_what_an_answer_says(query: StandingQuery, text: str, said: str | None) -> None:

@@ -50,6 +50,7 @@ CHOICES = {"answer_type": "choices", "choices": ("red", "green")}
         ({"target": "yes"}, "target goes with rising and falling"),
         ({"trigger": "rising", "target": "maybe"}, "target must be one of"),
         ({"trigger": "rising", "answer_type": "text"}, "rising must watch an answer of yes_no, choices, integer"),
+        ({"trigger": "rising", "answer_type": "when", "target": "soon"}, r"target must be one of \['', 'yes', 'no'\]"),
         ({"trigger": "falling", **CHOICES}, r"target must be one of \['red', 'green'\]"),
         ({"trigger": "rising", **INTEGER}, r"target must be a number in \[0, 9\]"),
         ({"trigger": "rising", "target": "10", **INTEGER}, r"target must be a number in \[0, 9\]"),
@@ -86,6 +87,7 @@ def test_what_is_given_is_kept() -> None:
     ("changes", "rule"),
     [
         ({"cameras": ("left",)}, "unknown cameras"),
+        ({"answer_type": "when"}, r"when is asked of one camera, got \['front', 'rear'\]"),
         ({"question": "x" * 5000}, "max_question_bytes"),
         ({"answer_type": "choices", "choices": tuple(map(str, range(65)))}, "choices must be at most 64"),
     ],
