@@ -40,8 +40,8 @@ class NodeConfig:
     backend: str = setting(
         "auto",
         "runtime of the model; auto takes that of a build's device, for checkpoints cuda where torch sees a GPU that "
-        "holds them, else onnxruntime, or cpu above 1 GiB in float32",
-        choices=("auto", "cpu", "cuda", "onnxruntime", "tensorrt", "torch"),
+        "holds them, else onnxruntime, or cpu above 1 GiB in float32; remote asks the server of `remote_url`",
+        choices=("auto", "cpu", "cuda", "onnxruntime", "remote", "tensorrt", "torch"),
     )
     precision: str = setting(
         "auto",
@@ -168,6 +168,31 @@ class NodeConfig:
     http_origins: tuple[str, ...] = setting(
         ("",), "origins of other pages whose scripts may use the HTTP door, such as http://panel.local:3000"
     )
+    remote_url: str = setting(
+        "", "server with OpenAI's API that answers where `backend` is remote, such as http://gpu-box:30000/v1"
+    )
+    remote_model: str = setting("", "name of the server's model; empty: the first that it lists")
+    remote_dialect: str = setting(
+        "auto",
+        "what the server takes beyond OpenAI's API; auto asks it which it is",
+        choices=("auto", "openai", "vllm", "sglang", "nvila"),
+    )
+    remote_key_file: str = setting(
+        "", "file with the key that the server asks for; empty: that of NVILA_REMOTE_KEY, if any"
+    )
+    remote_jpeg_quality: int = setting(
+        90, "of pictures on their way to the server; 0 sends PNG, which loses nothing", low=0, high=100
+    )
+    remote_max_side: int = setting(
+        1280, "longest side of such a picture, larger ones are made smaller; 0: none is", "px", low=0, high=16384
+    )
+    remote_timeout_s: float = setting(30.0, "how long the server may be silent", "s", low=0.1, high=3600.0)
+    remote_retries: int = setting(
+        2, "how often a question is asked again that the server did not begin to answer", "times", low=0, high=10
+    )
+    remote_fallback: str = setting(
+        "", "checkpoint or build that answers here while the server does not, named in each answer; empty: none"
+    )
     strict_parameters: bool = setting(
         False, "end the node at a parameter that it does not know; false: warn, since nodes share parameter files"
     )
@@ -184,6 +209,7 @@ class NodeConfig:
         for name in ("build_missing_engines", "checkpoint", "media"):
             if getattr(self, name) and not self.recipe:
                 raise ConfigError(f"{name} is set without a recipe; name one by the parameter recipe")
+        self._check_remote()
         if self.answer_while_building and not self.build_missing_engines:
             raise ConfigError("answer_while_building is set, but nothing may be built; set build_missing_engines too")
 
@@ -191,6 +217,15 @@ class NodeConfig:
         """Return the topic of a camera's raw images, relative to the node's namespace unless it begins with /."""
         by_rule = "image" if len(self.cameras) == 1 else f"{camera}/image"
         return dict(zip(self.cameras, self.camera_topics, strict=False)).get(camera) or by_rule
+
+    def _check_remote(self) -> None:
+        if self.backend == "remote" and not self.remote_url:
+            raise ConfigError("backend remote needs a server; name it by remote_url, such as http://gpu-box:30000/v1")
+        for name in ("remote_url", "remote_model", "remote_key_file", "remote_fallback"):
+            if getattr(self, name) and self.backend != "remote":
+                raise ConfigError(
+                    f"{name} goes with backend remote alone, got backend {self.backend}; set it to remote"
+                )
 
     def _check_topics(self) -> None:
         named = [topic for topic in self.camera_topics if topic]

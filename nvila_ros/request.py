@@ -162,6 +162,10 @@ class Request:
         if reason is not None:
             self.end(reason, STOPPED[reason])
 
+    def name_model(self, model: ModelInfo) -> None:
+        """Say what answers, where that is known only from the answer itself."""
+        self._model = model
+
     def enter(self, stage: Stage) -> None:
         """Add the time so far to the stage that ends here; what follows, up to `end`, belongs to the new one."""
         self.mark(self._stage)

@@ -13,14 +13,11 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import cv2
-import numpy as np
-
 from nvila_ros.errors import FrameError
 from nvila_ros.http.limits import FRAME_S
 from nvila_ros.serving.answering import Answering
-from nvila_ros.types import EncodedImage, RawFrame
-from nvila_ros.video.picture_headers import sniff
+from nvila_ros.types import RawFrame
+from nvila_ros.video.picture_writing import as_file
 
 QUALITY = 80
 MAX_KEPT_BYTES = 32 << 20
@@ -116,20 +113,7 @@ class Pictures:
         return Picture(content, frame.camera, frame.stamp_ns)
 
     def _encode(self, frame: RawFrame, width: int) -> bytes:
-        image = frame.image
-        is_small = not width or image.width <= width
-        if isinstance(image, EncodedImage) and is_small and sniff(image.data[:16].tobytes()) == "jpeg":
-            return image.data.tobytes()
-        pixels = self._answering.decode(frame).image
-        if not is_small:
-            height = max(1, round(image.height * width / image.width))
-            pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA))
-        is_done, content = cv2.imencode(
-            ".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-        )
-        if not is_done:
-            raise FrameError(f"OpenCV cannot encode a picture of {pixels.shape} as JPEG")
-        return bytes(content)
+        return as_file(frame.image, lambda: self._answering.decode(frame).image, QUALITY, max_width=width)
 
     def _keep(self, picture: Picture, width: int) -> Picture:
         key = (picture.camera, picture.stamp_ns, width)

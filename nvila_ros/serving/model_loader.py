@@ -28,6 +28,9 @@ from nvila_ros.models.build import MANIFEST, is_build
 from nvila_ros.models.checkpoint import read_object
 from nvila_ros.models.spec import Overrides
 from nvila_ros.paths import build_folder
+from nvila_ros.remote.model import RemoteModel
+from nvila_ros.remote.question import BACKEND as REMOTE
+from nvila_ros.remote.settings import remote_settings
 from nvila_ros.request import ModelInfo
 from nvila_ros.runtime.loading import AUTO, backend_for, find_checkpoint, has_checkpoint
 from nvila_ros.serving.pipeline import CacheLimits
@@ -77,7 +80,7 @@ class Status:
 
 
 class LoadedModel(Protocol):
-    """What the loader needs of a model; `pipeline.VisionLanguageModel` is the one there is."""
+    """What the loader needs of a model: `pipeline.VisionLanguageModel`, or `remote.model.RemoteModel`."""
 
     info: ModelInfo
 
@@ -171,6 +174,9 @@ class ModelLoader:
 
     def _provide(self) -> None:
         config = self._config
+        if config.backend == REMOTE:
+            self._put_remote()
+            return
         if not config.recipe:
             self._put(config.model, config.backend, ModelState.READY)
             return
@@ -203,11 +209,22 @@ class ModelLoader:
             self._report(ModelState.BUILDING, progress=step.share, part=step.part, text=_describe(step))
         self._put(str(planned.folder), planned.backend, ModelState.READY)
 
+    def _put_remote(self) -> None:
+        """Offer the model of a server, with the one here to fall back on; the server may come later."""
+        config = self._config
+        settings = remote_settings(config)
+        fallback = self._load_here(config.remote_fallback, AUTO) if config.remote_fallback else None
+        self._report(ModelState.LOADING, text=f"asking {settings.url} which models it has")
+        self._offer(RemoteModel(settings, fallback), ModelState.READY)
+
     def _put(self, model: str, backend: str, state: ModelState) -> None:
         """Load a model and offer it to the worker; what answers until then goes on.
 
         Of two models that overlap here, the build's process, which needed more, has ended.
         """
+        self._offer(self._load_here(model, backend), state)
+
+    def _load_here(self, model: str, backend: str) -> Any:
         config = self._config
         self._report(ModelState.LOADING, progress=self._status.progress, text=f"loading {model} on {backend}")
         overrides = Overrides(video_mode=config.video_mode, max_tiles=config.max_tiles, pixel_dtype=config.pixel_dtype)
@@ -216,7 +233,7 @@ class ModelLoader:
             num_prefixes=config.prefix_caches,
             repeat_threshold=config.repeat_threshold,
         )
-        loaded: LoadedModel = self._load(
+        return self._load(
             model,
             backend=backend,
             precision=AUTO if config.recipe else config.precision,
@@ -224,7 +241,9 @@ class ModelLoader:
             overrides=overrides,
             limits=limits,
         )
-        if config.warmup:
+
+    def _offer(self, loaded: LoadedModel, state: ModelState) -> None:
+        if self._config.warmup:
             loaded.warm_up()
         with self._lock:
             self._model = loaded

@@ -31,7 +31,7 @@ WARN_EVERY_S = 5.0
 
 
 class WorkerModel(Protocol):
-    """What the worker needs of the model; `pipeline.VisionLanguageModel` is the one there is."""
+    """What the worker needs of a model: `pipeline.VisionLanguageModel`, or `remote.model.RemoteModel`."""
 
     def answer_all(self, requests: Sequence[Request], frames: Sequence[DeferredFrame]) -> None:
         """Answer requests about the same frames in capture order, each once."""

@@ -1,0 +1,1 @@
+"""Models that run elsewhere: the worker's questions, asked of a server that speaks OpenAI's API."""
