@@ -19,7 +19,7 @@ def shown(value: object) -> str:
 
 
 def size_text(num_bytes: int) -> str:
-    """Return a size in the largest unit of which there is one, so that little is never told as 0.0 of much."""
+    """Return a size in the largest unit of which there is one, so that little is never shown as 0.0 of much."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if num_bytes >= factor:
             return f"{num_bytes / factor:.2f} {unit}"

@@ -154,7 +154,7 @@ class Query:
         standing: name of the standing query that asks; empty is a question asked once.
         is_blind: it is about text alone.
         is_unstamped: its images came without stamps, so that those are places in order and no times.
-        system: what the model is told before all else; empty is what it was trained with.
+        system: what the model is given before all else; empty is what it was trained with.
         stop: texts that end a free answer where they first occur; they are not part of it.
         top_logprobs: likeliest tokens reported in each place of a decoded answer; 0 the chosen one alone, None nothing.
     """

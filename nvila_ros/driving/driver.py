@@ -1,7 +1,7 @@
 """A drive from its goal to its end, turn by turn: ask, decide, move, stand, ask again.
 
-In: what the world told (`Watch`, pose, space, answers), and the time, at each turn. Out: orders: a velocity, a
-question, a step of Nav2's, what is to be told. It talks to nobody, so every rule of it is tested without ROS.
+In: what was observed (`Watch`, pose, space, answers), and the time, at each turn. Out: orders: a velocity, a
+question, a step of Nav2's, the steps to report. It talks to nobody, so every rule of it is tested without ROS.
 
 Rules, of which a model can change none: it chooses among ten actions; a choice needs its probability, a frame that is
 young and from after the last step, and a lock that is open; a step has an amount and a time; at every turn all of
@@ -57,7 +57,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question to be asked now, about frames from a stamp on, ROS clock; serial tells its answer from older ones."""
+    """A question to ask now, about frames from a stamp on, ROS clock; serial separates its answer from older ones."""
 
     serial: int
     question: str
@@ -72,14 +72,14 @@ class Orders:
         velocity: to be published; None leaves the topic to others.
         behavior: a step that Nav2 is to make, with its time.
         cancels_behavior: the step that Nav2 makes is to be cancelled.
-        told: steps that begin or have ended.
+        reports: steps that begin or have ended.
     """
 
     velocity: Velocity | None = None
     ask: Ask | None = None
     behavior: tuple[Action, float] | None = None
     cancels_behavior: bool = False
-    told: list[StepReport] = field(default_factory=list)
+    reports: list[StepReport] = field(default_factory=list)
     ended: DriveEnd | None = None
 
 
@@ -91,7 +91,7 @@ class Driver:
         goal: to be followed.
         mover: what moves the robot.
         config: limits that no goal changes.
-        watch: what is told of the world.
+        watch: what is observed of the world.
         ros_ns: now.
         steady_ns: now.
     """
@@ -222,7 +222,7 @@ class Driver:
         """Tell of a step that is not taken; a stop and a refusal end the drive, a dry run goes on."""
         text = refusal.text if refusal else "" if choice.action.kind == "stop" else "dry run"
         self._last = StepReport(self._index, StepOutcome.NOT_TAKEN, choice, text)
-        orders.told.append(self._last)
+        orders.reports.append(self._last)
         self._index += 1
         if refusal is not None:
             self._finish(orders, refusal)
@@ -234,7 +234,7 @@ class Driver:
 
     def _begin(self, orders: Orders, choice: ScoredStep, pose: Pose | None) -> None:
         self._step = StepReport(self._index, StepOutcome.BEGUN, choice, begin_ns=self.ros_ns)
-        orders.told.append(self._step)
+        orders.reports.append(self._step)
         self._behavior_end, self.phase = None, DrivePhase.MOVING
         self._motion = StepMotion(choice.action, self.config, self.steady_ns, pose)
         if self.mover is Mover.NAV2:
@@ -257,7 +257,7 @@ class Driver:
             orders.velocity = found
 
     def _end_step(self, orders: Orders, outcome: StepOutcome, error: str, moved: float) -> None:
-        self._tell_end(orders, outcome, error, moved)
+        self._report_end(orders, outcome, error, moved)
         self._blocked = self._blocked + 1 if outcome is StepOutcome.BLOCKED else 0
         if outcome in (StepOutcome.FAILED, StepOutcome.TIMED_OUT):
             self._finish(orders, Fault(DriveStop.MOTION_FAILED, error))
@@ -269,7 +269,7 @@ class Driver:
     def _settle_from(self, ros_ns: int) -> None:
         self._settled_ns, self.phase = ros_ns + round(self.config.settle_s * NS_PER_S), DrivePhase.SETTLING
 
-    def _tell_end(self, orders: Orders, outcome: StepOutcome, error: str, moved: float) -> None:
+    def _report_end(self, orders: Orders, outcome: StepOutcome, error: str, moved: float) -> None:
         step, self._step = self._step, None
         assert step is not None
         self.num_steps += 1
@@ -277,14 +277,14 @@ class Driver:
         moved = moved if math.isfinite(moved) else 0.0
         self.traveled_m += moved if step.choice.action.kind == "forward" else 0.0
         self._last = StepReport(step.index, outcome, step.choice, error, step.begin_ns, self.ros_ns, moved)
-        orders.told.append(self._last)
+        orders.reports.append(self._last)
 
     def _finish(self, orders: Orders, fault: Fault) -> None:
-        """End the drive: whatever moves is told to stand."""
+        """End the drive: whatever moves is ordered to stand."""
         if self._step is not None:
             orders.cancels_behavior = self.mover is Mover.NAV2
             moved = self._motion.moved if self._motion is not None else 0.0
-            self._tell_end(orders, StepOutcome.INTERRUPTED, fault.text, moved)
+            self._report_end(orders, StepOutcome.INTERRUPTED, fault.text, moved)
         self.phase = DrivePhase.ENDED
         orders.velocity = STAND if self.mover is Mover.CMD_VEL else None
         orders.ask = orders.behavior = None

@@ -1,6 +1,6 @@
 """How a step is made with velocities: as fast as is set, slower towards its end, until odometry or time says done.
 
-In: an action, and at each turn the time and what odometry and the guard tell. Out: a velocity, or that it has ended.
+In: an action, and at each turn the time and what odometry and the guard report. Out: a velocity, or that it has ended.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class StepMotion:
             return StepOutcome.TIMED_OUT
         if (space.ahead_m if is_ahead else space.around_m) <= (self.config.guard_m if is_ahead else 0.0):
             return StepOutcome.BLOCKED
-        if pose is None:  # made by time: nothing tells when to slow down
+        if pose is None:  # made by time: nothing says when to slow down
             return (self.rate, 0.0) if is_ahead else (0.0, self._side * self.rate)
         if is_ahead:
             room = max(space.ahead_m - self.config.guard_m, 0.0)

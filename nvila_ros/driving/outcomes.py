@@ -21,7 +21,7 @@ class StepOutcome(IntEnum):
 
 
 class DriveStop(IntEnum):
-    """Why a drive ended; only STOPPED means that the model believes it has done what it was told."""
+    """Why a drive ended; only STOPPED means that the model believes it has done what the instruction says."""
 
     STOPPED = 1
     UNSURE = 2
@@ -70,7 +70,7 @@ class ScoredStep:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """A step as it is told: when it begins, and when it has ended.
+    """A step as it is reported: when it begins, and when it has ended.
 
     Attributes:
         begin_ns: ROS clock; 0 where nothing was moved.

@@ -1,6 +1,6 @@
 """What must hold while a robot is driven: frames come and change, clocks agree, the lock is open, the model lives.
 
-Everything is told with the time at which it came: `ros_ns` of the ROS clock, by which frames are stamped, `steady_ns`
+Everything comes with the time at which it came: `ros_ns` of the ROS clock, by which frames are stamped, `steady_ns`
 of one that never jumps, by which silence is measured.
 """
 
@@ -31,7 +31,7 @@ class Frames:
 
 @dataclass(slots=True)
 class Watch:
-    """Keeps what was told, and says what is wrong."""
+    """Keeps what was observed, and says what is wrong."""
 
     config: DriveConfig
     frames: Frames

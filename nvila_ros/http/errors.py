@@ -20,7 +20,7 @@ class ApiError(Exception):
         message: the rule, the values and the fix.
         param: the field that breaks the rule, if it is one.
         code: for programs.
-        should_retry: what to tell clients of OpenAI, which else decide by the status.
+        should_retry: advice to clients of OpenAI, which else decide by the status.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """What happens, for those who follow it: answers, events and changes, in one bounded ring that all viewers read.
 
 Items are put in from any thread and read on the door's. A viewer holds nothing but the number of the item it saw last,
-so a slow one costs no memory: what has left the ring meanwhile it has missed, and is told how many.
+so a slow one costs no memory: what has left the ring meanwhile it has missed, and is sent how many.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Standalone:
         self.host.start(self._config, self._on_status)
 
     def work(self, stop: threading.Event) -> None:
-        """Hand models over and ask standing queries until told to stop.
+        """Hand models over and ask standing queries until it is to stop.
 
         Raises:
             Exception: what the loading ended with before there was a model.

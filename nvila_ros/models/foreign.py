@@ -86,7 +86,7 @@ def _refuse_parts(names: set[str], where: str) -> None:
 
 
 def check_foreign(top: Mapping[str, Any], vision: Mapping[str, Any], llm: Mapping[str, Any]) -> None:
-    """Refuse configs that tell a relative of NVILA.
+    """Refuse configs that show a relative of NVILA.
 
     Args:
         top: `config.json`.

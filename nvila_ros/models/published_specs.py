@@ -62,7 +62,7 @@ DECODERS = {
 
 
 def nvila_spec(name: str, language_model: str) -> ModelSpec:
-    """Return the spec of an NVILA; its name tells its projector, tiling and pooling."""
+    """Return the spec of an NVILA; its name gives its projector, tiling and pooling."""
     is_lite, is_video = "-Lite-" in name, name.endswith("-Video")
     scales = () if is_lite or is_video else (448, 896, 1344)
     vision, decoder = _tower(448), DECODERS[language_model]

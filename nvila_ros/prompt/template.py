@@ -1,7 +1,7 @@
 """The chat templates of the family, as data: what a prompt holds beside the user's words and media.
 
 Special tokens stand in these texts by name. A checkpoint does not say which template it was trained on, so its tokens
-tell. Source: NVLabs/VILA `conversation.py` (`qwen2`, `llama_3`, `vicuna_v1`); the template in NVILA's tokenizer files.
+decide. Source: NVLabs/VILA `conversation.py` (`qwen2`, `llama_3`, `vicuna_v1`); the template among NVILA's files.
 """
 
 from __future__ import annotations

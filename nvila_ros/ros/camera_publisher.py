@@ -1,7 +1,7 @@
 """`nvila_camera`: a ROS node that publishes the synthetic world or a video file as a camera.
 
 It publishes sensor_msgs/Image (rgb8) on `image`. The stamp is the ROS clock at capture, and what is seen follows from
-the stamp alone by the rule in `world/frame_source.py`, so that whoever gets an answer can tell whether it is true.
+the stamp alone by the rule in `world/frame_source.py`, so that whoever gets an answer can check whether it is true.
 """
 
 from __future__ import annotations

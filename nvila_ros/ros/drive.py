@@ -2,7 +2,7 @@
 
 Action `~/navigate` takes an instruction. Each step asks the nvila node for a scored choice among ten actions; all that
 decides whether and how the robot moves is `nvila_ros.driving`, which knows no ROS. This is the shell: it hears, turns
-the drive twenty times a second, and does what it orders. Steps are told on `~/step`.
+the drive twenty times a second, and does what it orders. Steps are published on `~/step`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TURN_HZ = 20.0
 STAND_TURNS = 10
 LEAVING_S = 0.3
 """How long a node that ends goes on turning: a result that is asked for at that moment still leaves."""
-"""Turns for which the robot is told to stand after a drive; then cmd_vel is left to others."""
+"""Turns for which the robot is ordered to stand after a drive; then cmd_vel is left to others."""
 STEPS = QoSProfile(depth=64)
 
 
@@ -144,8 +144,8 @@ class DriveNode(Node):
         if orders.behavior is not None:
             assert self._driver is not None
             self._behaviors.start(*orders.behavior, self._driver.on_behavior_end)
-        for step in orders.told:
-            self._tell(step)
+        for step in orders.reports:
+            self._report(step)
         if orders.ask is not None:
             self._ask(orders.ask)
         if orders.ended is not None:
@@ -180,7 +180,7 @@ class DriveNode(Node):
             ask.question, answer.choices, answer.probabilities, stamps_ns, answer.query.query_id, self._ros_ns()
         )
 
-    def _tell(self, step: StepReport) -> None:
+    def _report(self, step: StepReport) -> None:
         goal_id, words = self._goal_id(), self._goal.request.instruction
         pose = self._inputs.pose(time.monotonic_ns())
         self._goal.publish_feedback(Navigate.Feedback(step=step_message(step, goal_id, words, pose, None)))

@@ -47,7 +47,7 @@ def goal_from_message(message: Navigate.Goal, config: DriveConfig) -> Goal:
 def step_message(
     step: StepReport, goal_id: str, instruction: str, pose: Pose | None, picture: CompressedImage | None
 ) -> Step:
-    """Return a step as it is told."""
+    """Return a step as it is published."""
     choice = step.choice
     message = Step(
         goal_id=goal_id,

@@ -1,4 +1,4 @@
-"""Whoever sends a simulated robot on its way: it sets the task, sends the goal, and keeps what is told meanwhile."""
+"""Whoever sends a simulated robot on its way: it sets the task, sends the goal, and keeps what is published."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _KINDS = {
 
 @dataclass(slots=True)
 class DriveRecord:
-    """A drive as it was told.
+    """A drive as it was reported.
 
     Attributes:
-        track: of the robot, x, y and yaw, as the simulation tells it.
+        track: of the robot, x, y and yaw, as the simulation publishes it.
         steps: each when it began, or was not taken; picture (H, W, 3) uint8 RGB.
         truth: of the simulation when the drive had ended.
     """

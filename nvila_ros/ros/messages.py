@@ -1,6 +1,6 @@
 """Between ROS messages and the flow's own nouns: frames and queries in, answers, pieces and diagnostics out.
 
-Pure functions, so that messages can be tested without a node. Last, what else a node tells and is told: its log, and
+Pure functions, so that messages can be tested without a node. Last, what a node sends and takes besides: its log, and
 its parameters from the fields of a config. What the flow knows of ROS ends here.
 """
 
@@ -40,7 +40,7 @@ REQUEST_CAMERA = "images"
 REQUESTS = QoSProfile(depth=1024)
 """Of what others ask, reliable: with the usual 10 a burst would lose questions that nobody answers or counts."""
 TRANSIENT_LOCAL = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
-"""Of topics whose last message is told to whoever subscribes later, if they subscribe likewise."""
+"""Of topics whose last message is sent to whoever subscribes later, if they subscribe likewise."""
 ALIVE_S = 0.15
 """Lease of the status topic's liveliness: whoever asks for it hears so soon that the process has ended."""
 STATUS = QoSProfile(

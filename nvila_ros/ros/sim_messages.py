@@ -1,4 +1,4 @@
-"""What a simulated robot tells, as messages."""
+"""What a simulated robot publishes, as messages."""
 
 from __future__ import annotations
 

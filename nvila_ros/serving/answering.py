@@ -90,7 +90,7 @@ class Answering:
             turns: what was said before, where the request brings it along.
         """
 
-        def tell(answer: Answer) -> None:
+        def emit(answer: Answer) -> None:
             try:
                 for listener in self.listeners:
                     listener.on_answer(answer)
@@ -98,13 +98,13 @@ class Answering:
                 if on_answer is not None:
                     on_answer(answer)
 
-        def tell_piece(piece: Piece) -> None:
+        def emit_piece(piece: Piece) -> None:
             for listener in self.listeners:
                 listener.on_piece(piece)
             if on_piece is not None:
                 on_piece(piece)
 
-        return Request(query, tell, tell_piece if is_streamed else None, turns=turns)
+        return Request(query, emit, emit_piece if is_streamed else None, turns=turns)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests together; some may be answered before this returns."""

@@ -128,7 +128,7 @@ class StandingService:
         """Ask what is due; to be called every `query.TICK_NS`."""
         with self._lock:
             now_ns = self._answering.clock_ns()
-            self._tell(self._registry.expire(now_ns))
+            self._report(self._registry.expire(now_ns))
             groups = self._registry.due(now_ns) if self._is_active() else []
         # All at once: a worker that waits would take the first by itself.
         self._answering.submit([self._request(evaluation) for group in groups for evaluation in group])
@@ -137,7 +137,7 @@ class StandingService:
         """End every open event, since nothing is asked any more."""
         with self._lock:
             for state in self._registry.states():
-                self._tell(self._registry.remove(state.query.name))
+                self._report(self._registry.remove(state.query.name))
 
     def _load(self, path: Path) -> None:
         for query in read_queries(path):
@@ -168,7 +168,7 @@ class StandingService:
         """Change the registry; return why it cannot be, or an empty text."""
         try:
             with self._lock:
-                self._tell(act())
+                self._report(act())
         except NvilaError as error:
             return str(error)
         for hear in self.on_changes:
@@ -185,11 +185,11 @@ class StandingService:
         if is_odd and self._warnings.is_due((evaluation.query.name, reason), time.monotonic_ns()):
             LOG.warning("standing=%s finish_reason=%s: %s", evaluation.query.name, reason.name, answer.error)
         with self._lock:
-            self._tell(self._registry.observe(evaluation, answer, self._answering.clock_ns()))
+            self._report(self._registry.observe(evaluation, answer, self._answering.clock_ns()))
         for hear in self.on_changes:
             hear(evaluation.query.name)
 
-    def _tell(self, events: Sequence[Event]) -> None:
+    def _report(self, events: Sequence[Event]) -> None:
         for take in self.on_events if events else ():
             take(events)
 

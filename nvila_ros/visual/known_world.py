@@ -99,7 +99,7 @@ class WorldWatch:
         self._last.clear()
 
     def warning(self, least: int = NUM_LAST // 2) -> str:
-        """Return what to tell of the last frames, or an empty text.
+        """Return a remark on the last frames, or an empty text.
 
         Args:
             least: frames that must have been seen.

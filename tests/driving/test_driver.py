@@ -96,7 +96,7 @@ def test_steps_are_made_one_after_the_other_until_the_model_says_stop() -> None:
     assert math.isclose(end.traveled_m, 1.0, abs_tol=0.05)
     assert math.isclose(bench.x, 1.0, abs_tol=0.06)
     assert abs(bench.yaw) < math.radians(6)
-    told = [step for orders in bench.orders for step in orders.told]
+    told = [step for orders in bench.orders for step in orders.reports]
     assert [step.outcome.name for step in told] == ["BEGUN", "DONE"] * 4 + ["NOT_TAKEN"]
     assert [step.index for step in told] == [0, 0, 1, 1, 2, 2, 3, 3, 4]
     asked = [orders.ask for orders in bench.orders if orders.ask]
@@ -107,7 +107,7 @@ def test_steps_are_made_one_after_the_other_until_the_model_says_stop() -> None:
 
 def test_a_question_waits_for_a_frame_from_after_the_step() -> None:
     bench = DriveBench(answers=[certain(3)])
-    bench.until(lambda orders: any(step.outcome is StepOutcome.DONE for step in orders.told))
+    bench.until(lambda orders: any(step.outcome is StepOutcome.DONE for step in orders.reports))
     done_ms = bench.ms
     bench.until(lambda orders: orders.ask)
 
@@ -203,7 +203,7 @@ def test_a_fault_amid_a_step_stands_the_robot_within_half_a_second(fault: str, m
     if fault == "guard" and mover is Mover.NAV2:
         pytest.skip("Nav2 has its own guard")
     bench = DriveBench(answers=[certain(3)] * 3, mover=mover)
-    bench.until(lambda orders: any(step.outcome is StepOutcome.BEGUN for step in orders.told))
+    bench.until(lambda orders: any(step.outcome is StepOutcome.BEGUN for step in orders.reports))
     for _ in range(3):
         bench.tick()
     before_ms = bench.ms
@@ -212,7 +212,7 @@ def test_a_fault_amid_a_step_stands_the_robot_within_half_a_second(fault: str, m
 
     assert ended.ended.reason is FAULTS[fault]
     assert bench.ms - before_ms <= 400
-    assert ended.told[-1].outcome is StepOutcome.INTERRUPTED
+    assert ended.reports[-1].outcome is StepOutcome.INTERRUPTED
     assert ended.velocity == (STAND if mover is Mover.CMD_VEL else None)
     assert ended.cancels_behavior == (mover is Mover.NAV2)
     assert bench.tick().velocity == (STAND if mover is Mover.CMD_VEL else None)
@@ -241,7 +241,7 @@ def test_a_dry_run_moves_nothing_and_needs_no_arming() -> None:
 
     assert end.reason is DriveStop.STOPPED
     assert all(orders.velocity is None and orders.behavior is None for orders in bench.orders)
-    assert [step.error for orders in bench.orders for step in orders.told] == ["dry run", "dry run", ""]
+    assert [step.error for orders in bench.orders for step in orders.reports] == ["dry run", "dry run", ""]
 
 
 def test_nav2_makes_a_step_and_says_how_it_ended() -> None:
@@ -278,7 +278,7 @@ def test_no_sequence_of_answers_and_faults_breaks_a_rule(data: st.DataObject) ->
         if turn == when and fault:
             drive_into(bench, fault)
         orders = bench.tick()
-        begun += [step.choice for step in orders.told if step.outcome is StepOutcome.BEGUN]
+        begun += [step.choice for step in orders.reports if step.outcome is StepOutcome.BEGUN]
         if orders.velocity not in (None, STAND):
             assert bench.mover is Mover.CMD_VEL
             assert bench.armed

@@ -43,7 +43,7 @@ class DriveOutcome:
 
     Attributes:
         track: where the robot was, x and y in m, twenty times a second.
-        steps: as they were told.
+        steps: as they were reported.
     """
 
     end: DriveEnd
@@ -84,7 +84,7 @@ class Course:
         while True:
             self._watch.look(self._ros_ns, self._steady_ns)
             orders = self._driver.turn(self._ros_ns, self._steady_ns, Pose(robot.x, robot.y, robot.yaw), self._space())
-            self._steps += orders.told
+            self._steps += orders.reports
             if orders.ask is not None:
                 self._answer(orders.ask)
             self._go_on(*(orders.velocity or (0.0, 0.0)))

@@ -1,4 +1,4 @@
-"""`nvila drive`: a simulated robot, the node that answers and the node that drives, told to go to things in rooms.
+"""`nvila drive`: a simulated robot, the node that answers and the node that drives, sent to things in rooms.
 
 Each of the tasks, by default ten, is a house of its own. At the end come a table, a picture of the ways from above, an
 animation of one of them, and a JSON line. Every process that was started is stopped again, whatever happens.

@@ -161,7 +161,7 @@ def free_distance(house: House, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def scan(house: House, x: float, y: float, bearings: np.ndarray, longest_m: float) -> np.ndarray:
-    """Return how far a ray from a point reaches in each direction, as a planar laser tells, m, at most `longest_m`.
+    """Return how far a ray from a point reaches in each direction, as a planar laser measures, m, at most `longest_m`.
 
     A thing is the circle that holds it, as for collisions. Rays are (B,) float64, rad.
     """

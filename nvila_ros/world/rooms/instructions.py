@@ -1,4 +1,4 @@
-"""What a robot is told in a house: a task with its words, its target, and where the robot sets out."""
+"""What a robot is instructed to do in a house: a task with its words, its target, and where the robot sets out."""
 
 from __future__ import annotations
 
