@@ -78,12 +78,15 @@ int64_t nvila_layout() {
   return int64_t{sizeof(nvila::Spec)} << 20 | sizeof(nvila::MatrixView) << 10 | sizeof(nvila::Call);
 }
 
+int32_t nvila_can_run() { return nvila::enable_tiles(); }
+
 const char* nvila_last_error() { return last_error.c_str(); }
 
 int32_t nvila_decoder_new(const nvila::Spec* spec, int32_t threads, void** decoder) {
   return guard([&] {
     nvila::require(spec && decoder, "a spec and a place for the decoder are needed");
     nvila::check_spec(*spec, threads);
+    nvila::require(nvila::enable_tiles(), "the system does not let this process use the tiles of AMX");
     *decoder = new Handle{{*spec, threads}};
   });
 }

@@ -69,6 +69,8 @@ extern "C" {
 
 // The instructions that this library was compiled for.
 const char* nvila_isa();
+// Whether the system lets this process use those instructions, which it must be asked for in some cases; 0 if not.
+int32_t nvila_can_run();
 // A number that changes with the sizes of the structures, so that a caller of another version is detected.
 int64_t nvila_layout();
 const char* nvila_last_error();

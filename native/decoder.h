@@ -19,6 +19,7 @@
 #include "matrix.h"
 #include "pass.h"
 #include "thread_team.h"
+#include "tile_product.h"
 
 namespace nvila {
 
@@ -71,6 +72,7 @@ class Decoder {
   struct Scratch {
     QuantizedRows quantized;
     Buffer<float> row;
+    TileProduct tile_product;
   };
 
   // The steps of a layer that the threads share, each with a queue.
@@ -128,6 +130,7 @@ class Decoder {
       // Of the last layer, tokens whose logits are not wanted need no more than keys and values.
       run_layer(all, num_kept < rows ? kept : all, last, rank);
       if (num_kept) run_head(kept, rank);
+      scratch_[rank].tile_product.release();
     });
   }
 
@@ -136,7 +139,7 @@ class Decoder {
     attention_.reserve(pass);
     grow(hidden_, rows * width);
     grow(inner_, rows * mlp_width());
-    if (!pass.is_short) quantized_.reserve(rows, widest, max_groups_);
+    if (!pass.is_short) quantized_.reserve(pad(pass.rows), widest, max_groups_);  // tiles hold sixteen rows
     for (Scratch& own : scratch_) {
       if (pass.is_short) own.quantized.reserve(rows, widest, max_groups_);
       grow(own.row, width);
@@ -157,7 +160,7 @@ class Decoder {
     });
     for (int slot = kQ, at = 0; slot <= kV; at += matrices[slot++].num_outputs()) {
       const Buffer<float>& bias = layer.vectors[kBiasQ + slot - kQ];
-      join_heads(all, matrices[slot], bias, at, normed, queue(i, Step(kQuery + slot - kQ)));
+      join_heads(all, matrices[slot], bias, at, normed, own, queue(i, Step(kQuery + slot - kQ)));
     }
     team_.wait();
     attention_.run(kept, i, rank, {queue(i, kTransposeKeys), queue(i, kAttend)}, team_);
@@ -172,17 +175,17 @@ class Decoder {
     const QuantizedRows& attended = quantize(kept, matrices[kO], own, queue(i, kQuantizeAttended), [&](int row) {
       return attention_.output(kept, row, own.row.data());
     });
-    add_product(kept, matrices[kO], attended, queue(i, kOutput));
+    add_product(kept, matrices[kO], attended, own, queue(i, kOutput));
     team_.wait();
     const QuantizedRows& normed_again = quantize(kept, matrices[kGate], own, queue(i, kQuantizePost), [&](int row) {
       return norm(&hidden_[size_t(row) * spec_.width], layer.vectors[kPostNorm], own);
     });
-    gate(kept, matrices[kGate], matrices[kUp], normed_again, queue(i, kGated));
+    gate(kept, matrices[kGate], matrices[kUp], normed_again, own, queue(i, kGated));
     team_.wait();
     const QuantizedRows& inner = quantize(kept, matrices[kDown], own, queue(i, kQuantizeInner), [&](int row) {
       return &inner_[row * mlp_width()];
     });
-    add_product(kept, matrices[kDown], inner, queue(i, kInner));
+    add_product(kept, matrices[kDown], inner, own, queue(i, kInner));
     team_.wait();
   }
 
@@ -193,7 +196,7 @@ class Decoder {
     const QuantizedRows& normed = quantize(kept, head_, own, queue(i, kQuantizeInput), [&](int row) {
       return norm(&hidden_[size_t(row) * spec_.width], last_norm_, own);
     });
-    multiply(kept, head_, normed, queue(i, kOutput), [&](int tile, int row, F32 x) {
+    multiply(kept, head_, normed, own, queue(i, kOutput), [&](int tile, int row, F32 x) {
       store_outputs(tile, head_, x, kept.call.logits.data + int64_t(wanted_[row]) * spec_.vocab_size);
     });
   }
@@ -220,6 +223,9 @@ class Decoder {
     return own.row.data();
   }
 
+  // Of fewer rows most of a tile would be empty.
+  static bool needs_tiles(const Pass& pass) { return kHasTiles && pass.rows > kShortRows; }
+
   // Calls `work(first, end)` for the tiles of a product that no other thread has taken.
   template <class Work>
   void for_tiles(const Pass& pass, size_t tile_bytes, int count, WorkQueue& queue, Work work) {
@@ -232,8 +238,17 @@ class Decoder {
 
   // Calls `done(tile, row, outputs)` with the products of all rows by the tiles that no other thread has taken.
   template <class Done>
-  void multiply(const Pass& pass, const Matrix& matrix, const QuantizedRows& x, WorkQueue& queue, Done done) {
+  void multiply(const Pass& pass, const Matrix& matrix, const QuantizedRows& x, Scratch& own, WorkQueue& queue, Done done) {
     for_tiles(pass, matrix.tile_bytes(), matrix.num_tiles(), queue, [&](int first_tile, int end_tile) {
+      if (needs_tiles(pass)) {
+        Matrix::Tile tiles[kCacheTiles];
+        const int count = end_tile - first_tile;
+        for (int tile = 0; tile < count; ++tile) tiles[tile] = matrix.tile(first_tile + tile);
+        return own.tile_product.multiply(matrix.form(), tiles, count, x, pass.rows, [&](int tile, int row, F32 a, F32 b) {
+          done(first_tile + tile, row, a);
+          if (tile + 1 < count) done(first_tile + tile + 1, row, b);
+        });
+      }
       for (int first = 0; first < pass.rows; first += kMaxTileRows) {
         const int rows = std::min(kMaxTileRows, pass.rows - first);
         int tile = first_tile;
@@ -265,22 +280,33 @@ class Decoder {
 
   // Queries, keys and values of the new tokens, side by side in `qkv_`.
   void join_heads(const Pass& pass, const Matrix& matrix, const Buffer<float>& bias, int at, const QuantizedRows& x,
-                  WorkQueue& queue) {
-    multiply(pass, matrix, x, queue, [&](int tile, int row, F32 out) {
+                  Scratch& own, WorkQueue& queue) {
+    multiply(pass, matrix, x, own, queue, [&](int tile, int row, F32 out) {
       const F32 add = bias.size() ? load(&bias[size_t(tile) * kLanes]) : broadcast(0.f);
       store_outputs(tile, matrix, out + add, attention_.qkv(row) + at);
     });
   }
 
-  void add_product(const Pass& pass, const Matrix& matrix, const QuantizedRows& x, WorkQueue& queue) {
-    multiply(pass, matrix, x, queue, [&](int tile, int row, F32 out) {
+  void add_product(const Pass& pass, const Matrix& matrix, const QuantizedRows& x, Scratch& own, WorkQueue& queue) {
+    multiply(pass, matrix, x, own, queue, [&](int tile, int row, F32 out) {
       float* to = &hidden_[size_t(row) * spec_.width + tile * kLanes];
       store(to, load(to) + out);
     });
   }
 
-  void gate(const Pass& pass, const Matrix& gate, const Matrix& up, const QuantizedRows& x, WorkQueue& queue) {
+  void gate(const Pass& pass, const Matrix& gate, const Matrix& up, const QuantizedRows& x, Scratch& own, WorkQueue& queue) {
+    auto store_gated = [&](int tile, int row, F32 gated, F32 x) {
+      store(&inner_[row * mlp_width() + tile * kLanes], gated / (exp(-gated) + 1.f) * x);
+    };
     for_tiles(pass, 2 * gate.tile_bytes(), gate.num_tiles(), queue, [&](int first_tile, int end_tile) {
+      if (needs_tiles(pass)) {
+        Matrix::Tile tiles[2 * kCacheTiles];  // side by side, so that both of a pair are multiplied at once
+        const int count = 2 * (end_tile - first_tile);
+        for (int i = 0; i < count; ++i) tiles[i] = (i % 2 ? up : gate).tile(first_tile + i / 2);
+        return own.tile_product.multiply(gate.form(), tiles, count, x, pass.rows, [&](int tile, int row, F32 a, F32 b) {
+          store_gated(first_tile + tile / 2, row, a, b);
+        });
+      }
       for (int first = 0; first < pass.rows; first += kMaxTileRows) {
         const int rows = std::min(kMaxTileRows, pass.rows - first);
         for (int tile = first_tile; tile < end_tile; ++tile) {
@@ -294,8 +320,7 @@ class Decoder {
             up.multiply(ups, x, first, rows, out + 1);
           }
           for (int row = 0; row < rows; ++row) {
-            const F32 silu = out[0][row] / (exp(-out[0][row]) + 1.f);
-            store(&inner_[(first + row) * mlp_width() + tile * kLanes], silu * out[1][row]);
+            store_gated(tile, first + row, out[0][row], out[1][row]);
           }
         }
       }

@@ -15,7 +15,11 @@ namespace nvila {
 
 #if defined(__AVX512VNNI__) && !defined(NVILA_NARROW)
 #define NVILA_WIDE
+#if defined(__AMX_INT8__)
+constexpr const char* kIsa = "amx";
+#else
 constexpr const char* kIsa = "avx512vnni";
+#endif
 constexpr int kPartBytes = 64;
 constexpr int kMaxSums = 16;  // of sixteen lanes that registers hold beside what they are made of
 #elif defined(__AVX2__)

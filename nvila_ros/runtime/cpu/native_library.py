@@ -20,8 +20,10 @@ from nvila_ros.models.host import processor_flags
 
 _log = logging.getLogger(__name__)
 
+_AVX512_VNNI = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
 FLAGS_BY_LIBRARY = {
-    "avx512vnni": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"},
+    "amx": {*_AVX512_VNNI, "amx_tile", "amx_int8"},
+    "avx512vnni": _AVX512_VNNI,
     "avxvnni": {"avx_vnni", "avx2", "f16c", "fma"},
     "avx2": {"avx2", "f16c", "fma"},
     "dotprod": {"asimddp"},
@@ -106,6 +108,10 @@ def _open(path: Path) -> ctypes.CDLL | None:
         layout.restype = ctypes.c_int64
     if layout is None or layout() != LAYOUT:
         _log.warning("%s is not used: it is of another version than this module; install nvila_ros again", path)
+        return None
+    can_run = getattr(library, "nvila_can_run", None)
+    if can_run is not None and not can_run():
+        _log.warning("%s is not used: the system does not let this process use its instructions", path)
         return None
     library.nvila_isa.restype = library.nvila_last_error.restype = ctypes.c_char_p
     handle, number, count = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64

@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,6 +260,28 @@ def test_a_library_of_other_sources_is_not_used(
     assert "install nvila_ros again" in caplog.text
 
 
+SMALL_SIGNAL_STACK = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+room = ctypes.create_string_buffer(2048)
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(Stack(ctypes.addressof(room), 0, 2048)), None) == 0
+from nvila_ros.runtime.cpu.native_library import libraries
+print(libraries()[0].nvila_isa().decode())
+"""
+
+
+@pytest.mark.skipif(
+    all(library.nvila_isa() != b"amx" for library in libraries()), reason="there are no tiles, or the system lends none"
+)
+def test_vnni_serves_where_the_system_lends_no_tiles() -> None:
+    """It lends none to a process one of whose signal handlers has no room for them."""
+    done = subprocess.run([sys.executable, "-c", SMALL_SIGNAL_STACK], capture_output=True, text=True, timeout=60)
+
+    assert done.stdout == "avx512vnni\n"
+    assert "does not let this process use its instructions" in done.stderr
+
+
 def run_products(folder: Path, compiler: str, options: list[str], *emulator: str) -> str:
     """Compile the products for a processor, run them and return their output."""
     program, source = folder / "products", ROOT / "native" / "tests" / "products.cpp"
@@ -281,7 +304,7 @@ def test_products_are_right_on_an_emulated_arm(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(
-    len(libraries()) == 0 or libraries()[0].nvila_isa() != b"avx512vnni" or not shutil.which("c++"),
+    len(libraries()) == 0 or libraries()[0].nvila_isa() not in (b"amx", b"avx512vnni") or not shutil.which("c++"),
     reason="there is no compiler, or no AVX-512 VNNI, whose narrow instructions do what those of AVX-VNNI do",
 )
 def test_products_are_right_by_narrow_vnni(tmp_path: Path) -> None:
