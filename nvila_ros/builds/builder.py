@@ -30,6 +30,7 @@ from nvila_ros.models.host import available_memory
 from nvila_ros.models.quantized import NamedWeights, Weight
 from nvila_ros.models.shapes import expected_shapes
 from nvila_ros.models.variants import MediaCost, clip_cost, image_cost, tile_range, weight_bytes
+from nvila_ros.prompt.time_tokens import TIMES_FILE, time_settings
 from nvila_ros.quantization.calibration import Calibration
 from nvila_ros.quantization.options import DecoderOptions, OnLayer, TowerOptions
 from nvila_ros.quantization.quantize import keep_part, quantize_decoder, quantize_tower, to_half
@@ -43,8 +44,10 @@ TOKENIZER_FILES = (
     "merges.txt",
     "added_tokens.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "generation_config.json",
 )
 _log = logging.getLogger(__name__)
 
@@ -155,11 +158,13 @@ def make_build(
 
 
 def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy the tokenizer's files of a checkpoint into a build."""
+    """Copy the tokenizer's files of a checkpoint into a build, and what its config says of time tokens."""
     (folder / "tokenizer").mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
         if (checkpoint.tokenizer_folder / name).is_file():
             shutil.copyfile(checkpoint.tokenizer_folder / name, folder / "tokenizer" / name)
+    if settings := time_settings(checkpoint.tokenizer_folder):
+        write_atomic(folder / "tokenizer" / TIMES_FILE, (json.dumps(settings) + "\n").encode())
 
 
 def precision_of(recipe: Recipe) -> str:

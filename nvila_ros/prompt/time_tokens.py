@@ -20,6 +20,10 @@ from nvila_ros.files import read_json
 
 FORMAT = "<t{t}>"
 MAX_TIME_TOKENS = 4096
+SETTINGS = ("num_time_tokens", "time_token_format", "time_token_ids")
+"""Keys of a checkpoint's config."""
+TIMES_FILE = "time_tokens.json"
+"""Beside the tokenizer of a build, which has no config."""
 _NAME = re.compile(r"<t(\d{1,4})>")
 
 
@@ -27,13 +31,14 @@ def read_time_tokens(folder: Path, tokens: Mapping[str, int]) -> tuple[int, ...]
     """Return the ids of a tokenizer's time tokens, in order; none if it has none.
 
     Args:
-        folder: of the tokenizer's files; the checkpoint's config lies there or above, or nowhere, as in a build.
+        folder: of the tokenizer's files; what the checkpoint's config says lies there or above, in a build in
+            `TIMES_FILE`, or nowhere.
         tokens: ids by name.
 
     Raises:
         CheckpointError: the set is partial, or config and tokenizer contradict each other.
     """
-    config = _find_config(folder)
+    config = time_settings(folder)
     template = config.get("time_token_format") or FORMAT
     count = config.get("num_time_tokens") or _count_named(folder, tokens)
     if type(count) is not int or not 0 <= count <= MAX_TIME_TOKENS or count == 1:
@@ -56,8 +61,18 @@ def read_time_tokens(folder: Path, tokens: Mapping[str, int]) -> tuple[int, ...]
     return ids
 
 
+def time_settings(folder: Path) -> dict[str, Any]:
+    """Return what a config says of time tokens, as `TIMES_FILE` keeps it in a build; empty if it says nothing.
+
+    Args:
+        folder: of the tokenizer's files.
+    """
+    config = _find_config(folder)
+    return {name: config[name] for name in SETTINGS if name in config}
+
+
 def _find_config(folder: Path) -> dict[str, Any]:
-    for path in (folder / "config.json", folder.parent / "config.json"):
+    for path in (folder / TIMES_FILE, folder / "config.json", folder.parent / "config.json"):
         if path.is_file():
             try:
                 config = read_json(path)
