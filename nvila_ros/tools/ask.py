@@ -16,15 +16,23 @@ import cv2
 from rich.console import Console
 
 from nvila_ros.config import NodeConfig
-from nvila_ros.errors import ConfigError, QueryError
+from nvila_ros.errors import QueryError
 from nvila_ros.serving import slow_answers
 from nvila_ros.serving.admission import check_query
 from nvila_ros.serving.pipeline import load_model
-from nvila_ros.tools.options import add_model_options, add_view_options, overrides, positive, print_json, words
+from nvila_ros.tools.options import (
+    add_model_options,
+    add_pixel_window,
+    add_view_options,
+    overrides,
+    positive,
+    print_json,
+    words,
+)
 from nvila_ros.types import NS_PER_S, Answer, Frame, Piece, Query
 from nvila_ros.video.live_camera import LiveCamera
 from nvila_ros.video.media import FOLDER_FPS, Media, open_media, read_clip
-from nvila_ros.video.windowing import OWN, WINDOW_RULE, Window, parse_window
+from nvila_ros.video.windowing import OWN
 
 CAMERA_WINDOW_S = 2.0
 """How long a camera is recorded by default."""
@@ -50,13 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fps", type=float, default=FOLDER_FPS, help="rate of a folder's images (default: %(default)s)"
     )
-    parser.add_argument(
-        "--pixel-window",
-        type=_window,
-        default=OWN,
-        metavar="W",
-        help=f"of 16-bit and DICOM pictures, what is shown: {WINDOW_RULE} (default: file)",
-    )
+    add_pixel_window(parser)
     parser.add_argument("--max-tokens", type=positive, default=64, metavar="N", help="longest answer (default: 64)")
     parser.add_argument("--choices", type=words, default=(), metavar="A,B", help="the only answers allowed")
     parser.add_argument("--when", action="store_true", help="answer when what QUESTION names happens, as JSON")
@@ -108,18 +110,11 @@ def read_frames(args: argparse.Namespace) -> list[Frame]:
         return _film(int(match[1] or 0), args.frames, CAMERA_WINDOW_S if args.window is None else args.window)
     if not 0 < args.fps <= 1000:
         raise QueryError(f"--fps must lie in (0, 1000], got {args.fps:g}")
-    media = open_media(args.source, fps=args.fps, window=args.pixel_window)
+    media = open_media(args.source, fps=args.fps, window=args.pixel_window or OWN)
     try:
         return read_clip(media, args.frames, *_interval(args, media))
     finally:
         media.close()
-
-
-def _window(text: str) -> Window:
-    try:
-        return parse_window(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _interval(args: argparse.Namespace, media: Media) -> tuple[float, float | None]:

@@ -34,7 +34,7 @@ from nvila_ros.world.questions import EvalCase
 NUM_QUESTIONS = 500
 """Asked of each kind where nobody says."""
 SUITE_OPTIONS = ("suite", "questions", "kinds")
-DATA_OPTIONS = ("metric", "by", "media", "allow_outside", "frames", "max_tokens", "limit", "skip_bad")
+DATA_OPTIONS = ("metric", "by", "media", "allow_outside", "pixel_window", "frames", "max_tokens", "limit", "skip_bad")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +97,14 @@ def run_data(args: argparse.Namespace) -> int:
     """
     metrics, max_tokens = args.metric or ("exact",), args.max_tokens or MAX_TOKENS
     check_metrics(metrics)
-    sources = open_sources(args.data, args.media, args.by, allow_outside=args.allow_outside, reads_bags=True)
+    sources = open_sources(
+        args.data,
+        args.media,
+        args.by,
+        allow_outside=args.allow_outside,
+        reads_bags=True,
+        window=args.pixel_window,
+    )
     settings = describe_run(args, sources, max_tokens)
     bad_samples = BadSamples(is_strict=not args.skip_bad)
     model = load_model(args.checkpoint, backend=args.backend, precision=args.precision, threads=args.threads)

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NvilaError: a sample, a checkpoint or the folder is not acceptable, or a loss is no number.
     """
-    open_data = partial(open_sources, media=args.media, allow_outside=args.allow_outside)
+    open_data = partial(open_sources, media=args.media, allow_outside=args.allow_outside, window=args.pixel_window)
     data = TuningData(open_data(args.data), open_data(args.held_out))
     settings = read_settings(args)
     checkpoint = open_checkpoint(find_checkpoint(args.checkpoint))

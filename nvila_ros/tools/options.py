@@ -11,9 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from nvila_ros.config import NodeConfig, bounds
+from nvila_ros.errors import ConfigError
 from nvila_ros.models.spec import PIXEL_DTYPES, PUBLISHED, VIDEO_MODES, Overrides
 from nvila_ros.runtime.loading import AUTO, BACKENDS
 from nvila_ros.runtime.rounded import PRECISIONS
+from nvila_ros.video.windowing import WINDOW_RULE, Window, parse_window
 
 MIN_WIDTH = 126  # characters
 
@@ -52,6 +54,24 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
         default=PUBLISHED.pixel_dtype,
         help="what pixels are rounded to (default: %(default)s)",
     )
+
+
+def add_pixel_window(parser: argparse._ActionsContainer) -> None:
+    """Add `--pixel-window`, a `Window`, or None where pictures say themselves what is shown."""
+    parser.add_argument(
+        "--pixel-window",
+        type=pixel_window,
+        metavar="W",
+        help=f"of pictures of more than eight bits, what is shown: {WINDOW_RULE} (default: file)",
+    )
+
+
+def pixel_window(text: str) -> Window:
+    """Read which values of a picture are shown."""
+    try:
+        return parse_window(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def overrides(args: argparse.Namespace) -> Overrides:

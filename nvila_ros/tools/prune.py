@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NvilaError: a sample, a checkpoint or the folder is not acceptable.
     """
-    sources = open_sources(args.data, args.media, args.by, allow_outside=args.allow_outside)
+    sources = open_sources(args.data, args.media, args.by, allow_outside=args.allow_outside, window=args.pixel_window)
     with joined() as ranks:
         run = _prepare(args, sources)
         folder = ScoreFolder(args.out)

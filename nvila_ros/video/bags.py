@@ -31,6 +31,7 @@ from nvila_ros.video.buffer import MAX_DISORDER_NS
 from nvila_ros.video.compressed import decode_compressed, read_header
 from nvila_ros.video.image_decoding import decode
 from nvila_ros.video.sampling import sample_indices
+from nvila_ros.video.windowing import OWN, Window
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection, ConnectionExtRosbag2
@@ -258,13 +259,14 @@ def _stamp_ns(data: bytes, path: object) -> int:
     return int(seconds * NS_PER_S + nanoseconds)
 
 
-def read_frames(path: Path, topic: str, indices: Sequence[int]) -> list[Frame]:
+def read_frames(path: Path, topic: str, indices: Sequence[int], window: Window = OWN) -> list[Frame]:
     """Read and decode some frames of a topic.
 
     Args:
         path: of the bag.
         topic: as `index_topic` takes it.
         indices: into the index of the topic.
+        window: which values of more than eight bits are shown.
 
     Raises:
         FileNotFoundError: there is no bag.
@@ -274,27 +276,30 @@ def read_frames(path: Path, topic: str, indices: Sequence[int]) -> list[Frame]:
     index = index_topic(path, topic)
     with open_bag(path) as bag:
         connections = _connections(bag, topic)
-        return [_read_frame(bag, connections, *index.message(each)) for each in indices]
+        return [_read_frame(bag, connections, *index.message(each), str(window)) for each in indices]
 
 
-def _read_frame(bag: BagFiles | Reader, connections: list[Connection], stamp_ns: int, logged_ns: int) -> Frame:
+def _read_frame(
+    bag: BagFiles | Reader, connections: list[Connection], stamp_ns: int, logged_ns: int, window: str
+) -> Frame:
     for connection, _, data in bag.messages(connections, start=logged_ns, stop=logged_ns + 1):  # few, mostly one
         if (_stamp_ns(data, bag.path) or logged_ns) == stamp_ns:
             try:
-                return _decode(data, connection, stamp_ns)
+                return _decode(data, connection, stamp_ns, window)
             except FrameError as error:
                 where = f"frame captured at {stamp_ns} ns on {connection.topic} of bag {bag.path}"
                 raise FrameError(f"{where}: {error}") from error
     raise FrameError(f"bag {bag.path} no longer holds the frame captured at {stamp_ns} ns; was it rewritten meanwhile?")
 
 
-def _decode(data: bytes, connection: Connection, stamp_ns: int) -> Frame:
+def _decode(data: bytes, connection: Connection, stamp_ns: int, window: str) -> Frame:
     message: Any = typestore().deserialize_cdr(data, connection.msgtype)
     if connection.msgtype == COMPRESSED_TYPE:
         header = read_header(message.data, message.format)
-        image = decode_compressed(
-            EncodedImage(data=message.data, format=message.format, width=header.width, height=header.height)
+        encoded = EncodedImage(
+            data=message.data, format=message.format, width=header.width, height=header.height, window=window
         )
+        image = decode_compressed(encoded)
     else:
         raw = RawImage(
             data=message.data,
@@ -303,6 +308,7 @@ def _decode(data: bytes, connection: Connection, stamp_ns: int) -> Frame:
             height=message.height,
             step=message.step,
             is_bigendian=bool(message.is_bigendian),
+            window=window,
         )
         image = decode(raw)
     return Frame(image=image, stamp_ns=stamp_ns, camera=connection.topic, frame_id=message.header.frame_id)

@@ -50,6 +50,11 @@ OWN = Window(FILE)
 """What the picture itself says."""
 
 
+def named_window(window: Window) -> dict[str, str]:
+    """Return what a run records of its window: nothing where pictures say themselves what is shown."""
+    return {} if window == OWN else {"window": str(window)}
+
+
 def parse_window(text: str) -> Window:
     """Read a window.
 

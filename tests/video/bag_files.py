@@ -51,7 +51,7 @@ def image(rgb: np.ndarray, stamp_ns: int, encoding: str = "rgb8", topic: str = "
         encoding=encoding,
         is_bigendian=0,
         step=rgb[0].nbytes,
-        data=np.ascontiguousarray(rgb).reshape(-1),
+        data=np.ascontiguousarray(rgb).reshape(-1).view(np.uint8),
     )
     return Written(topic, stamp_ns + LAG_NS, message)
 

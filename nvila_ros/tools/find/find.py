@@ -21,10 +21,18 @@ from nvila_ros.serving.pipeline import load_model
 from nvila_ros.tools.find.recording import Recording, open_recording
 from nvila_ros.tools.find.search import FoundEvent, SearchFindings, search
 from nvila_ros.tools.find.strip import draw_strip
-from nvila_ros.tools.options import add_model_options, add_view_options, overrides, positive, print_json
+from nvila_ros.tools.options import (
+    add_model_options,
+    add_pixel_window,
+    add_view_options,
+    overrides,
+    positive,
+    print_json,
+)
 from nvila_ros.tools.step_progress import StepProgress
 from nvila_ros.types import NS_PER_S, Query
 from nvila_ros.video.media import FOLDER_FPS
+from nvila_ros.video.windowing import OWN
 
 MAX_SHOWN = 12
 """Frames on a strip."""
@@ -43,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--frames", type=positive, default=8, metavar="N", help="most frames of a window (default: 8)")
     parser.add_argument("--fps", type=float, default=FOLDER_FPS, help="rate of a folder's images")
+    add_pixel_window(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write intervals and windows as JSON")
     parser.add_argument("--events", type=Path, metavar="FILE", help="write events as Foxglove shows them, as JSON")
     parser.add_argument("--strip", type=Path, metavar="FILE", help="draw probability over time, as PNG")
@@ -57,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """
     check_query(Query(query_id="find", question=args.event, answer_type="when", window_s=args.window), NodeConfig())
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    recording = open_recording(args.source, args.topic, args.fps)
+    recording = open_recording(args.source, args.topic, args.fps, args.pixel_window or OWN)
     try:
         model = load_model(
             args.checkpoint,

@@ -11,6 +11,7 @@ import numpy as np
 from nvila_ros.types import NS_PER_S, Frame
 from nvila_ros.video.bags import camera_topics, index_topic, open_bag, read_frames
 from nvila_ros.video.media import FOLDER_FPS, open_media
+from nvila_ros.video.windowing import OWN, Window
 
 BAG_SUFFIXES = (".mcap", ".db3", ".bag")
 
@@ -47,8 +48,8 @@ class BagRecording:
         FrameError: it holds no camera, or cannot be read.
     """
 
-    def __init__(self, path: Path, topic: str = "") -> None:
-        self.name, self._path = str(path), path
+    def __init__(self, path: Path, topic: str = "", window: Window = OWN) -> None:
+        self.name, self._path, self._window = str(path), path, window
         self._topic = topic or next(iter(camera_topics(path)), "")
         self._index = index_topic(path, self._topic)
         self.stamps_ns = self._index.stamps_ns
@@ -57,7 +58,7 @@ class BagRecording:
 
     def read(self, indices: Sequence[int]) -> list[Frame]:
         """Return some frames, decoded now."""
-        return read_frames(self._path, self._topic, indices)
+        return read_frames(self._path, self._topic, indices, self._window)
 
     def offset_s(self, stamp_ns: int) -> float:
         """Return the seconds from the bag's first message to when the frame of a capture, or the last before, came."""
@@ -71,8 +72,8 @@ class BagRecording:
 class MediaRecording:
     """A video file or a folder of images; stamps count from its first frame."""
 
-    def __init__(self, path: Path, fps: float = FOLDER_FPS) -> None:
-        self._media = open_media(path, fps=fps)
+    def __init__(self, path: Path, fps: float = FOLDER_FPS, window: Window = OWN) -> None:
+        self._media = open_media(path, fps=fps, window=window)
         self.name, self.stamps_ns = str(path), self._media.stamps_ns
 
     def read(self, indices: Sequence[int]) -> list[Frame]:
@@ -87,8 +88,14 @@ class MediaRecording:
         self._media.close()
 
 
-def open_recording(path: Path, topic: str = "", fps: float = FOLDER_FPS) -> Recording:
+def open_recording(path: Path, topic: str = "", fps: float = FOLDER_FPS, window: Window = OWN) -> Recording:
     """Open a bag, known by its files, or anything else as media.
+
+    Args:
+        path: of either.
+        topic: camera of a bag; empty is its only one, or the first by name.
+        fps: of a folder's images.
+        window: which values of more than eight bits are shown.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -97,4 +104,4 @@ def open_recording(path: Path, topic: str = "", fps: float = FOLDER_FPS) -> Reco
     is_bag = path.suffix in BAG_SUFFIXES or (
         path.is_dir() and any(next(path.glob(f"*{suffix}"), None) for suffix in BAG_SUFFIXES)
     )
-    return BagRecording(path, topic) if is_bag else MediaRecording(path, fps)
+    return BagRecording(path, topic, window) if is_bag else MediaRecording(path, fps, window)

@@ -26,6 +26,7 @@ import numpy as np
 from nvila_ros.errors import FrameError, NoFramesError, QueryError
 from nvila_ros.video.bags import index_topic, read_frames
 from nvila_ros.video.sampling import sample_indices
+from nvila_ros.video.windowing import OWN, Window
 
 PLACES = ("start_s", "end_s", "time_s", "stamps_ns")
 """Fields of a record that select frames of a bag."""
@@ -45,6 +46,7 @@ class BagMedium:
         time_s: of a single frame, likewise; None for a window.
         stamps_ns: captures of the frames, ascending; empty for a window.
         num_frames: most frames shown; 0 leaves it to the model.
+        window: which values of more than eight bits are shown.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class BagMedium:
     time_s: float | None = None
     stamps_ns: tuple[int, ...] = field(default=(), repr=False)
     num_frames: int = 0
+    window: Window = OWN
 
     @property
     def kind(self) -> str:
@@ -84,10 +87,10 @@ class BagMedium:
                 chosen = index.between(self.start_s, self.end_s, most)
         except NoFramesError as error:
             raise FrameError(f"{self.name}: {error}") from error
-        return [frame.image for frame in read_frames(self.path, self.topic, chosen)]
+        return [frame.image for frame in read_frames(self.path, self.topic, chosen, self.window)]
 
 
-def parse_bag(record: Mapping[str, Any], folder: Path) -> BagMedium:
+def parse_bag(record: Mapping[str, Any], folder: Path, window: Window = OWN) -> BagMedium:
     """Return the medium of a record's `bag` and the fields beside it; nothing is opened.
 
     Raises:
@@ -111,6 +114,7 @@ def parse_bag(record: Mapping[str, Any], folder: Path) -> BagMedium:
         time_s=_seconds(record, "time_s", None),
         stamps_ns=_stamps(record),
         num_frames=_count(record),
+        window=window,
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from nvila_ros.files import open_regular
 from nvila_ros.training.conversations.bad_samples import DataError, SampleError
 from nvila_ros.training.conversations.samples import Sample, parse_record
+from nvila_ros.video.windowing import OWN, Window, named_window
 
 MAX_RECORD_BYTES = 16 << 20
 """Most of one line: a record names its media, and holds text alone."""
@@ -60,13 +61,22 @@ class RecordFile:
         media_folder: what the paths in it are relative to.
         group_field: the field that names a record's sub-dataset; none makes the whole file one.
         allow_outside: whether its media may lie outside the folder.
+        window: which values of pictures of more than eight bits are shown.
 
     Raises:
         DataError: the file cannot be read, or is an array that is cut off.
     """
 
-    def __init__(self, path: Path, media_folder: Path, group_field: str = "", *, allow_outside: bool = False) -> None:
-        self.path, self.name = path, path.stem
+    def __init__(
+        self,
+        path: Path,
+        media_folder: Path,
+        group_field: str = "",
+        *,
+        allow_outside: bool = False,
+        window: Window = OWN,
+    ) -> None:
+        self.path, self.name, self._window = path, path.stem, window
         self._media_folder, self._group_field, self._allow_outside = media_folder, group_field, allow_outside
         self._bounds = array("q")  # start and end of each record, alternating
         try:
@@ -100,7 +110,9 @@ class RecordFile:
             raise SampleError("malformed", name, f"a record must be JSON in UTF-8: {error}") from error
         group = self._group(record, name) if self._group_field else self.name
         try:
-            return parse_record(record, name, self._media_folder, group, allow_outside=self._allow_outside)
+            return parse_record(
+                record, name, self._media_folder, group, allow_outside=self._allow_outside, window=self._window
+            )
         except SampleError as error:
             error.group = group
             raise
@@ -111,9 +123,14 @@ class RecordFile:
         return json.dumps(json.loads(raw), ensure_ascii=False).encode() if self._is_array else raw
 
     def identity(self) -> dict[str, str]:
-        """Return what determines its samples: the file's digest, and where its media are."""
+        """Return what determines its samples: the file's digest, where its media are, and how they are shown."""
         outside = {"outside": "allowed"} if self._allow_outside else {}
-        return {"digest": self.digest(), "media": str(self._media_folder.resolve()), **outside}
+        return {
+            "digest": self.digest(),
+            "media": str(self._media_folder.resolve()),
+            **outside,
+            **named_window(self._window),
+        }
 
     def digest(self) -> str:
         """Return the digest of the whole file."""

@@ -25,6 +25,7 @@ from nvila_ros.errors import FrameError, NoFramesError, QueryError
 from nvila_ros.training.conversations.bad_samples import SampleError
 from nvila_ros.training.conversations.bags import PLACES, BagMedium, parse_bag
 from nvila_ros.video.media import ImageFiles, open_media, read_clip
+from nvila_ros.video.windowing import OWN, Window
 
 IMAGE, VIDEO = "image", "video"
 KEYS = {IMAGE: ("image", "images"), VIDEO: ("video", "videos")}
@@ -65,6 +66,7 @@ class FileMedium:
 
     kind: str
     path: Path
+    window: Window = OWN
 
     @property
     def name(self) -> str:
@@ -76,8 +78,8 @@ class FileMedium:
         if not self.path.exists():
             raise FileNotFoundError(self.name)
         if self.kind == IMAGE:
-            return [ImageFiles(self.name, [self.path], 1.0).read(0)]
-        video = open_media(self.path.absolute())  # a name may begin with ~
+            return [ImageFiles(self.name, [self.path], 1.0, window=self.window).read(0)]
+        video = open_media(self.path.absolute(), window=self.window)  # a name may begin with ~
         try:
             return [frame.image for frame in read_clip(video, num_frames)]
         finally:
@@ -91,10 +93,12 @@ class MediaFolder:
     Attributes:
         path: of the folder.
         allow_outside: also read what lies outside of it: absolute paths, `..`, and links that lead out.
+        window: which values of more than eight bits are shown.
     """
 
     path: Path
     allow_outside: bool = False
+    window: Window = OWN
 
     def locate(self, text: str, name: str) -> Path:
         """Return the path that a record names, without opening it.
@@ -155,7 +159,9 @@ def media_of(record: Mapping[str, Any], name: str, folder: MediaFolder) -> dict[
     media: dict[str, list[Medium]] = {IMAGE: [], VIDEO: []}
     for kind, keys in KEYS.items():
         for key in keys:
-            media[kind] += [FileMedium(kind, folder.locate(path, name)) for path in _paths(record, key, name)]
+            media[kind] += [
+                FileMedium(kind, folder.locate(path, name), folder.window) for path in _paths(record, key, name)
+            ]
     bag = _bag(record, name, folder)
     if bag is not None:
         media[bag.kind].append(bag)
@@ -179,7 +185,7 @@ def _bag(record: Mapping[str, Any], name: str, folder: MediaFolder) -> BagMedium
             raise SampleError("malformed", name, f"{', '.join(places)} goes with a bag, and the record names none")
         return None
     try:
-        bag = parse_bag(record, folder.path)
+        bag = parse_bag(record, folder.path, folder.window)
     except QueryError as error:
         raise SampleError("malformed", name, str(error)) from error
     folder.locate(record["bag"], name)

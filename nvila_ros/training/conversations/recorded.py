@@ -19,6 +19,7 @@ from nvila_ros.training.conversations.bad_samples import DataError, SampleError
 from nvila_ros.training.conversations.samples import Sample, parse_record
 from nvila_ros.types import NS_PER_S, FinishReason
 from nvila_ros.video.bags import camera_topics, index_topic, open_bag
+from nvila_ros.video.windowing import OWN, Window, named_window
 
 ANSWER_TYPE = "nvila_ros/msg/Answer"
 
@@ -30,14 +31,15 @@ class RecordedAnswers:
         path: of the bag.
         group_field: a field of the records that names a record's sub-dataset, such as `model`; none makes the whole bag
             one.
+        window: which values of images of more than eight bits are shown.
 
     Raises:
         DataError: there is no bag, or it holds no answer.
         FrameError: the bag cannot be read.
     """
 
-    def __init__(self, path: Path, group_field: str = "") -> None:
-        self.path, self.name, self._group_field = path, path.stem, group_field
+    def __init__(self, path: Path, group_field: str = "", window: Window = OWN) -> None:
+        self.path, self.name, self._group_field, self._window = path, path.stem, group_field, window
         try:
             self._messages = _read_answers(path)
         except FileNotFoundError as error:
@@ -61,7 +63,7 @@ class RecordedAnswers:
         if not isinstance(group, str) or not group:
             raise DataError(f"{name}: field {self._group_field!r} must name the sub-dataset, got {group!r:.80}")
         # The bag is the one that the user named, wherever a link to it leads.
-        return parse_record(record, name, self.path.parent, group, allow_outside=True)
+        return parse_record(record, name, self.path.parent, group, allow_outside=True, window=self._window)
 
     def line(self, index: int) -> bytes:
         """Return the record of an answer, with its bag relative to the folder that the bag lies in.
@@ -73,7 +75,7 @@ class RecordedAnswers:
 
     def identity(self) -> dict[str, str]:
         """Return what determines its samples."""
-        return {"digest": self.digest()}
+        return {"digest": self.digest(), **named_window(self._window)}
 
     def digest(self) -> str:
         """Return the digest of all answers and of the bag's camera topics."""

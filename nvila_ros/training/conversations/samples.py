@@ -31,6 +31,7 @@ from typing import Any
 
 from nvila_ros.training.conversations.bad_samples import SampleError
 from nvila_ros.training.conversations.record_media import IMAGE, VIDEO, MediaFolder, Medium, media_of
+from nvila_ros.video.windowing import OWN, Window
 
 _TAG = re.compile(r"(<image>|<video>|<vila/video>)\n?")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
@@ -72,7 +73,9 @@ class Sample:
     is_independent: bool = False
 
 
-def parse_record(record: Any, name: str, media_folder: Path, group: str, *, allow_outside: bool = False) -> Sample:
+def parse_record(
+    record: Any, name: str, media_folder: Path, group: str, *, allow_outside: bool = False, window: Window = OWN
+) -> Sample:
     """Return the sample that a parsed record holds; its media are not opened yet.
 
     Args:
@@ -81,6 +84,7 @@ def parse_record(record: Any, name: str, media_folder: Path, group: str, *, allo
         media_folder: what its paths are relative to.
         group: the sub-dataset.
         allow_outside: whether media may lie outside the folder.
+        window: which values of pictures of more than eight bits are shown.
 
     Raises:
         SampleError: the record breaks a rule of the format.
@@ -93,7 +97,7 @@ def parse_record(record: Any, name: str, media_folder: Path, group: str, *, allo
             raise SampleError("empty_answer", name, "an answer must hold text, got none")
         if _TAG.search(answer):
             raise SampleError("media_count", name, f"media stand in the user's turns only, got the answer {answer!r}")
-    media = media_of(record, name, MediaFolder(media_folder, allow_outside))
+    media = media_of(record, name, MediaFolder(media_folder, allow_outside, window))
     shown = _place_media(questions, media, name)
     turns = tuple(SampleTurn(*turn, answer) for turn, answer in zip(shown, answers, strict=True))
     return Sample(name, turns, group, _is_independent(record, turns, name))
