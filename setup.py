@@ -128,6 +128,7 @@ EXTRAS_REQUIRE = {
         "aiohttp>=3.9",  # http: the server; older ones go on answering clients that have left
         "prometheus-client>=0.12",  # http.metrics
     ],
+    "mcp": ["mcp>=2,<3"],  # tools.mcp_tools: the Model Context Protocol's own SDK
     "py_trees": ["py_trees>=2.2"],  # ros.trees: behaviours of a tree over questions and drives
     "bags": ["rosbags>=0.11.9"],  # video.bags: ROS 2 bags without ROS
     "dicom": ["pydicom>=3.0.1,<5"],  # video.dicom: pictures of medical instruments; pure Python, MIT licence
@@ -143,6 +144,7 @@ EXTRAS_REQUIRE = {
         "hypothesis>=6.100",
         "jsonschema>=4.18",  # judges constrained answers
         "matplotlib>=3.8",  # tools.charts
+        "mcp>=2,<3",  # tools.mcp_tools, and its client
         "mcap-ros2-support>=0.5",  # writes bags that video.bags must read
         "openai>=2",  # the client that the HTTP door is made for
         "openvino>=2026.1",  # its engine is held against torch

@@ -31,6 +31,7 @@ from nvila_ros.world.rendering import render
 
 WIDTH, HEIGHT = 160, 120
 SCHEMA = '{"type":"object","properties":{"n":{"type":"integer"}},"required":["n"],"additionalProperties":false}'
+TOOLS = ("detect(person|box)", "read()", "none")
 FORMS = {
     "text": {"top_logprobs": 3},
     "yes_no": {"answer_type": "yes_no"},
@@ -38,6 +39,8 @@ FORMS = {
     "integer": {"answer_type": "integer", "minimum": 0, "maximum": 9},
     "many integers": {"answer_type": "integer", "minimum": 0, "maximum": 999},
     "json": {"answer_type": "json", "json_schema": SCHEMA, "max_tokens": 24},
+    "tool": {"answer_type": "tool", "choices": TOOLS},
+    "when": {"answer_type": "when"},
     "conversation": {},
     "follow-up": {},
 }

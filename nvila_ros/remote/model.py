@@ -37,10 +37,6 @@ POLL_S = 0.02
 """How long a cancel or a deadline may go unnoticed while nothing comes."""
 AWAY_S = 5.0
 """How long a server that did not answer is left alone, where another model answers meanwhile."""
-NO_WHEN = (
-    "answer_type 'when' is not available where backend is remote, since OpenAI's API has no place for times; ask "
-    "yes_no about windows, or run the model here"
-)
 FIRST_WAIT_S, MAX_WAIT_S = 0.25, 8.0
 
 
@@ -104,9 +100,6 @@ class RemoteModel:
         for request in requests:
             request.begin(self.info, refs, self._now_ns)
             request.enter(Stage.PREPROCESS)
-            if request.query.answer_type == "when":
-                request.end(FinishReason.INVALID, NO_WHEN)
-        requests = [request for request in requests if not request.has_ended]
         questions: list[RemoteQuestion] = []
         failed: list[tuple[Request, CallFailed]] = []
         if self._fallback is not None and self._now_ns() < self._away_until_ns:

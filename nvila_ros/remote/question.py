@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nvila_ros.prompt.answer_kinds import Constrained, Scored
+from nvila_ros.prompt.answer_kinds import Constrained, Located, Scored
 from nvila_ros.remote.choices import spelling_shares
 from nvila_ros.remote.connection import CallFailed, RemoteCall
 from nvila_ros.remote.conversations import Message
@@ -31,6 +31,9 @@ class RemoteQuestion:
         dialect: of the server.
         model: name in the request.
         now_ns: the steady clock.
+
+    Raises:
+        QueryError: the server cannot be held to what may be answered.
 
     Attributes:
         messages: as given.
@@ -131,6 +134,8 @@ class RemoteQuestion:
         text = reply.text if reply.text is not None else self._held.read(reply.content)
         if isinstance(kind, Scored):
             return self._take_choice(kind, text)
+        if isinstance(kind, Located) and reply.scored:
+            self.request.choices, self.request.probabilities = zip(*reply.scored, strict=True)
         if isinstance(kind, Constrained) and reason is FinishReason.STOP and not _is_json(text):
             return f"the server must answer in JSON of the schema, got {text[:80]!r}"
         if not self._held.is_pieced:

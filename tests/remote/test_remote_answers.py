@@ -247,12 +247,13 @@ def test_questions_about_one_clip_go_out_side_by_side() -> None:
     assert model.counters()["pictures_sent"] == 1
 
 
-def test_when_is_refused_by_name() -> None:
-    with scripted_server(HELLO) as server:
+@pytest.mark.parametrize("owner", ["openai", "vllm", "sglang"])
+def test_when_is_refused_by_name(owner: str) -> None:
+    with scripted_server(HELLO, owner=owner) as server:
         answer = ask(remote(server.url, FakeModel()), "it falls", [frame()], answer_type="when")
 
     assert answer.finish_reason is FinishReason.INVALID
-    assert "'when'" in answer.error
+    assert f"'when' is not available on a server of dialect {owner}" in answer.error
     assert not server.bodies
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvila_ros.prompt.answer_kinds import AnswerKind, Constrained
+from nvila_ros.prompt.answer_kinds import AnswerKind, Located, Scored
 from nvila_ros.remote.dialects.openai import NAME, HeldAnswer, OpenAiDialect
 from nvila_ros.remote.reply import RemoteReply
 from nvila_ros.types import Query
@@ -34,9 +34,13 @@ class NvilaDialect(OpenAiDialect):
             return _whole(_schema({"type": "boolean"}))
         if query.answer_type == "integer":
             return _whole(_schema({"type": "integer", "minimum": query.minimum, "maximum": query.maximum}))
-        if query.choices:
-            return _whole({"structured_outputs": {"choice": list(query.choices)}})
-        return super().hold(query, kind) if isinstance(kind, Constrained) else HeldAnswer()
+        if isinstance(kind, Located):
+            return _whole({"answer_type": "when"})
+        return super().hold(query, kind)
+
+    def hold_choices(self, kind: Scored) -> HeldAnswer:
+        """Return how the server is held to choices; it scores each as a whole."""
+        return _whole({"structured_outputs": {"choice": list(kind.names)}})
 
     def hold_schema(self, schema: dict[str, Any]) -> HeldAnswer:
         """Return how the server is held to a JSON schema."""

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nvila_ros.prompt.answer_kinds import AnswerKind, Constrained, Scored
+from nvila_ros.errors import QueryError
+from nvila_ros.prompt.answer_kinds import AnswerKind, Constrained, FreeText, Scored
 from nvila_ros.remote.reply import RemoteReply
 from nvila_ros.types import Query
 from nvila_ros.visual.frame_encoder import FrameLike
@@ -50,12 +51,21 @@ class OpenAiDialect:
         return {}
 
     def hold(self, query: Query, kind: AnswerKind) -> HeldAnswer:
-        """Return how the server is held to what may be answered."""
+        """Return how the server is held to what may be answered.
+
+        Raises:
+            QueryError: it cannot be.
+        """
         if isinstance(kind, Scored):
             return self.hold_choices(kind)
         if isinstance(kind, Constrained):
             return self.hold_schema(json.loads(kind.schema))
-        return HeldAnswer()
+        if isinstance(kind, FreeText):
+            return HeldAnswer()
+        raise QueryError(
+            f"answer_type {query.answer_type!r} is not available on a server of dialect {self.name}, since its API has "
+            "no place for it; ask yes_no about windows, ask another node, or run the model here"
+        )
 
     def hold_choices(self, kind: Scored) -> HeldAnswer:
         """Return how the server is held to choices."""
