@@ -11,12 +11,14 @@
 # make mutation   break the rules' code in one place at a time, and count how often a test notices; go on after a stop
 # make bench-stream    measure a stream that is asked many questions, beside one that is read anew for each
 #
-# Needs python3 with venv and its headers, a C++ compiler and make; all else goes into .venv, or .venv-jazzy.
+# Needs python3 with venv and its headers, a C++ compiler and make; all else goes into .venv, .venv-jazzy or .venv-peers.
 
 PYTHON ?= python3
 DISTRO ?= kilted
 VENV := .venv$(patsubst %,-%,$(filter-out kilted,$(DISTRO)))
 BIN := $(VENV)/bin
+PEERS := .venv-peers
+NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
 export NVILA_ROS_DISTRO := $(DISTRO)
 TEST_EXTRAS := test-robot
 ifeq ($(DISTRO), kilted)
@@ -71,7 +73,7 @@ mutation: $(VENV)/ready-to-mutate
 bench-stream: $(VENV)/ready-to-test
 	$(BIN)/python -m benchmarks.stream $(ARGS)
 
-bench-engines: $(VENV)/ready-to-bench
+bench-engines: $(VENV)/ready-to-test $(PEERS)/ready
 	$(BIN)/python -m benchmarks.engines $(ARGS)
 
 train-tiny: $(VENV)/ready-to-test
@@ -82,7 +84,7 @@ release: $(VENV)/bin/python
 	$(BIN)/python .ci/release.py
 
 clean:
-	rm -rf .venv .venv-jazzy build mutants *.egg-info
+	rm -rf .venv .venv-jazzy $(PEERS) build mutants *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import ensurepip' || { echo "python3 has no venv: sudo apt install python3-venv"; exit 1; }
@@ -117,7 +119,11 @@ $(VENV)/ready-to-check: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet 'nvila_ros[lint]'
 	@touch $@
 
-$(VENV)/ready-to-bench: $(VENV)/ready
+# Apart from .venv, whose packages those of the peers would replace. llama.cpp, compiled for this machine, dies of AMX under
+# some hypervisors: it is compiled without.
+$(PEERS)/ready: $(VENV)/bin/python benchmarks/peers/requirements.txt
 	@echo "Installing the runtimes to compare with; llama.cpp is compiled (the first time ten minutes)"
-	$(BIN)/python -m pip install --quiet 'nvila_ros[bench]'
+	$(PYTHON) -m venv $(PEERS)
+	$(if $(shell grep -m1 amx_tile /proc/cpuinfo),CXXFLAGS="$(NO_AMX)" CFLAGS="$(NO_AMX)") \
+	  $(PEERS)/bin/python -m pip install --quiet -r benchmarks/peers/requirements.txt
 	@touch $@

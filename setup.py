@@ -168,19 +168,6 @@ EXTRAS_REQUIRE = {
         "torchao>=0.18",  # held against training.fp8
         "transformers>=5",  # held against our SigLIP and Qwen2
     ],
-    # What `make bench-engines` measures beside ours; each module of benchmarks/peers needs its own.
-    "bench": [
-        "gguf>=0.19",  # llamacpp: writes its files
-        "llama-cpp-python>=0.3.36",  # llamacpp
-        "nncf>=3.4",  # ov_tower and ov_genai: quantizes
-        "onnx-ir>=1",  # ort_genai: its model builder
-        "onnxruntime-genai>=0.18",  # ort_genai
-        "openvino>=2026.1",  # ours, ov_tower
-        "openvino-genai>=2026.1",  # ov_genai
-        "optimum-intel>=2.2",  # ov_genai: exports its model
-        "torch>=2.6,<2.14",  # transformers_torch, ov_tower, both model builders; answers: the float model
-        "transformers>=5",  # transformers_torch, ov_tower, both model builders
-    ],
     "mutation": ["mutmut>=3.8,<4"],  # make mutation: changes the code in one place at a time and runs the tests
     "lint": ["codespell>=2.3", "import-linter>=2.1", "mypy>=1.13", "ruff>=0.9", "types-PyYAML"],
 }

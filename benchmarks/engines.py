@@ -8,9 +8,10 @@ Four parts, of which `--only` chooses:
 - tower: one tile through the vision tower in eight bits, against float32 and against OpenVINO's own eight bits;
 - answers: what quantization costs nvila-tiny in answers, as the engine itself gives them.
 
-Each runtime has a process of its own, loaded once; then they take turns round by round, and whoever is not measured is
-stopped. Of a round the median step counts, of the rounds the median; the table shows the worst as well. A ratio is that
-of one round, and of the rounds' ratios the median. Runtimes that are not installed, or fail, are shown with the reason.
+The others live in an environment of their own. Each runtime has a process of its own, loaded once; then they take turns
+round by round, and whoever is not measured is stopped. Of a round the median step counts, of the rounds the median; the
+table shows the worst as well. A ratio is that of one round, and of the rounds' ratios the median. Runtimes that are not
+installed, or fail, are shown with the reason.
 Prints tables and, last, one JSON line, in which `X_vs_Y` and `ratio` above 1 mean that ours is that many times as fast;
 what was not measured is null.
 
@@ -82,6 +83,7 @@ def main() -> int:
         threads=args.threads,
         head_bits=args.head_bits,
         folder=str(args.folder.resolve()),
+        python=str(args.peers.absolute()),
     )
     begun = time.monotonic()
 
@@ -123,6 +125,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--questions", type=positive, default=167, help="to nvila-tiny, of each of eleven kinds")
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1)
     parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="keeps the runtimes' files")
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        default=Path(".venv-peers/bin/python"),
+        help="interpreter of the environment that holds the other runtimes (default: %(default)s)",
+    )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     return parser.parse_args()
 

@@ -40,6 +40,7 @@ class PeerJob:
         threads: of every runtime.
         head_bits: of our map to the vocabulary, 4 or 8.
         folder: where the runtimes' files lie, to be found again by the next run.
+        python: of the environment that the other runtimes are installed in; empty for our own.
     """
 
     variant: str
@@ -50,6 +51,7 @@ class PeerJob:
     threads: int
     head_bits: int
     folder: str
+    python: str = ""
 
     @property
     def decoder_spec(self) -> ModelSpec:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import json
 import os
 import signal
@@ -25,6 +24,8 @@ from benchmarks.peers.job import QUIET, PeerJob
 
 PREPARE_S, LOAD_S, ROUND_S = 900.0, 300.0, 300.0
 NUM_LOG_LINES = 4
+OWN_MODULES = ("ours", "memory")
+"""Run in our own environment, each other module in that of the peers: neither changes what the other stands on."""
 
 
 class RuntimeFaultError(Exception):
@@ -78,8 +79,9 @@ class Runtime:
     def __init__(self, entry: PeerSetup, job: PeerJob, log_path: Path) -> None:
         self.result = PeerResult(entry)
         self._log_path = log_path
+        self._python = sys.executable if entry.module in OWN_MODULES else job.python or sys.executable
         self._command = [
-            sys.executable,
+            self._python,
             "-m",
             "benchmarks.peers.child",
             "serve",
@@ -96,8 +98,7 @@ class Runtime:
             RuntimeFaultError: it is not installed, or it did not write them.
         """
         needs = importlib.import_module(f"benchmarks.peers.{self.result.entry.module}").NEEDS
-        missing = [name for name in needs if not is_installed(name)]
-        if missing:
+        if missing := find_missing(self._python, needs):
             raise RuntimeFaultError(f"{' and '.join(missing)} not installed; see make bench-engines")
         command = ["prepare" if word == "serve" else word for word in self._command]
         with self._log_path.open("w") as log:
@@ -198,12 +199,24 @@ def run_rounds(
     return {runtime.result.entry.name: runtime.result for runtime in runtimes}
 
 
-def is_installed(name: str) -> bool:
-    """Whether a module could be imported; nothing is."""
+def find_missing(python: str, names: Sequence[str]) -> list[str]:
+    """Return which modules an environment lacks; none of them is imported, but the packages that hold them are.
+
+    Raises:
+        RuntimeFaultError: there is no such interpreter.
+    """
+    code = (
+        "import importlib.util, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: found = importlib.util.find_spec(name)\n"
+        "    except ModuleNotFoundError: found = None\n"
+        "    if found is None: print(name)"
+    )
     try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its package is missing
-        return False
+        done = subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RuntimeFaultError(f"{python} does not run: {error}; see make bench-engines") from None
+    return done.stdout.split()
 
 
 def _try(runtime: Runtime, act: Callable[[Runtime], None]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
+import venv
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from benchmarks.engines import GB, MEMORY, OPENVINO_INT8, OURS, Q4_0, as_dict, decoder_rows
 from benchmarks.peers.job import PeerJob, random_ids
 from benchmarks.peers.llamacpp import write_gguf
-from benchmarks.peers.rounds import PeerResult, PeerSetup, Runtime, run_rounds
+from benchmarks.peers.rounds import PeerResult, PeerSetup, Runtime, find_missing, run_rounds
 from benchmarks.peers.weights import EMBEDDING, HEAD, RandomWeights, write_hf_folder
 from nvila_ros.models.quantized import Int4Weight, Int8Weight
 from nvila_ros.models.spec import ModelSpec, ProjectorSpec
@@ -62,6 +64,21 @@ def test_a_runtime_is_stopped_whenever_it_is_not_measured(tmp_path: Path) -> Non
         runtime.stop()
 
     assert len(runtime.result.steps["read"]) == 1  # the one while it started is not counted
+
+
+def test_the_others_are_sought_and_run_in_their_own_environment(tmp_path: Path) -> None:
+    """An interpreter that has nothing but what Python ships, and one that is not there."""
+    venv.create(tmp_path / "peers", with_pip=False)
+    python = str(tmp_path / "peers" / "bin" / "python")
+    bare, absent = job(tmp_path, python=python), job(tmp_path, python=str(tmp_path / "none"))
+    peer = PeerSetup("tower", "ov_tower", "int8", "")
+
+    faults = [run_rounds((peer,), each, 1, lambda text: None)["tower"].fault for each in (bare, absent)]
+
+    assert faults[0].startswith("openvino and nncf and transformers and torch not installed")
+    assert f"{absent.python} does not run" in faults[1]
+    assert find_missing(sys.executable, ("json", "no_such", "no_such.part")) == ["no_such", "no_such.part"]
+    assert not run_rounds((READ,), absent, 1, lambda text: None)[MEMORY].fault  # ours
 
 
 def test_one_that_fails_leaves_the_others_in_the_race(tmp_path: Path) -> None:
