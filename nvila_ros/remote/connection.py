@@ -82,6 +82,7 @@ class RemoteServer:
         self._idle: list[http.client.HTTPConnection] = []
         parts = urlsplit(settings.url)
         self.url, self._timeout_s = settings.url, settings.timeout_s
+        self._source = (settings.source, 0) if settings.source else None
         self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
@@ -152,10 +153,12 @@ class RemoteServer:
         connect_s = min(timeout_s, CONNECT_S)
         if self._tls is not None:
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=connect_s, context=self._tls
+                self._host, self._port, timeout=connect_s, source_address=self._source, context=self._tls
             )
         else:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=connect_s)
+            connection = http.client.HTTPConnection(
+                self._host, self._port, timeout=connect_s, source_address=self._source
+            )
         try:
             connection.connect()
         except LOST as error:

@@ -32,6 +32,7 @@ class RemoteSettings:
         max_side: longest side of a picture, px; 0 leaves it as it is.
         timeout_s: how long the server may be silent.
         retries: of a question that the server did not begin to answer.
+        source: address of this machine that connections come from; empty is any.
     """
 
     url: str
@@ -42,6 +43,7 @@ class RemoteSettings:
     max_side: int = 1280
     timeout_s: float = 30.0
     retries: int = 2
+    source: str = ""
 
 
 def remote_settings(config: NodeConfig) -> RemoteSettings:

@@ -1,19 +1,21 @@
 """`nvila plan`: predict whether an engine fits a device and how fast it is, before anything is built.
 
 In: a recipe or a variant's name, and a device. Out: memory needed and free, and times of a question about an image and
-about a clip; below, the mean error of such predictions on published measurements. Exit code 1 if it does not fit.
+about a clip; below, the mean error of such predictions on published measurements. With `--fleet`, how many GPUs
+a server needs for a number of robots. Exit code 1 if it does not fit.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from nvila_ros.builds.fleet import PRECISION, UTILIZATION, FleetForecast, forecast_fleet
 from nvila_ros.builds.planning import DEVICES, FITTED, QUANTIZED, Device, Forecast, forecast
 from nvila_ros.builds.published import EDGE, ROWS, predict
 from nvila_ros.builds.recipes import Recipe, read_recipe
@@ -38,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every device that is known")
     parser.add_argument("--image", type=size, default=(1280, 720), metavar="WxH", help="default: 1280x720")
     parser.add_argument("--frames", type=positive, default=8, metavar="N", help="frames of a clip (default: 8)")
+    parser.add_argument("--fleet", type=positive, metavar="N", help="plan a server for N robots, in FP16")
+    parser.add_argument(
+        "--rate", type=_rate, default=1.0, metavar="HZ", help="questions a second of each robot (default: 1)"
+    )
+    parser.add_argument(
+        "--answer", type=positive, default=2, metavar="TOKENS", help="of each answer; 2 of a choice (default: 2)"
+    )
     parser.add_argument("--json", action="store_true", help="print the JSON object alone")
 
 
@@ -51,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     spec = find_spec(recipe.model)
     devices = _devices(args, recipe)
     cases = media_cases(spec, args.image, args.frames)
+    if args.fleet is not None:
+        return plan_fleet(spec, devices, cases, args)
     rows = [(device, name, _forecast(spec, recipe, device, cost)) for device in devices for name, cost in cases.items()]
     fits = all(_fit_text(recipe, each) == YES for *_, each in rows)
     if not args.json:
@@ -68,6 +79,51 @@ def run(args: argparse.Namespace) -> int:
         ]
         print_json({"model": recipe.model, "fits": fits, "forecasts": forecasts})
     return 0 if fits else 1
+
+
+def plan_fleet(
+    spec: ModelSpec, devices: Sequence[Device], cases: Mapping[str, MediaCost], args: argparse.Namespace
+) -> int:
+    """Print what a server needs for a fleet; 1 where the model fits none of the devices."""
+    rows = [
+        (device, name, forecast_fleet(spec, device, cost, num_answer=args.answer))
+        for device in devices
+        for name, cost in cases.items()
+    ]
+    if args.json:
+        forecasts = [
+            {
+                "device": device.name,
+                "case": name,
+                **dataclasses.asdict(each),
+                "robots_a_gpu": each.robots(args.rate),
+                "gpus": each.num_gpus(args.fleet, args.rate),
+            }
+            for device, name, each in rows
+        ]
+        print_json({"model": spec.name, "robots": args.fleet, "rate_hz": args.rate, "forecasts": forecasts})
+    else:
+        console = wide_console()
+        asked = f"{args.fleet} robots that each ask {args.rate:g} times a second, answers of {args.answer} tokens"
+        console.print(f"{spec.name} in {PRECISION}: {asked}")
+        console.print(as_fleet_table(rows, args.fleet, args.rate))
+        console.print(f"Planned with {UTILIZATION:.0%} of a GPU. {_error_line()}", soft_wrap=True)
+    return 0 if all(each.batch for *_, each in rows) else 1
+
+
+def as_fleet_table(rows: Sequence[tuple[Device, str, FleetForecast]], num_robots: int, rate_hz: float) -> Table:
+    """Return a table of what GPUs do for a fleet."""
+    heads = ("device", "question about", "memory GB", "batch", "answers/s", "robots a GPU", "GPUs", "first token ms")
+    table = Table(*heads, box=SIMPLE_HEAD)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for device, name, each in rows:
+        memory = f"{each.needed_gb:.1f} of {each.free_gb:.1f}"
+        first = f"{1e3 * each.first_s:,.0f}, loaded {1e3 * each.loaded_first_s:,.0f}"
+        counts = (each.robots(rate_hz), each.num_gpus(num_robots, rate_hz))
+        cells = [str(each.batch), f"{each.answers_per_s:.1f}", *map(str, counts), first] if each.batch else ["NO"]
+        table.add_row(device.name, name, memory, *cells, style="" if each.batch else "red")
+    return table
 
 
 def find_spec(model: str) -> ModelSpec:
@@ -88,6 +144,17 @@ def media_cases(spec: ModelSpec, image: tuple[int, int], num_frames: int) -> dic
         f"image {image[0]}x{image[1]}": image_cost(spec, rows * columns),
         f"clip of {kept}": clip_cost(spec, kept),
     }
+
+
+def _rate(text: str) -> float:
+    """Read a rate in Hz."""
+    try:
+        rate_hz = float(text)
+    except ValueError:
+        rate_hz = 0.0
+    if not 0.001 <= rate_hz <= 1000:
+        raise argparse.ArgumentTypeError(f"expected questions a second in [0.001, 1000], got {text!r}")
+    return rate_hz
 
 
 def _devices(args: argparse.Namespace, recipe: Recipe) -> list[Device]:

@@ -1,0 +1,1 @@
+"""Robots that share a server, for `benchmarks.fleet`."""
