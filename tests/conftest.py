@@ -65,6 +65,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs rclpy; install nvila_ros[ros] or source ROS 2"))
 
 
+@pytest.fixture(autouse=True)
+def _environment_is_the_same_for_all() -> Generator[None, None, None]:
+    """Undo what a test, or a module that it imports, does to the environment: those behind it must not depend on it."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, None]:
     """Skip a module that imports an optional package which is not installed."""

@@ -85,7 +85,12 @@ def _run(hub: LocalHub, folder: Path, seconds: float) -> bool:
 
 
 def _start(hub: LocalHub, folder: Path) -> subprocess.Popen[bytes]:
-    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder.parent / "huggingface"), "no_proxy": "127.0.0.1"}
+    own = {
+        "HF_HUB_OFFLINE": "",
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder.parent / "huggingface"),
+        "no_proxy": "127.0.0.1",
+    }
     command = [sys.executable, "-m", "nvila_ros.tools.cli", "fetch", hub.repo, "--to", str(folder), "--quiet"]
     return subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL)
 
