@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.process_usage import cpu_s
 from nvila_ros.ros.camera_publisher import ros_args
-from nvila_ros.tools.demo.demo import ros_environment
+from nvila_ros.tools.demo.graph import ros_environment
 from nvila_ros.tools.options import positive, print_json, size
 from tests.ros.robot import REAL_NODE, Robot, wait_until
 

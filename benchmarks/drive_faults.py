@@ -23,7 +23,7 @@ from rich.table import Table
 
 from nvila_ros.ros.camera_publisher import ros_args
 from nvila_ros.ros.drive_session import DriveRecord, DriveSession
-from nvila_ros.tools.demo.demo import ros_environment
+from nvila_ros.tools.demo.graph import ros_environment
 from nvila_ros.tools.demo.subprocesses import Child, Children
 from tests.ros.open_task import open_task
 

@@ -23,7 +23,8 @@ from benchmarks.process_usage import cpu_s, resident_bytes
 from nvila_ros.errors import NvilaError
 from nvila_ros.ros.camera_publisher import ros_args
 from nvila_ros.ros.demo_client import DemoClient
-from nvila_ros.tools.demo.demo import ANSWER_S, CAMERA_S, NODE, START_S, ros_environment
+from nvila_ros.tools.demo.demo import ANSWER_S, CAMERA_S, NODE, START_S
+from nvila_ros.tools.demo.graph import ros_environment
 from nvila_ros.tools.demo.subprocesses import Children
 from nvila_ros.tools.options import positive, print_json, size
 from nvila_ros.types import Answer

@@ -36,7 +36,7 @@ from nvila_ros.msg import Answer, Event, StandingQuery, Status
 from nvila_ros.ros.camera_publisher import ros_args
 from nvila_ros.ros.messages import TRANSIENT_LOCAL
 from nvila_ros.srv import AddQuery, Ask, ListQueries
-from nvila_ros.tools.demo.demo import ros_environment
+from nvila_ros.tools.demo.graph import ros_environment
 from nvila_ros.tools.demo.subprocesses import Children
 from nvila_ros.tools.options import positive, print_json
 from nvila_ros.types import FinishReason

@@ -23,7 +23,8 @@ from nvila_ros.request import ModelInfo, Request
 from nvila_ros.ros import node
 from nvila_ros.ros.camera_publisher import ros_args
 from nvila_ros.ros.demo_client import DemoClient
-from nvila_ros.tools.demo.demo import ANSWER_S, CAMERA_S, NODE, START_S, ros_environment
+from nvila_ros.tools.demo.demo import ANSWER_S, CAMERA_S, NODE, START_S
+from nvila_ros.tools.demo.graph import ros_environment
 from nvila_ros.tools.demo.subprocesses import Children
 from nvila_ros.types import FinishReason, FrameRef, Query
 from nvila_ros.video.deferred import DeferredFrame

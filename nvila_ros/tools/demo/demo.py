@@ -8,23 +8,18 @@ Nothing outside this machine is reached, and every process that was started is s
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import tempfile
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from nvila_ros.errors import ConfigError, NvilaError
-from nvila_ros.paths import images_profile
 from nvila_ros.ros.camera_publisher import ros_args
 from nvila_ros.ros.demo_client import DemoClient
-from nvila_ros.ros.domain import free_domain
 from nvila_ros.runtime.loading import find_checkpoint
+from nvila_ros.tools.demo.graph import open_console, own_graph
 from nvila_ros.tools.demo.questions import QUIZ, QuizItem
 from nvila_ros.tools.demo.report import QuizResult, as_table, captions, summarize
 from nvila_ros.tools.demo.session import CameraSession, DemoCamera, DemoError, choose_epoch
@@ -37,8 +32,6 @@ from nvila_ros.world.frame_source import FilmSource, WorldSource, film_world
 
 PICTURE_SUFFIXES = (".png", ".jpg")
 START_S, CAMERA_S, ANSWER_S = 60.0, 20.0, 20.0
-PLAIN_WIDTH = 110
-"""Columns of the table where no terminal says how many there are."""
 NODE = "/nvila"
 
 
@@ -60,19 +53,13 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--out must be a file {' or '.join(PICTURE_SUFFIXES)} in a folder that exists, got {args.out}"
         )
-    console = Console(highlight=False, quiet=args.quiet)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
-    environ = ros_environment()
-    os.environ.update(environ)
+    console = open_console(args.quiet)
     start_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="nvila_demo_") as name, Children(Path(name), environ) as children:
+    with own_graph("nvila_demo") as (folder, children):
         try:
             if args.web:
                 show_web(children, model_parameters(args), args.world, args.port, console)
-            results, counts = Demo(args, Path(name), children, console).perform()
+            results, counts = Demo(args, folder, children, console).perform()
         except (ChildError, DemoError, NvilaError) as error:
             Console(stderr=True, highlight=False).print(f"[red]nvila demo: error: {escape(str(error))}")
             return 1
@@ -86,15 +73,6 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"picture: {args.out}")
     print_json(summarize(results, num_asked, num_dropped))
     return 0 if len(results) == num_asked and all(result.answer is not None for result in results) else 1
-
-
-def ros_environment() -> dict[str, str]:
-    """Return the environment of a ROS graph of our own on this machine, with room for images in Fast DDS."""
-    return {
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_DOMAIN_ID": str(free_domain()),
-        **images_profile(),
-    }
 
 
 def model_parameters(args: argparse.Namespace) -> dict[str, Any]:
@@ -181,7 +159,3 @@ def _world_camera(seed: int, width: int, height: int, items: tuple[QuizItem, ...
         lambda epoch_ns: WorldSource(seed, width, height, epoch_ns=epoch_ns),
         items,
     )
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

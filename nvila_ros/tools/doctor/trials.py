@@ -172,7 +172,7 @@ def try_node() -> Trial:
     cure = "pip install 'nvila_ros[ros]', or source a workspace of ROS 2"
     if find_spec("rclpy") is None:
         return Trial(name="node", outcome=TrialOutcome.ABSENT, detail="needs rclpy", cure=cure)
-    from nvila_ros.tools.demo.demo import ros_environment
+    from nvila_ros.tools.demo.graph import ros_environment
 
     environ = ros_environment()
     ask = ["call", "--json", "--timeout", f"{TRIAL_S / 2:g}", "ask", "Is there a star?", "--choices", "yes,no"]

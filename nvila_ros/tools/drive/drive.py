@@ -7,13 +7,9 @@ animation of one of them, and a JSON line. Every process that was started is sto
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,7 +21,7 @@ from nvila_ros.errors import ConfigError, NvilaError
 from nvila_ros.ros.camera_publisher import ros_args
 from nvila_ros.ros.drive_session import DriveRecord, DriveSession
 from nvila_ros.runtime.loading import find_checkpoint
-from nvila_ros.tools.demo.demo import ros_environment
+from nvila_ros.tools.demo.graph import open_console, own_graph
 from nvila_ros.tools.demo.subprocesses import ChildError, Children
 from nvila_ros.tools.drive.maps import draw_house, draw_sheet, draw_step, draw_track, save_animation
 from nvila_ros.tools.options import add_model_options, positive, print_json, whole
@@ -35,7 +31,6 @@ from nvila_ros.world.rooms.instructions import Task, eval_task
 START_S, DRIVE_S = 90.0, 240.0
 PATIENT = {"watch_s": 0.5, "max_age_s": 2.0}
 """Beside four processes on two cores frames may come later than on a robot."""
-PLAIN_WIDTH = 120
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,15 +54,9 @@ def run(args: argparse.Namespace) -> int:
     find_checkpoint(args.checkpoint)
     if args.out.suffix.lower() not in (".png", ".jpg") or not args.out.absolute().parent.is_dir():
         raise ConfigError(f"--out must be a file .png or .jpg in a folder that exists, got {args.out}")
-    console = Console(highlight=False, quiet=args.quiet)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
-    environ = ros_environment()
-    os.environ.update(environ)
+    console = open_console(args.quiet)
     start_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="nvila_drive_") as name, Children(Path(name), environ) as children:
+    with own_graph("nvila_drive") as (_, children):
         try:
             driven = _drive_all(args, children, console)
         except (ChildError, NvilaError) as error:
@@ -161,7 +150,3 @@ def _steps(task: Task, record: DriveRecord) -> Iterator[np.ndarray]:
 
 def _off(pose: tuple[float, float, float], step: Any) -> float:
     return abs(pose[0] - step.x) + abs(pose[1] - step.y) + 0.2 * abs(pose[2] - step.yaw)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
