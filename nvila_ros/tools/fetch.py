@@ -7,11 +7,13 @@ recipes find by the same name.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 from pathlib import Path
 
 from rich.table import Table
 
+from nvila_ros.builds.recipes import read_recipe
 from nvila_ros.errors import CheckpointError, HubError
 from nvila_ros.files import exclusive_lock
 from nvila_ros.hub import settings
@@ -22,13 +24,15 @@ from nvila_ros.hub.local import Source, find_fetched, read_source
 from nvila_ros.hub.published import HubSource, Published, find_published, find_source, published
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.variants import PRECISIONS, VARIANTS, weight_bytes
-from nvila_ros.paths import fetched_folder
+from nvila_ros.paths import fetched_folder, share_path
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.tools.options import positive, print_json, wide_console
 from nvila_ros.tools.step_progress import StepProgress
 
 GB = 1e9
-PUBLISHED_COLUMNS = ("name", "repository", "what it is for", "licence", "GB", "memory, GB", "here", "known from")
+PUBLISHED_COLUMNS = (
+    "name", "repository", "what it is for", "licence", "GB", "memory, GB", "here", "backends", "known from"
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -127,8 +131,26 @@ def _published_row(row: Published) -> tuple[str, ...]:
         f"{row.size_gb:.1f}" if row.size_gb else "",
         memory,
         row.state if row.state == "loads" else f"refused: {row.reason}",
+        _backends(row),
         row.verified,
     )
+
+
+def _backends(row: Published) -> str:
+    """Return what runs a model: each backend by the kind of its config, and tensorrt by a recipe of its device."""
+    if row.state == "refused":
+        return ""
+    if not row.variant:
+        return "all, once its config is read"
+    devices = sorted(device for model, device in _recipes() if model == row.variant)
+    return f"all; recipes {', '.join(devices)}" if devices else "all; tensorrt by a recipe of yours"
+
+
+@functools.cache
+def _recipes() -> tuple[tuple[str, str], ...]:
+    """Return model and device of each recipe."""
+    recipes = map(read_recipe, share_path("engines").glob("*.yaml"))
+    return tuple((recipe.model, recipe.device) for recipe in recipes)
 
 
 def print_published() -> None:

@@ -82,7 +82,7 @@ class NativeDecoder:
         library = library or next(iter(libraries()), None)
         if library is None:
             raise UnknownFormError("this processor has no kernels, or they were not compiled")
-        _check_kernels(spec)
+        check_kernels(spec)
         self._library, self._spec = library, spec
         self._handle = ctypes.c_void_p()
         sizes = (getattr(spec, field[0]) for field in Spec._fields_)
@@ -160,7 +160,7 @@ class NativeDecoder:
         check(self._library, status)
 
 
-def _check_kernels(spec: DecoderSpec) -> None:
+def check_kernels(spec: DecoderSpec) -> None:
     """Check that there are kernels for these shapes.
 
     Raises:
