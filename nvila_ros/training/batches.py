@@ -76,6 +76,8 @@ class Batch(Generic[Array]):
         motion_NG: how what lies under each visual token has moved, as in `TokenLabels`.
         event_NG: what happens under each visual token, as there.
         rank_NG: which of two events was first, as there.
+        moment_NG: which frame it is, as there; labelled where times are asked for.
+        moving_NG: what is on its way, likewise.
         chats: the questions and answers.
         grids: (rows, columns) of tiles at each scale of an image, or none.
         merge_scale: index of the scale to whose map the features of all scales are resized.
@@ -89,6 +91,8 @@ class Batch(Generic[Array]):
     motion_NG: Array | None = None
     event_NG: Array | None = None
     rank_NG: Array | None = None
+    moment_NG: Array | None = None
+    moving_NG: Array | None = None
     chats: Rows[Array] | None = None
     grids: tuple[Grid, ...] = ()
     merge_scale: int = -1
@@ -190,7 +194,7 @@ class Batches(Dataset):
             draw_timed_turns(rng, scene, num_frames, self.mix.num_turns, len(times))
             for rng, scene in zip(rngs, scenes, strict=True)
         ]
-        return replace(self._film_clips(rngs, scenes, turns, num_frames, pool), time_ids=times)
+        return replace(self._film_clips(rngs, scenes, turns, num_frames, pool, is_timed=True), time_ids=times)
 
     def _wide_dense(self, rngs: list[np.random.Generator]) -> Batch[np.ndarray]:
         scenes = [draw_wide(rng, self._look(), self.mix.palette_share) for rng in rngs]
@@ -240,6 +244,8 @@ class Batches(Dataset):
         turns: list[list[Question]],
         num_frames: int,
         pool: int,
+        *,
+        is_timed: bool = False,
     ) -> Batch[np.ndarray]:
         clips = [(scene, np.linspace(0, scene.duration_s, num_frames).tolist()) for scene in scenes]
         is_wide = scenes[0].background.is_shared
@@ -254,6 +260,12 @@ class Batches(Dataset):
                 event_NG=np.concatenate([each.event for each in labels]),
                 rank_NG=np.concatenate([each.rank for each in labels]),
             )
+            if is_timed:
+                film = replace(
+                    film,
+                    moment_NG=np.concatenate([each.moment for each in labels]),
+                    moving_NG=np.concatenate([each.moving for each in labels]),
+                )
         return self._with_chats(film, rngs, turns, (self.spec.tokens_per_tile, "\n") * (num_frames // pool))
 
     def _film(

@@ -21,7 +21,7 @@ from nvila_ros.models.spec import ModelSpec
 from nvila_ros.training.batches import Batch
 from nvila_ros.training.chats import PREFIX, Rows
 from nvila_ros.training.soft_times import soft_time_loss
-from nvila_ros.training.token_labels import IGNORE, NUM_EVENTS, THERE
+from nvila_ros.training.token_labels import IGNORE, NUM_EVENTS, NUM_MOMENTS, THERE
 from nvila_ros.visual.tiling import Grid
 from nvila_ros.world.named_places import NUM_BINS
 from nvila_ros.world.scene import COLORS, DIRECTIONS, SHAPES
@@ -44,6 +44,8 @@ class Heads(nn.Module):
         self.motion = nn.Linear(spec.decoder.width, len(DIRECTIONS) + 1)
         self.event = nn.Linear(spec.decoder.width, NUM_EVENTS)
         self.rank = nn.Linear(spec.decoder.width, 2)
+        self.moment = nn.Linear(spec.decoder.width, NUM_MOMENTS)
+        self.moving = nn.Linear(spec.decoder.width, 2)
         self.column = nn.Linear(spec.decoder.width, NUM_BINS)
         self.row = nn.Linear(spec.decoder.width, NUM_BINS)
 
@@ -120,10 +122,18 @@ def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _token_loss(heads: Heads, hidden_GD: Tensor, batch: Batch[Tensor]) -> Tensor:
     """Return the loss of what the decoder makes of the visual tokens of clips."""
-    labelled = [(heads.motion, batch.motion_NG), (heads.event, batch.event_NG), (heads.rank, batch.rank_NG)]
+    labelled = [
+        (heads.motion, batch.motion_NG),
+        (heads.event, batch.event_NG),
+        (heads.rank, batch.rank_NG),
+        (heads.moment, batch.moment_NG),
+        (heads.moving, batch.moving_NG),
+    ]
     if batch.event_NG is not None:
         # Changes are rare, a few of a hundred tokens, and all that matters: they count once more on their own.
         labelled.append((heads.event, batch.event_NG.where(batch.event_NG > THERE, IGNORE)))
+    if batch.moving_NG is not None:
+        labelled.append((heads.moving, batch.moving_NG.where(batch.moving_NG > 0, IGNORE)))  # as rare
     losses = [_mean_loss(head(hidden_GD), labels) for head, labels in labelled if labels is not None]
     return torch.stack(losses).sum() if losses else hidden_GD.new_zeros(())
 

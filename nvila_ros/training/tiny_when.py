@@ -1,6 +1,6 @@
 """nvila-tiny-when: nvila-tiny with time tokens, which tells when something happens.
 
-It starts as nvila-tiny with a row more for each time token, and looks at twice the frames.
+It starts as nvila-tiny with a row more for each time token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ SPEC = replace(
     tiny.SPEC,
     name="nvila-tiny-when",
     decoder=replace(tiny.SPEC.decoder, vocab_size=tiny.VOCAB_SIZE + NUM_TIME_TOKENS),
-    num_video_frames=16,
 )
 _STD = 0.02  # of new rows, as of those that nvila-tiny began with
 

@@ -25,6 +25,8 @@ NUM_EVENTS = 7
 THERE = 1
 """Last of the classes without a change."""
 GONE = NUM_EVENTS - 1
+NUM_MOMENTS = 32
+"""Groups of frames that are told apart by their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,15 @@ class TokenLabels:
             moved or jumped up to and with this group.
         event: one of `NUM_EVENTS` classes.
         rank: 0 under the first of two that both have appeared, 1 under the second, else `IGNORE`.
+        moment: the group's number, the last of `NUM_MOMENTS` for all behind.
+        moving: 1 under what is on its way amid the group, else 0.
     """
 
     motion: np.ndarray
     event: np.ndarray
     rank: np.ndarray
+    moment: np.ndarray
+    moving: np.ndarray
 
 
 def token_labels(scene: Scene, times_s: list[float], pool: int, grid: int, side: int) -> TokenLabels:
@@ -55,7 +61,8 @@ def token_labels(scene: Scene, times_s: list[float], pool: int, grid: int, side:
     """
     cover_KFG = _cover(scene, times_s, grid, side)
     is_seen_KF = np.array([[obj.is_visible(t) for t in times_s] for obj in scene.objects])
-    motion, event = np.zeros((2, len(times_s) // pool, side * side), np.int64)
+    motion, event, moving = np.zeros((3, len(times_s) // pool, side * side), np.int64)
+    moment = np.minimum(np.arange(len(motion)), NUM_MOMENTS - 1)[:, None].repeat(side * side, axis=1)
     for obj, cover_FG, is_seen in zip(scene.objects, cover_KFG, is_seen_KF, strict=True):
         is_off = np.array([obj.jump is not None and obj.jump.share(t) > 0.5 for t in times_s])
         for group in range(len(motion)):
@@ -64,12 +71,14 @@ def token_labels(scene: Scene, times_s: list[float], pool: int, grid: int, side:
             if group:
                 moved = obj.jump_direction if is_off[:end].any() else obj.direction
                 motion[group, lies_G] = MOTION_LABELS[moved]
+            is_moving = obj.jump is not None and obj.jump.is_under_way(times_s[start], times_s[end - 1])
+            moving[group, lies_G & is_moving] = 1
             share = is_seen[start:end].mean()
             event[group, lies_G] = THERE if is_seen[max(start - 1, 0)] else THERE + int(np.ceil(4 * share))
             if is_seen[:start].any() and not share:
                 event[group, cover_FG[:start].any(axis=0) & (event[group] == 0)] = GONE
     pair = [k for k, obj in enumerate(scene.objects) if math.isfinite(obj.appears_s)]
-    return TokenLabels(motion, event, _rank_labels(cover_KFG, is_seen_KF, pair, pool))
+    return TokenLabels(motion, event, _rank_labels(cover_KFG, is_seen_KF, pair, pool), moment, moving)
 
 
 def _rank_labels(cover_KFG: np.ndarray, is_seen_KF: np.ndarray, pair: list[int], pool: int) -> np.ndarray:

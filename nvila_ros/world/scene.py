@@ -63,6 +63,10 @@ class Jump:
         phase = (t_s - self.start_s) / self.duration_s
         return min(max(4 * min(phase, 1 - phase), 0.0), 1.0)
 
+    def is_under_way(self, first_s: float, last_s: float) -> bool:
+        """Whether it has begun and not ended at some time of an interval."""
+        return self.start_s < last_s and first_s < self.start_s + self.duration_s
+
 
 @dataclass(frozen=True, slots=True)
 class Slide:
@@ -76,6 +80,10 @@ class Slide:
     def share(self, t_s: float) -> float:
         """How much of the way the object is off at t_s, 0..1."""
         return min(max((t_s - self.start_s) / self.duration_s, 0.0), 1.0)
+
+    def is_under_way(self, first_s: float, last_s: float) -> bool:
+        """Whether it has begun and not ended at some time of an interval."""
+        return self.start_s < last_s and first_s < self.start_s + self.duration_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,3 +96,21 @@ def test_batch_labels_time_tokens_and_their_loss_is_soft(model: Nvila, folder: P
     assert np.isin(labels, batch.time_ids).sum() >= 4
     assert np.isin(labels, batch.time_ids).sum() % 2 == 0
     assert loss(batch) != pytest.approx(loss(dataclasses.replace(batch, time_ids=())), abs=1e-4)
+
+
+def test_labels_say_which_frame_it_is_and_what_is_on_its_way(folder: Path) -> None:
+    batches = Batches(MIX, ChatTokenizer.from_folder(folder / "llm"), tiny_when.SPEC)
+    seen = set()
+    for step in range(6):
+        batch = batches[step]
+        num = len(batch.moment_NG) // MIX.num_clips
+        assert (batch.moment_NG == np.tile(np.arange(num), MIX.num_clips)[:, None]).all()
+        for k in range(MIX.num_clips):
+            scene = draw_timed(scene_rng(step * MIX.num_clips + k), num)
+            moving = batch.moving_NG[k * num : (k + 1) * num].any(axis=1)
+            slides = [obj.jump for obj in scene.objects if obj.jump is not None]
+            times_s = np.linspace(0, scene.duration_s, num)
+            want = [any(s.start_s < t < s.start_s + s.duration_s for s in slides) for t in times_s]
+            assert moving.tolist() == want
+            seen |= set(want)
+    assert seen == {True, False}
