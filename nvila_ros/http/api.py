@@ -14,6 +14,7 @@ from nvila_ros.config import from_dict
 from nvila_ros.errors import ConfigError, FrameError, NvilaError
 from nvila_ros.http import fields
 from nvila_ros.http.chat import read_body
+from nvila_ros.http.connections import begin_asking, end_asking
 from nvila_ros.http.errors import ApiError
 from nvila_ros.http.feed import Feed, dump
 from nvila_ros.http.frames import Picture, Pictures
@@ -121,7 +122,11 @@ class Api:
         camera, width = self._camera(request), _width(request)
         after = _whole(request.query.get("after_ns", ""), "after_ns")
         wait_s = MAX_FRAME_WAIT_S if after is not None else 0.0
-        picture = await self._shown(self._pictures.newest(camera, width, -1 if after is None else after, wait_s))
+        begin_asking(request)  # nobody waits for the picture of a viewer who has left
+        try:
+            picture = await self._shown(self._pictures.newest(camera, width, -1 if after is None else after, wait_s))
+        finally:
+            end_asking(request)
         if picture is None and after is not None:
             return web.Response(status=204)
         return _picture(picture, "no-store")

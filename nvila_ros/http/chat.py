@@ -14,6 +14,7 @@ from nvila_ros.errors import NvilaError
 from nvila_ros.http import fields
 from nvila_ros.http.chat_answer import Completion
 from nvila_ros.http.chat_request import MAX_DEADLINE_S, ChatRequest, read_chat
+from nvila_ros.http.connections import begin_asking, end_asking
 from nvila_ros.http.errors import ApiError, unanswered
 from nvila_ros.http.feed import dump
 from nvila_ros.http.guard import Guard
@@ -54,11 +55,13 @@ class ChatEndpoint:
         with self._guard.one_of(request):
             self._check_open()
             chat = await self._read(request)
+            begin_asking(request)
             self.num_open += 1
             try:
                 return await self._answer(request, chat)
             finally:
                 self.num_open -= 1
+                end_asking(request)
 
     async def _read(self, request: web.Request) -> ChatRequest:
         content = await read_body(request)

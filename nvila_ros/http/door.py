@@ -14,9 +14,10 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.http.api import Api
 from nvila_ros.http.app import Plain, make_app
 from nvila_ros.http.chat import ChatEndpoint
+from nvila_ros.http.connections import Connections
 from nvila_ros.http.feed import Feed
 from nvila_ros.http.frames import Pictures
-from nvila_ros.http.guard import Connections, Guard
+from nvila_ros.http.guard import Guard
 from nvila_ros.http.limits import DRAIN_S, KEEPALIVE_S
 from nvila_ros.http.metrics import Metrics
 from nvila_ros.http.services import Access, Services, is_loopback

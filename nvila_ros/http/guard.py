@@ -1,4 +1,4 @@
-"""Who gets in: connections, hosts, origins, tokens, and how much of each.
+"""Who gets in: hosts, origins, tokens, and how much of each.
 
 A page on another site that a browser on this machine shows must not reach the door, neither by a name of its own that
 it lets point here (DNS rebinding: the Host header gives it away) nor by a request across sites (the Origin header
@@ -7,20 +7,18 @@ does). Without a token, that and the loopback address are the protection.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import Any, cast
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from nvila_ros.http.errors import ApiError
-from nvila_ros.http.limits import MAX_CLIENT_CONNECTIONS, MAX_CLIENT_REQUESTS, MAX_CONNECTIONS
+from nvila_ros.http.limits import MAX_CLIENT_REQUESTS
 from nvila_ros.http.services import Access
 
 COOKIE = "nvila_token"
@@ -134,60 +132,3 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-class Connections:
-    """Makes the protocol of each connection, and bounds how many are open, over all and of one address.
-
-    Args:
-        server: handles their requests.
-        options: of aiohttp's `RequestHandler`.
-    """
-
-    def __init__(self, server: web.Server, **options: Any) -> None:
-        self._server, self._options = server, options
-        self._by_client: Counter[str] = Counter()
-
-    def __call__(self) -> web.RequestHandler:
-        """Return the protocol of a connection that comes."""
-        return _BoundedHandler(self, self._server, loop=asyncio.get_running_loop(), **self._options)
-
-    @property
-    def num_open(self) -> int:
-        """Connections that are open."""
-        return self._by_client.total()
-
-    def enter(self, client: str) -> bool:
-        """Count a connection, where there is room for it."""
-        if self._by_client.total() >= MAX_CONNECTIONS or self._by_client[client] >= MAX_CLIENT_CONNECTIONS:
-            return False
-        self._by_client[client] += 1
-        return True
-
-    def leave(self, client: str) -> None:
-        """Count a connection no more."""
-        self._by_client[client] -= 1
-        if not self._by_client[client]:
-            del self._by_client[client]
-
-
-class _BoundedHandler(web.RequestHandler):
-    __slots__ = ("_client", "_connections")
-
-    def __init__(self, connections: Connections, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._connections, self._client = connections, ""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        peer = transport.get_extra_info("peername")
-        client = str(peer[0]) if peer else "?"
-        if not self._connections.enter(client):
-            cast(asyncio.Transport, transport).abort()
-            return
-        self._client = client
-        super().connection_made(transport)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        if self._client:
-            self._connections.leave(self._client)
-            super().connection_lost(exc)

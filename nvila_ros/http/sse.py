@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
+from nvila_ros.http.connections import begin_asking
 from nvila_ros.http.limits import SEND_S
 
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -25,6 +26,7 @@ class ServerEvents:
 
     async def begin(self) -> None:
         """Send the headers."""
+        begin_asking(self._request)
         await self.response.prepare(self._request)
 
     async def send(self, data: Iterable[str], *, kind: str = "", number: int | None = None) -> None:

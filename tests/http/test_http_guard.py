@@ -199,7 +199,7 @@ def test_too_many_pictures_are_413(plain: Served) -> None:
 
 
 def test_connections_are_bounded_and_free_again(plain: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nvila_ros.http.guard.MAX_CLIENT_CONNECTIONS", 8)
+    monkeypatch.setattr("nvila_ros.http.connections.MAX_CLIENT_CONNECTIONS", 8)
     opened = [socket.create_connection(plain.address) for _ in range(8)]
     wait_until(lambda: not answers(plain), "a further one is closed at once")
     for each in opened:

@@ -36,15 +36,64 @@ def test_broken_requests_end_as_4xx(served: Served) -> None:
     assert served.ask("still here")[0] == 200
 
 
-def test_bytes_at_random_end_as_4xx_or_a_closed_connection(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_bytes_at_random_end_as_4xx(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     for content in raw_requests(random.Random(1), NUM_RAW):
-        with socket.create_connection(served.address, timeout=10) as connection:
-            connection.sendall(content)
-            connection.shutdown(socket.SHUT_WR)
-            found = connection.makefile("rb").readline()
-        assert not found or found.split()[1][:1] in (b"2", b"4") or found.split()[1] == b"501", (content, found)
+        found = exchange(served, content)
+        assert found.split()[1][:1] in (b"2", b"4") or found.split()[1] == b"501", (content, found)
     assert not caplog.records  # a client must not be able to fill the log
     assert served.ask("still here")[0] == 200
+
+
+def exchange(served: Served, content: bytes) -> bytes:
+    """Send bytes, close that half of the connection, and return all that comes."""
+    with socket.create_connection(served.address, timeout=30) as connection:
+        connection.sendall(content)
+        connection.shutdown(socket.SHUT_WR)
+        return connection.makefile("rb").read()
+
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\0",
+        b"GET / HT",
+        b"GET / HTTP/1.1\r\nHost: local",
+        HEAD,
+        HEAD + b"Content-Length: 90\r\n\r\n{",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
+        HEAD + b"Content-Length: 2\r\n\r\n{",
+        HEAD + b"Content-Length: 40\r\n\r\n" + b'{"messages": []}',
+    ],
+)
+def test_a_request_that_is_cut_off_is_400(served: Served, content: bytes) -> None:
+    found = exchange(served, content)
+
+    assert found.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400")), found
+    assert found.count(b"HTTP/1.") == 1
+
+
+def test_a_whole_request_is_answered_though_nothing_follows(served: Served) -> None:
+    found = exchange(served, b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+    assert found.startswith(b"HTTP/1.1 200")
+    assert found.endswith(b"}")
+
+
+def test_a_connection_that_stays_open_ends_without_a_word(served: Served) -> None:
+    with socket.create_connection(served.address, timeout=30) as connection:
+        file = connection.makefile("rb")
+        for _ in range(2):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            length = 0
+            while (line := file.readline().strip()) != b"":
+                if line.lower().startswith(b"content-length"):
+                    length = int(line.split()[1])
+            assert file.read(length)
+        connection.shutdown(socket.SHUT_WR)
+        assert file.read() == b""
 
 
 @pytest.mark.slow
