@@ -18,6 +18,8 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.types import Bound
 
 MIB = 1 << 20
+CLIP_FRAMES = 8
+"""Frames of a clip where nobody says: as many as most published models were trained on."""
 
 
 def setting(default: Any, doc: str, unit: str = "", **bound: Any) -> Any:
@@ -237,9 +239,12 @@ class NodeConfig:
                 f"{list(self.cameras)}, got {list(self.camera_topics)}; an empty one takes the default"
             )
 
-    def num_frames_of(self, cameras: Sequence[str]) -> int:
-        """Return how many frames a query about these cameras is shown that does not say so: of each one at least."""
-        return max(self.num_frames, len(cameras))
+    def num_frames_of(self, cameras: Sequence[str], answer_type: str = "") -> int:
+        """Return how many frames a query about these cameras is shown that does not say so.
+
+        Of each camera one at least, and of what is asked when a clip.
+        """
+        return max(self.num_frames, len(cameras), CLIP_FRAMES if answer_type == "when" else 1)
 
 
 def bounds(config_type: type) -> dict[str, Bound]:

@@ -228,7 +228,7 @@ def _frames_of(media: ShownMedia, body: Mapping[str, Any], reader: MediaReader, 
     is_follow_up = bool(conversation) and media.window is None
     return {
         **found,
-        "num_frames": config.num_frames_of(cameras),
+        "num_frames": config.num_frames_of(cameras, str(body.get("answer_type") or "")),
         "window_s": config.window_s,
         **window,
         "cameras": cameras,

@@ -196,7 +196,7 @@ def _frames_asked_for(request: Ask.Request | AskVideo.Goal, config: NodeConfig) 
     cameras = cameras or config.cameras
     return {
         "cameras": cameras,
-        "num_frames": num_frames or config.num_frames_of(cameras),
+        "num_frames": num_frames or config.num_frames_of(cameras, request.answer_type),
         "window_s": window_s or config.window_s,
         "sampling": request.sampling or "uniform",
     }

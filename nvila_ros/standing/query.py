@@ -100,7 +100,7 @@ def complete(query: StandingQuery, config: NodeConfig) -> StandingQuery:
         query,
         cameras=cameras,
         window_s=query.window_s or config.window_s,
-        num_frames=query.num_frames or config.num_frames_of(cameras),
+        num_frames=query.num_frames or config.num_frames_of(cameras, query.answer_type),
         max_tokens=query.max_tokens or config.max_tokens,
     )
     check_query(to_query(query, "", 0), config)

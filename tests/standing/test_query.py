@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from typing import Any
 
 import pytest
@@ -73,6 +74,13 @@ def test_what_is_left_at_zero_is_filled_in_by_parameter() -> None:
     query = complete(standing(), CONFIG)
 
     assert (query.cameras, query.num_frames, query.window_s, query.max_tokens) == (("front", "rear"), 2, 2.0, 64)
+
+
+def test_when_is_asked_of_a_clip() -> None:
+    query = standing(answer_type="when", cameras=("front",))
+
+    assert complete(query, CONFIG).num_frames == 8
+    assert complete(dataclasses.replace(query, num_frames=3), CONFIG).num_frames == 3
 
 
 def test_what_is_given_is_kept() -> None:
