@@ -123,7 +123,7 @@ def _schema(value: Any, param: str) -> AnswerFormat:
     if len(text) > MAX_SCHEMA_BYTES:
         raise invalid(param, f"a JSON schema of at most {MAX_SCHEMA_BYTES} bytes", f"{len(text)} bytes")
     name = _only_property(value)
-    scored = _scored(value["properties"][name] if name is not None else value)
+    scored = _scored(_named(value["properties"][name], value) if name is not None else value)
     if scored is None:
         return AnswerFormat({"answer_type": "json", "json_schema": text})
     query_fields, write = scored
@@ -135,7 +135,7 @@ def _schema(value: Any, param: str) -> AnswerFormat:
 
 def _only_property(schema: Mapping[str, Any]) -> str | None:
     """Return the name of an object's one property, which it must have; None of any other schema."""
-    known = {"type", "properties", "required", "additionalProperties", "title", "description", "$schema"}
+    known = {"type", "properties", "required", "additionalProperties", "title", "description", "$schema", "$defs"}
     properties = schema.get("properties")
     is_object = schema.get("type") == "object" and schema.keys() <= known and isinstance(properties, dict)
     if not is_object or not isinstance(properties, dict) or len(properties) != 1:
@@ -143,6 +143,14 @@ def _only_property(schema: Mapping[str, Any]) -> str | None:
     (name,) = properties
     is_closed = schema.get("additionalProperties", True) in (True, False)
     return str(name) if schema.get("required") == [name] and is_closed else None
+
+
+def _named(schema: Any, root: Mapping[str, Any]) -> Any:
+    """Return the schema that a reference to `$defs` names, as pydantic writes enumerations; any other as it is."""
+    is_reference = isinstance(schema, dict) and schema.keys() - _ANNOTATIONS == {"$ref"}
+    place, _, name = str(schema["$ref"]).rpartition("/") if is_reference else ("", "", "")
+    named = root.get("$defs")
+    return named.get(name, schema) if place == "#/$defs" and isinstance(named, dict) else schema
 
 
 def _scored(schema: Any) -> tuple[dict[str, Any], ContentWriter] | None:

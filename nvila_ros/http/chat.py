@@ -55,6 +55,7 @@ class ChatEndpoint:
         with self._guard.one_of(request):
             self._check_open()
             chat = await self._read(request)
+            self._check_loaded(chat)
             begin_asking(request)
             self.num_open += 1
             try:
@@ -75,17 +76,30 @@ class ChatEndpoint:
         """Refuse at once what would be refused, or wait for nobody knows how long.
 
         Raises:
-            ApiError: there is no model yet or any more, or the queue is full.
+            ApiError: there is no model any more, or the queue is full.
         """
         if self._is_draining():
             raise ApiError(503, "the process is ending; ask again, or another one", code="draining")
-        status = self._services.status()
         refusal = self._services.refusal()
-        if refusal or not status.model:
-            raise ApiError(503, refusal or f"the model is being loaded: {status.text}; ask again", code="not_ready")
+        if refusal:
+            raise ApiError(503, refusal, code="not_ready")
         busy = self._services.answering.scheduler.refusal()
         if busy:
             raise ApiError(429, busy, code="queue_full")
+
+    def _check_loaded(self, chat: ChatRequest) -> None:
+        """Let a question wait for a model that is being loaded only where it says for how long.
+
+        Raises:
+            ApiError: it does not.
+        """
+        status = self._services.status()
+        if not status.model and chat.query.deadline_ns is None:
+            raise ApiError(
+                503,
+                f"the model is being loaded: {status.text}; ask again, or wait for it by deadline_s",
+                code="not_ready",
+            )
 
     async def _answer(self, request: web.Request, chat: ChatRequest) -> web.StreamResponse:
         answering, loop = self._services.answering, asyncio.get_running_loop()
@@ -97,7 +111,7 @@ class ChatEndpoint:
             except RuntimeError:  # the loop is closed, and nobody waits
                 return
 
-        completion = Completion(chat, self._services.status().model)
+        completion = Completion(chat, lambda: self._services.status().model)
         is_pieced = chat.is_stream and not completion.is_whole
         asked = answering.request(chat.query, put, put if is_pieced else None, turns=chat.turns)
         is_answered = False

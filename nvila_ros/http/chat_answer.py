@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nvila_ros.http.chat_request import ChatRequest
@@ -23,10 +23,10 @@ class Completion:
 
     Args:
         chat: what was asked.
-        model: name of the model that answers.
+        model: returns the name of the model that answers; asked once it does, since a question may have waited for it.
     """
 
-    def __init__(self, chat: ChatRequest, model: str) -> None:
+    def __init__(self, chat: ChatRequest, model: Callable[[], str]) -> None:
         self._chat, self._model = chat, model
         self._head = {
             "id": f"chatcmpl-{chat.query.query_id}",
@@ -47,7 +47,7 @@ class Completion:
         return {
             **self._head,
             "object": "chat.completion",
-            "model": answer.model or self._model,
+            "model": answer.model or self._model(),
             "choices": [choice],
             "usage": usage(answer),
             "nvila": self._extra(answer, now_ns),
@@ -84,7 +84,7 @@ class Completion:
         role = {} if self.has_begun else {"role": "assistant"}
         self.has_begun = True
         choice = {"index": 0, "delta": role | delta, "logprobs": logprobs, "finish_reason": None}
-        head = {**self._head, "object": "chat.completion.chunk", "model": self._model, "choices": [choice]}
+        head = {**self._head, "object": "chat.completion.chunk", "model": self._model(), "choices": [choice]}
         return head | ({"usage": None} if self._chat.has_usage else {})
 
     def _logprobs(self, tokens: Sequence[TokenLogprob]) -> Json | None:

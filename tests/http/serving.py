@@ -83,7 +83,7 @@ class Served:
 
 
 @contextmanager
-def serving(load: Callable[..., Any], *cameras: str, **values: Any) -> Iterator[Served]:
+def serving(load: Callable[..., Any], *cameras: str, waits_for_model: bool = True, **values: Any) -> Iterator[Served]:
     """Serve with these cameras and parameters until the end of the block."""
     hands = {name: HandCamera(name) for name in cameras or ("front",)}
     config = NodeConfig(cameras=tuple(hands), http_port=0, **values)
@@ -93,7 +93,7 @@ def serving(load: Callable[..., Any], *cameras: str, **values: Any) -> Iterator[
     server.start()
     thread.start()
     try:
-        wait_until(lambda: server.host.worker is not None, "the model is loaded")
+        wait_until(lambda: server.host.worker is not None or not waits_for_model, "the model is loaded")
         yield Served(server, hands)
     finally:
         stop.set()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,11 +12,36 @@ import pytest
 pytest.importorskip("openai")
 
 import openai
+from pydantic import BaseModel, Field
 
 from nvila_ros.serving.model import load
 from tests.http.serving import Served, picture, scene
 
 QUESTION = "What do you see?"
+
+
+class Color(enum.Enum):
+    RED = "red"
+    GREEN = "green"
+
+
+class HasStar(BaseModel):
+    answer: Literal["yes", "no"]
+
+
+class NamedColor(BaseModel):
+    """Its schema refers to that of the enumeration."""
+
+    color: Color
+
+
+class HowMany(BaseModel):
+    count: int = Field(ge=0, le=9)
+
+
+class Described(BaseModel):
+    count: int
+    is_moving: bool
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +114,29 @@ def test_choices_have_probabilities(client: openai.OpenAI) -> None:
     assert answer.choices[0].message.content == nvila["choices"][int(np.argmax(nvila["probabilities"]))]
     (token,) = answer.choices[0].logprobs.content
     assert np.exp([top.logprob for top in token.top_logprobs]).sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", [HasStar, NamedColor, HowMany, Described])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_answers_are_parsed_as_the_classes_that_were_asked_for(
+    client: openai.OpenAI, kind: type[BaseModel], is_stream: bool
+) -> None:
+    asked = {"model": "nvila-tiny", "messages": messages(scene()), "response_format": kind, "max_tokens": 60}
+    if is_stream:
+        with client.chat.completions.stream(**asked) as stream:
+            answer = stream.get_final_completion()
+    else:
+        answer = client.chat.completions.parse(**asked)
+
+    assert isinstance(answer.choices[0].message.parsed, kind)
+
+
+def test_an_enumeration_by_reference_has_probabilities(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(
+        model="nvila-tiny", messages=messages(scene(), "What is the color of it?"), response_format=NamedColor
+    )
+
+    nvila = answer.model_extra["nvila"]
+    assert nvila["choices"] == ["red", "green"]
+    assert sum(nvila["probabilities"]) == pytest.approx(1.0)
+    assert answer.choices[0].message.parsed.color.value == nvila["choices"][int(np.argmax(nvila["probabilities"]))]
