@@ -11,6 +11,7 @@ import torch
 from nvila_ros.errors import ConfigError
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import positive, share, whole, words
+from nvila_ros.tools.step_progress import StepProgress
 from nvila_ros.training.ranks import local_device
 from nvila_ros.training.recipes import RECIPES
 from nvila_ros.training.train_tiny import train
@@ -64,5 +65,14 @@ def run(args: argparse.Namespace) -> int:
     if args.start is not None:
         recipe = recipe.continued(find_checkpoint(str(args.start)), args.stages)
     recipe = recipe.shortened(args.steps_share)
-    train(recipe, args.out, args.work, seed=args.seed, num_workers=args.workers, device=args.device)
+    with StepProgress([stage.name for stage in recipe.stages]) as progress:
+        train(
+            recipe,
+            args.out,
+            args.work,
+            seed=args.seed,
+            num_workers=args.workers,
+            device=args.device,
+            on_progress=progress.advance,
+        )
     return 0

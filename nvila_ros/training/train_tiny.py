@@ -20,12 +20,12 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 SAVE_EVERY_S = 60.0
 WARMUP_STEPS = 100
 READ_EVERY = 10
+OnSteps = Callable[[str, int, int, str], object]
+"""Takes a stage's name, its steps that are done, all of them, and figures for people."""
 
 
 def train(
@@ -57,6 +59,7 @@ def train(
     num_workers: int = 2,
     device: str = "cpu",
     has_graphs: bool | None = None,
+    on_progress: OnSteps = lambda stage, done, total, text: None,
 ) -> None:
     """Train all stages of a recipe and write the checkpoint to `out`; `work` holds the state to go on from.
 
@@ -68,6 +71,7 @@ def train(
         num_workers: processes that draw batches; 0 draws them in between.
         device: that trains.
         has_graphs: whether steps are replayed as CUDA graphs; by default where there is a GPU.
+        on_progress: called after every few steps.
 
     Raises:
         ConfigError: the loss became NaN, the disk is full, another run is at work in `work` or has left its state, or
@@ -84,7 +88,7 @@ def train(
         model = _new_model(recipe, work, seed).to(device).train().requires_grad_()
         heads = Heads(recipe.spec).to(device)
         for stage in recipe.stages:
-            has_learned = _run_stage(recipe, stage, model, heads, work, num_workers, has_graphs)
+            has_learned = _run_stage(recipe, stage, model, heads, work, num_workers, has_graphs, on_progress)
             if has_learned or stage is recipe.stages[-1]:  # what is there is not overwritten by a stage behind it
                 save_checkpoint(model, work / "tokenizer", out)
 
@@ -103,6 +107,7 @@ def _run_stage(
     work: Path,
     num_workers: int,
     has_graphs: bool,
+    on_progress: OnSteps,
 ) -> bool:
     """Train a stage to its end; returns whether anything was left to do."""
     optimizer = _optimizer(stage, model, heads, has_graphs)
@@ -120,14 +125,14 @@ def _run_stage(
     )
     step_on = Stepper(_loss_of(stage, model, heads), list(model.parameters()), optimizer, has_graphs=has_graphs)
     saved_s = time.monotonic()
-    with _Report(stage, start) as report:
-        for step, batch in enumerate(loader, start):
-            _set_rate(optimizer, step, stage.num_steps)
-            report(step + 1, *step_on(batch))
-            if time.monotonic() - saved_s >= SAVE_EVERY_S or step + 1 == stage.num_steps:
-                report.check()
-                _save(state_path, step + 1, model, heads, optimizer)
-                saved_s = time.monotonic()
+    report = _Figures(stage, on_progress)
+    for step, batch in enumerate(loader, start):
+        _set_rate(optimizer, step, stage.num_steps)
+        report(step + 1, *step_on(batch))
+        if time.monotonic() - saved_s >= SAVE_EVERY_S or step + 1 == stage.num_steps:
+            report.check()
+            _save(state_path, step + 1, model, heads, optimizer)
+            saved_s = time.monotonic()
     return True
 
 
@@ -207,27 +212,16 @@ def _save(path: Path, step: int, model: Nvila, heads: Heads, optimizer: torch.op
     save_tensors(path, {"step": step, **{name: part.state_dict() for name, part in parts.items()}})
 
 
-class _Report:
-    """A live bar on a terminal, else a line every 50 steps. Figures are means over 50 steps of a kind.
+class _Figures:
+    """Reports steps with the means of the last 50 of each kind.
 
     Losses are looked at every `READ_EVERY` steps, so that a GPU is not waited for at each.
     """
 
-    def __init__(self, stage: TrainingStage, start: int) -> None:
-        self.stage = stage
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-        self.bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
-        self.bar.disable = not self.bar.console.is_terminal
-        self.task = self.bar.add_task(stage.name, total=stage.num_steps, completed=start, figures="")
+    def __init__(self, stage: TrainingStage, on_progress: OnSteps) -> None:
+        self.stage, self.on_progress = stage, on_progress
         self.unread: list[tuple[int, Tensor]] = []
         self.recent: dict[str, deque[tuple[float, float]]] = {kind: deque(maxlen=50) for kind in stage.mix.kinds}
-
-    def __enter__(self) -> _Report:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.bar.stop()
 
     def __call__(self, step: int, loss: Tensor, right: Tensor) -> None:
         self.unread.append((step, torch.stack([loss, right.to(loss.dtype)])))
@@ -252,6 +246,5 @@ class _Report:
         self.unread.clear()
         means = {name: np.mean(recent, axis=0) for name, recent in self.recent.items() if recent}
         figures = " ".join(f"{name} loss {loss:.3f} right {right:.3f}" for name, (loss, right) in means.items())
-        self.bar.update(self.task, completed=last, figures=figures)
-        if self.bar.disable and last % 50 == 0:
-            print(f"{self.stage.name} {last}/{self.stage.num_steps} {figures}", flush=True)
+        num_steps = self.stage.num_steps
+        self.on_progress(self.stage.name, last, num_steps, f"{last}/{num_steps} {figures}")
