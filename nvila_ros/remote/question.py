@@ -19,6 +19,8 @@ from nvila_ros.types import NS_PER_S, FinishReason, Stage
 
 TOP_LOGPROBS = 20
 """Of a scored answer: the most that OpenAI's API gives."""
+CHOICE_ROOM = 32
+"""Tokens around a choice: of the object in which it is a value, and the end. A byte is at most one."""
 BACKEND = "remote"
 
 
@@ -83,7 +85,7 @@ class RemoteQuestion:
                 "stream": True,
                 **({"stream_options": {"include_usage": True}} if has_usage else {}),
                 "temperature": 0,
-                dialect.token_limit: query.max_tokens,
+                dialect.token_limit: self._max_tokens(),
                 **({"stop": list(query.stop)} if query.stop else {}),
                 **({} if top is None else {"logprobs": True}),
                 **({"top_logprobs": top} if top else {}),
@@ -91,6 +93,12 @@ class RemoteQuestion:
                 **dialect.extra(query, remaining_s),
             }
         ).encode()
+
+    def _max_tokens(self) -> int:
+        """Return how long the answer may be: one of choices as long as the longest of them, whatever was asked."""
+        if not isinstance(self.request.kind, Scored):
+            return self.request.query.max_tokens
+        return max(len(text.encode()) for text in self.request.kind.spellings) + CHOICE_ROOM
 
     def begin_call(self, call: RemoteCall) -> None:
         """Take a call that is about to start."""

@@ -23,7 +23,8 @@ def test_choices_come_with_probabilities_of_all_spellings() -> None:
     assert (answer.text, answer.choices) == ("yes", ("yes", "no"))
     assert answer.probabilities == pytest.approx((2 / 3, 1 / 3))
     assert body["structured_outputs"]["choice"] == ["yes", "yes.", "Yes", "Yes.", "no", "no.", "No", "No."]
-    assert (body["logprobs"], body["top_logprobs"], body["max_tokens"]) == (True, 20, 64)
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 20)
+    assert body["max_tokens"] > len("yes.")
 
 
 @pytest.mark.parametrize("content", ['{"answer":"left"}', '{ "answer": "left" }'])
