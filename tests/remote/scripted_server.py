@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,7 +43,9 @@ class ScriptedServer:
 
 
 @contextmanager
-def scripted_server(*script: Reply, owner: str = "somebody") -> Iterator[ScriptedServer]:
+def scripted_server(
+    *script: Reply, owner: str = "somebody", tls: ssl.SSLContext | None = None
+) -> Iterator[ScriptedServer]:
     """Serve a script."""
     told = ScriptedServer(script=script, owner=owner)
 
@@ -70,7 +73,9 @@ def scripted_server(*script: Reply, owner: str = "somebody") -> Iterator[Scripte
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptHandler)
     server.daemon_threads = True
-    told.url = f"http://127.0.0.1:{server.server_port}/v1"
+    told.url = f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}/v1"
+    if tls is not None:  # the handshake is made by the thread of the connection, not by the one that accepts
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

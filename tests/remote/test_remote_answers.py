@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nvila_ros.remote import connection
 from nvila_ros.remote import model as remote_model
 from nvila_ros.request import Request
 from nvila_ros.types import Answer, FinishReason, Piece, Query
@@ -62,7 +63,8 @@ def test_a_request_shows_pictures_before_the_question_and_asks_for_the_likeliest
     assert (body["model"], body["stream"], body["stream_options"]) == ("big-model", True, {"include_usage": True})
 
 
-def test_the_key_is_shown_and_connections_stay_open() -> None:
+def test_the_key_is_shown_and_connections_stay_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "DRAIN_S", 10.0)
     with scripted_server(HELLO) as server:
         model = remote(server.url, key="secret", model="m", dialect="openai")
         answers = [ask(model).text for _ in range(3)]
