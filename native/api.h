@@ -16,6 +16,11 @@ enum Status : int32_t { kOk = 0, kInvalid = 1, kOutOfMemory = 2, kFailed = 3 };
 
 enum MatrixSlot { kQ, kK, kV, kO, kGate, kUp, kDown, kNumMatrices };
 enum VectorSlot { kInputNorm, kPostNorm, kBiasQ, kBiasK, kBiasV, kNumVectors };
+enum TowerMatrixSlot { kTowerQ, kTowerK, kTowerV, kTowerO, kFc1, kFc2, kNumTowerMatrices };
+enum TowerVectorSlot {
+  kNorm1Weight, kNorm1Bias, kNorm2Weight, kNorm2Bias, kBiasTowerQ, kBiasTowerK, kBiasTowerV, kBiasTowerO, kBiasFc1,
+  kBiasFc2, kNumTowerVectors
+};
 constexpr int32_t kHeadLayer = -1;  // holds the head and the last norm, each in slot 0
 
 // An array of `size` elements.
@@ -27,6 +32,11 @@ struct Span {
 
 struct Spec {
   int32_t width, num_layers, num_heads, num_kv_heads, head_size, mlp_width, vocab_size;
+  float norm_eps;
+};
+
+struct TowerSpec {
+  int32_t width, num_layers, num_heads, mlp_width, num_patches;
   float norm_eps;
 };
 
@@ -82,6 +92,14 @@ int32_t nvila_decoder_set_matrix(void* decoder, int32_t layer, int32_t slot, con
 int32_t nvila_decoder_set_vector(void* decoder, int32_t layer, int32_t slot, const float* values, int64_t count);
 // Appends L tokens to the cache and writes the wanted logits; every matrix and norm must have been set.
 int32_t nvila_decoder_run(void* decoder, const nvila::Call* call);
+
+// A vision tower's layers, used as a decoder is. Every library has these functions; those without tiles fail.
+int32_t nvila_tower_new(const nvila::TowerSpec* spec, int32_t threads, void** tower);
+int32_t nvila_tower_delete(void* tower);
+int32_t nvila_tower_set_matrix(void* tower, int32_t layer, int32_t slot, const nvila::MatrixView* matrix);
+int32_t nvila_tower_set_vector(void* tower, int32_t layer, int32_t slot, const float* values, int64_t count);
+// Passes patches, (P, E), through all layers, in place.
+int32_t nvila_tower_run(void* tower, float* patches, int64_t count);
 
 }
 #pragma GCC visibility pop

@@ -17,6 +17,7 @@ constexpr int kMaxHeadsPerKv = 64;     // query heads that share a key and value
 constexpr int kMaxGroupInputs = 65536; // whose products a 32-bit sum holds: 2^31 / (127 * 255)
 constexpr int64_t kMaxThreads = 1024, kMaxLayers = 4096, kMaxWidth = 1 << 20, kMaxVocab = 1 << 24;
 constexpr int64_t kMaxNew = 1 << 20, kMaxRows = int64_t{1} << 31, kMaxSpan = int64_t{1} << 48;
+constexpr int64_t kMaxPatches = 1 << 16;
 
 template <class... Parts>
 void require(bool holds, const Parts&... parts) {
@@ -90,10 +91,9 @@ inline void check_form(const MatrixForm& form) {
           form.input_scale);
 }
 
-inline void check_matrix(const Spec& spec, int32_t layer, int32_t slot, const MatrixView& matrix) {
-  check_place(spec, layer, slot, kNumMatrices);
+// Of a matrix at a place, whatever the model.
+inline void check_view(int32_t layer, int32_t slot, int32_t num_inputs, int32_t num_outputs, const MatrixView& matrix) {
   const MatrixForm& form = matrix.form;
-  const int32_t num_inputs = num_inputs_of(spec, layer, slot), num_outputs = num_outputs_of(spec, layer, slot);
   require(form.num_inputs == num_inputs && form.num_outputs == num_outputs, "the matrix of layer ", layer, " slot ",
           slot, " must be ", num_inputs, " x ", num_outputs, ", got ", form.num_inputs, " x ", form.num_outputs);
   check_form(form);
@@ -107,6 +107,11 @@ inline void check_matrix(const Spec& spec, int32_t layer, int32_t slot, const Ma
               matrix.stride_k * (num_inputs - 1) + matrix.stride_n * (num_outputs - 1) <= last,
           "values must hold ", num_inputs, " x ", num_outputs, " at strides of ", matrix.stride_k, " and ",
           matrix.stride_n, ", got ", last + 1, " elements");
+}
+
+inline void check_matrix(const Spec& spec, int32_t layer, int32_t slot, const MatrixView& matrix) {
+  check_place(spec, layer, slot, kNumMatrices);
+  check_view(layer, slot, num_inputs_of(spec, layer, slot), num_outputs_of(spec, layer, slot), matrix);
 }
 
 inline void check_vector(const Spec& spec, int32_t layer, int32_t slot, Span<const float> values) {
@@ -142,6 +147,39 @@ inline void check_call(const Spec& spec, const Call& call) {
               (num_buffers - 1) * call.stride + buffer <= call.cache.size,
           "the cache must have ", num_buffers, " buffers of ", buffer, " floats, got ", call.cache.size,
           " floats at a stride of ", call.stride);
+}
+
+inline void check_tower_spec(const TowerSpec& spec, int32_t threads) {
+  require_between("threads", threads, 1, kMaxThreads);
+  require_between("num_layers", spec.num_layers, 1, kMaxLayers);
+  require_between("num_patches", spec.num_patches, 1, kMaxPatches);
+  require_between("width", spec.width, 1, kMaxWidth);
+  require_between("mlp_width", spec.mlp_width, 1, kMaxWidth);
+  require(spec.width % kWidthMultiple == 0 && spec.mlp_width % kWidthMultiple == 0,
+          "width and mlp_width must be multiples of ", kWidthMultiple, ", got ", spec.width, " and ", spec.mlp_width);
+  require_between("num_heads", spec.num_heads, 1, spec.width);
+  require(spec.width % spec.num_heads == 0 && spec.width / spec.num_heads % 2 == 0,
+          "width must be an even multiple of num_heads, got ", spec.width, " and ", spec.num_heads);
+  require(spec.norm_eps > 0 && std::isfinite(spec.norm_eps), "norm_eps must be a number above 0, got ", spec.norm_eps);
+}
+
+inline void check_tower_place(const TowerSpec& spec, int32_t layer, int32_t slot, int32_t num_slots) {
+  require_between("layer", layer, 0, spec.num_layers - 1);
+  require_between("slot", slot, 0, num_slots - 1);
+}
+
+inline void check_tower_matrix(const TowerSpec& spec, int32_t layer, int32_t slot, const MatrixView& matrix) {
+  check_tower_place(spec, layer, slot, kNumTowerMatrices);
+  const int32_t num_inputs = slot == kFc2 ? spec.mlp_width : spec.width;
+  check_view(layer, slot, num_inputs, slot == kFc1 ? spec.mlp_width : spec.width, matrix);
+  require(matrix.form.bits == 8 && matrix.form.num_input_groups == 1,
+          "a tower's matrices have eight bits and inputs of one group, got ", matrix.form.bits, " bits and ",
+          matrix.form.num_input_groups, " groups");
+}
+
+inline void check_tower_vector(const TowerSpec& spec, int32_t layer, int32_t slot, Span<const float> values) {
+  check_tower_place(spec, layer, slot, kNumTowerVectors);
+  require_size("the vector", values, slot == kBiasFc1 ? spec.mlp_width : spec.width);
 }
 
 }  // namespace nvila

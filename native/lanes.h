@@ -173,6 +173,47 @@ inline F32 exp(F32 x) {
   return y;
 }
 
+// 2^(x - whole) within 1e-4 of it, for a whole number `whole` of at most 2^20 and x of at most `whole` + 126; 2^-126
+// where it would be less.
+inline F32 exp2_below(F32 x, F32 whole) {
+  const F32 magic = broadcast(12582912.f) - whole;  // 1.5 * 2^23, whose lowest bit counts ones
+  x = max(x, whole - 126.f);
+  const F32 shifted = x + magic, r = x - (shifted - magic);
+  F32 y = r * 5.5171669e-2f + 2.4226046e-1f;
+  y = y * r + 6.9325476e-1f;
+  y = y * r + 9.9992520e-1f;
+  I32 bits = bits_of<I32>(y), powers = bits_of<I32>(shifted);
+  for (int i = 0; i < kParts; ++i) bits.part[i] += powers.part[i] << 23;
+  return bits_of<F32>(bits);
+}
+
+// 1 / x within 1e-6 of it.
+inline F32 reciprocal(F32 x) {
+#if defined(NVILA_WIDE)
+  const F32 near = bits_of<F32>(_mm512_maskz_rcp14_ps(0xffff, bits_of<__m512>(x)));
+  return near * (broadcast(2.f) - x * near);
+#else
+  return broadcast(1.f) / x;
+#endif
+}
+
+// Rounds to bfloat16, ties to even; not for NaN.
+inline void store_halves(uint16_t* to, F32 x) {
+#if defined(__AVX512BF16__) && defined(NVILA_WIDE)
+  const __m256bh halves = _mm512_cvtneps_pbh(bits_of<__m512>(x));
+  std::memcpy(to, &halves, sizeof halves);
+#else
+  using Halves = uint16_t __attribute__((vector_size(2 * kPartLanes)));
+  for (int i = 0; i < kParts; ++i) {
+    using UPart = uint32_t __attribute__((vector_size(kPartBytes)));
+    UPart bits = bits_of<UPart>(x.part[i]);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const Halves halves = __builtin_convertvector(bits, Halves);
+    std::memcpy(to + i * kPartLanes, &halves, sizeof halves);
+  }
+#endif
+}
+
 // Sixteen numbers of the kind that they are held in: float32, or the bits of float16.
 inline F32 widen(const float* from) { return load(from); }
 inline F32 widen(const uint16_t* from);

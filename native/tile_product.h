@@ -42,8 +42,10 @@ class TileProduct {
           } else {
             has_two_tiles ? add_group<1, 2>(part) : add_group<1, 1>(part);
           }
+          if (groups == 1) finish(part, std::min(2 * kTileRows, rows - first), has_two_tiles, done);
         }
       }
+      if (groups == 1) continue;
       for (int tile = 0; tile < num_tiles; tile += 2) {
         const float* of = &totals_[size_t(tile) * 2 * kBlock];
         for (int row = 0; row < std::min(2 * kTileRows, rows - first); ++row) {
@@ -51,6 +53,18 @@ class TileProduct {
         }
       }
     }
+  }
+
+  // Tiles 0 to 3 are sums, 4 and 5 rows of activations, 6 and 7 weights; `depth` bytes are multiplied at once.
+  void set_shapes(int depth) {
+    if (depth == depth_) return;
+    TileShapes shapes;
+    for (int i = 0; i < 8; ++i) {
+      shapes.rows[i] = uint8_t(i < 6 ? kTileRows : depth / 4);
+      shapes.row_bytes[i] = uint16_t(i == 4 || i == 5 ? depth : kTileRowBytes);
+    }
+    set_tiles(shapes);
+    depth_ = depth;
   }
 
   // The system saves the unit's registers of threads that use them.
@@ -77,18 +91,6 @@ class TileProduct {
     int depth = kTileRowBytes;
     while (size % depth) depth -= 4;
     return depth;
-  }
-
-  // Tiles 0 to 3 are sums, 4 and 5 rows of activations, 6 and 7 weights.
-  void set_shapes(int depth) {
-    if (depth == depth_) return;
-    TileShapes shapes;
-    for (int i = 0; i < 8; ++i) {
-      shapes.rows[i] = uint8_t(i < 6 ? kTileRows : depth / 4);
-      shapes.row_bytes[i] = uint16_t(i == 4 || i == 5 ? depth : kTileRowBytes);
-    }
-    set_tiles(shapes);
-    depth_ = depth;
   }
 
   // Side by side for each group, (groups, tiles, inputs of a group, 16): in the order in which they are read.
@@ -135,29 +137,52 @@ class TileProduct {
         if constexpr (kTiles == 2) dot_tiles<3, 5, 7>();
       }
     }
-    scale_sums<0>(part, 0, 0);
-    if constexpr (kTiles == 2) scale_sums<1>(part, 1, 0);
-    if constexpr (kBlocks == 2) scale_sums<2>(part, 0, 1);
-    if constexpr (kBlocks == 2 && kTiles == 2) scale_sums<3>(part, 1, 1);
+    store_tile<0>(sums_[0], kTileRowBytes);
+    if constexpr (kTiles == 2) store_tile<1>(sums_[1], kTileRowBytes);
+    if constexpr (kBlocks == 2) store_tile<2>(sums_[2], kTileRowBytes);
+    if constexpr (kBlocks == 2 && kTiles == 2) store_tile<3>(sums_[3], kTileRowBytes);
+    if (part.form.num_input_groups == 1) return;
+    for (int i = 0; i < 2 * kBlocks; ++i) {
+      if (i % 2 < kTiles) scale_sums(part, i % 2, i / 2);
+    }
   }
 
-  // Adds the sums of a group, which a tile of the unit holds, times their scales.
-  template <int kSums>
-  void scale_sums(const Part& part, int tile, int block) {
+  static F32 scale_of(const Part& part, int tile) {
     const MatrixForm& form = part.form;
-    const int groups = form.num_input_groups, at = part.group / (groups / form.num_groups) * kLanes;
-    store_tile<kSums>(sums_[kSums], sizeof(int32_t[kLanes]));
+    const int at = part.group / (form.num_input_groups / form.num_groups) * kLanes;
     const uint8_t* scales = part.tiles[tile].scales;
-    const F32 scale = form.has_half_scales ? widen(reinterpret_cast<const uint16_t*>(scales) + at)
-                                           : widen(reinterpret_cast<const float*>(scales) + at);
+    return form.has_half_scales ? widen(reinterpret_cast<const uint16_t*>(scales) + at)
+                                : widen(reinterpret_cast<const float*>(scales) + at);
+  }
+
+  F32 sum(int tile, int block, int row) const {
+    I32 sum;
+    std::memcpy(&sum, &sums_[2 * block + tile][row * kLanes], sizeof sum);
+    return to_float(sum);
+  }
+
+  // Of inputs in one group the sums are the products, but for their scales.
+  template <class Done>
+  void finish(const Part& part, int rows, bool has_two_tiles, Done& done) {
+    const F32 scales[2] = {scale_of(part, 0), has_two_tiles ? scale_of(part, 1) : broadcast(0.f)};
+    for (int row = 0; row < rows; ++row) {
+      const int block = row / kTileRows, of_block = row % kTileRows;
+      const float of_row = part.x.scales[part.first + row];
+      done(part.tile, part.first + row, sum(0, block, of_block) * (scales[0] * of_row),
+           sum(1, block, of_block) * (scales[1] * of_row));
+    }
+  }
+
+  // Adds the sums of a group times their scales.
+  void scale_sums(const Part& part, int tile, int block) {
+    const int groups = part.form.num_input_groups;
+    const F32 scale = scale_of(part, tile);
     const float* of_rows = &part.x.scales[size_t(part.first + block * kTileRows) * groups + part.group];
     float* totals = part.totals + (2 * tile + block) * kBlock;
     for (int row = 0; row < kTileRows; ++row) {
-      I32 sum;
-      std::memcpy(&sum, &sums_[kSums][row * kLanes], sizeof sum);
       float* total = totals + row * kLanes;
       const F32 before = part.group ? load(total) : broadcast(0.f);
-      store(total, before + to_float(sum) * (scale * of_rows[size_t(row) * groups]));
+      store(total, before + sum(tile, block, row) * (scale * of_rows[size_t(row) * groups]));
     }
   }
 

@@ -56,6 +56,12 @@ template <int kSums, int kA, int kB>
 inline void dot_tiles() {
   asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kA), "i"(kB));
 }
+// Adds to each float at (m, n) numbers 2k and 2k + 1 of row m of A times those at 2n and 2n + 1 of row k of B, over k;
+// A and B are bfloat16.
+template <int kSums, int kA, int kB>
+inline void dot_halves() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSums), "i"(kA), "i"(kB));
+}
 
 #else
 
@@ -102,6 +108,29 @@ inline void dot_tiles() {
         for (int i = 0; i < 4; ++i) {
           sum += int8_t(model.bytes[kA][m][4 * k + i]) * int8_t(model.bytes[kB][k][4 * n + i]);
         }
+      }
+      std::memcpy(&model.bytes[kSums][m][4 * n], &sum, sizeof sum);
+    }
+  }
+}
+
+// Adds to each float at (m, n) numbers 2k and 2k + 1 of row m of A times those at 2n and 2n + 1 of row k of B, over k;
+// A and B are bfloat16. The unit takes its terms in another order.
+template <int kSums, int kA, int kB>
+inline void dot_halves() {
+  TileModel& model = tile_model;
+  auto half = [](const uint8_t* from) {
+    const uint32_t bits = uint32_t(from[0] | from[1] << 8) << 16;
+    float number;
+    std::memcpy(&number, &bits, sizeof number);
+    return number;
+  };
+  for (int m = 0; m < model.shapes.rows[kSums]; ++m) {
+    for (int n = 0; n < model.shapes.row_bytes[kSums] / 4; ++n) {
+      float sum;
+      std::memcpy(&sum, &model.bytes[kSums][m][4 * n], sizeof sum);
+      for (int k = 0; k < model.shapes.row_bytes[kA] / 4; ++k) {
+        for (int i = 0; i < 4; i += 2) sum += half(&model.bytes[kA][m][4 * k + i]) * half(&model.bytes[kB][k][4 * n + i]);
       }
       std::memcpy(&model.bytes[kSums][m][4 * n], &sum, sizeof sum);
     }

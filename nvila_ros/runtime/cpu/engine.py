@@ -1,6 +1,7 @@
 """The fast engine on a CPU: OpenVINO for the tower, kernels of our own for the language model.
 
-OpenVINO runs the tower and the projector. Our kernels run a quantized decoder; where there are none for a processor or
+OpenVINO runs the tower and the projector; where the processor has a matrix unit, our kernels run the layers of a
+quantized tower. Our kernels run a quantized decoder; where there are none for a processor or
 a weight, ONNX Runtime runs calls of few tokens, which are bound by reading the weights, and OpenVINO calls of many.
 These two share one `AppendCache` and never run at once, but each keeps the decoder in the form that its kernels read. A
 float decoder is run by ONNX Runtime alone.
@@ -25,6 +26,7 @@ from nvila_ros.runtime.append import AppendCache, AppendDecoder, AppendEngine, N
 from nvila_ros.runtime.contract import ModelSource
 from nvila_ros.runtime.cpu.huge_pages import use_huge_pages
 from nvila_ros.runtime.cpu.native_decoder import NativeDecoder, UnknownFormError
+from nvila_ros.runtime.cpu.native_tower import NativeVision, has_tower
 from nvila_ros.runtime.onnxruntime.engine import OnnxRuntimeDecoder
 from nvila_ros.runtime.onnxruntime.steps import StepDecoder
 from nvila_ros.runtime.openvino.models import DECODER_PROBE, TOWER_PROBE, OpenvinoDecoder, OpenvinoVision
@@ -56,7 +58,7 @@ class CpuEngine(AppendEngine):
         self.precision = _name_precision(weights)
         store = WeightStore()
         super().__init__(spec, *_load_decoder(spec, weights, store, threads))
-        self._tower = OpenvinoVision(spec, weights, store, threads)
+        self._tower = _load_vision(spec, weights, store, threads)
         use_huge_pages()  # our kernels use their own; ONNX Runtime's decode step is a seventh shorter
 
     def vision(self, tile_NCHW: np.ndarray) -> np.ndarray:
@@ -89,17 +91,30 @@ def load_quantized(spec: ModelSpec, weights: Mapping[str, Weight], threads: int 
     return CpuEngine(spec, weights, threads)
 
 
+def _load_vision(
+    spec: ModelSpec, weights: Mapping[str, Weight], store: WeightStore, threads: int
+) -> OpenvinoVision | NativeVision:
+    if has_tower() and isinstance(weights[TOWER_PROBE], Int8Weight):
+        try:
+            return NativeVision(spec, weights, store, min(threads, len(os.sched_getaffinity(0))))
+        except UnknownFormError as error:
+            _log.info("the tower is left to OpenVINO: %s", error)
+    return OpenvinoVision(spec, weights, store, threads)
+
+
 def _load_decoder(
     spec: ModelSpec, weights: Mapping[str, Weight], store: WeightStore, threads: int
 ) -> tuple[np.ndarray, AppendDecoder]:
     """Return the embeddings, (V, D), in fp16 beside a quantized decoder, and the decoder."""
     if isinstance(weights[DECODER_PROBE], np.ndarray):
         return as_array(weights, EMBEDDING), OnnxRuntimeDecoder(spec.decoder, weights, threads)
-    head = weights[HEAD if HEAD in weights else EMBEDDING]
+    # The largest table first, whose float32 form then lies beside nothing else.
+    table_VD = as_array(weights, EMBEDDING)
+    head = weights.get(HEAD, table_VD)
     head = round_int8(head) if isinstance(head, np.ndarray) else head
+    table_VD = store.hold(table_VD, np.float16)
     with_head = ChainMap({HEAD: head}, weights)  # type: ignore[arg-type]
-    decoder = _load_quantized_decoder(spec.decoder, with_head, head, store, threads)
-    return store.hold(as_array(weights, EMBEDDING), np.float16), decoder
+    return table_VD, _load_quantized_decoder(spec.decoder, with_head, head, store, threads)
 
 
 def _load_quantized_decoder(

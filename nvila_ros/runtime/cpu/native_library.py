@@ -48,6 +48,15 @@ class Spec(ctypes.Structure):
     ]
 
 
+class TowerSpec(ctypes.Structure):
+    """Shapes of a tower."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("width", "num_layers", "num_heads", "mlp_width", "num_patches")),
+        ("norm_eps", ctypes.c_float),
+    ]
+
+
 class MatrixView(ctypes.Structure):
     """A matrix as its owner holds it; strides count elements."""
 
@@ -120,6 +129,12 @@ def _open(path: Path) -> ctypes.CDLL | None:
     library.nvila_decoder_set_matrix.argtypes = [handle, number, number, ctypes.POINTER(MatrixView)]
     library.nvila_decoder_set_vector.argtypes = [handle, number, number, handle, count]
     library.nvila_decoder_run.argtypes = [handle, ctypes.POINTER(DecoderCall)]
+    if hasattr(library, "nvila_tower_new"):
+        library.nvila_tower_new.argtypes = [ctypes.POINTER(TowerSpec), number, ctypes.POINTER(handle)]
+        library.nvila_tower_delete.argtypes = [handle]
+        library.nvila_tower_set_matrix.argtypes = [handle, number, number, ctypes.POINTER(MatrixView)]
+        library.nvila_tower_set_vector.argtypes = [handle, number, number, handle, count]
+        library.nvila_tower_run.argtypes = [handle, handle, count]
     return library
 
 
