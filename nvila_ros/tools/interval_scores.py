@@ -46,9 +46,6 @@ def is_found(case: EvalCase, answer: Answer) -> bool:
 
 
 def _best(answer: Answer) -> tuple[float, float] | None:
-    """Return the best interval; of time tokens by their means, which are finer than the likeliest ones."""
+    """Return the best interval."""
     intervals = json.loads(answer.text)["intervals"] if answer.finish_reason is FinishReason.STOP else []
-    if not intervals:
-        return None
-    best = intervals[0]
-    return best.get("start_mean_s", best["start_s"]), best.get("end_mean_s", best["end_s"])
+    return (intervals[0]["start_s"], intervals[0]["end_s"]) if intervals else None
