@@ -45,6 +45,12 @@ def is_found(case: EvalCase, answer: Answer) -> bool:
     return measure_interval(case, answer)["iou"] >= RIGHT_IOU
 
 
+def say_interval(answer: Answer) -> str:
+    """Return the best interval in seconds, as the truth is written."""
+    found = _best(answer)
+    return NONE if found is None else f"{found[0]:.3f} {found[1]:.3f}"
+
+
 def _best(answer: Answer) -> tuple[float, float] | None:
     """Return the best interval."""
     intervals = json.loads(answer.text)["intervals"] if answer.finish_reason is FinishReason.STOP else []

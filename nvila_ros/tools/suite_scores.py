@@ -111,7 +111,7 @@ def score(
             answer = ask_case(model, case, f"{kind}-{index}", suite.render, answer_type=suite.answer_type)
             scores[kind].num_asked += 1
             if not suite.is_right(case, answer):
-                scores[kind].wrong.append((case, answer.text))
+                scores[kind].wrong.append((case, suite.say(answer)))
             for name, value in suite.measure(case, answer).items() if suite.measure else ():
                 scores[kind].measures.setdefault(name, []).append(value)
             _score_choices(model, case, f"{kind}-{index}", suite, scores[kind])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nvila_ros.tools.interval_scores import is_found, measure_interval
+from nvila_ros.tools.interval_scores import is_found, measure_interval, say_interval
 from nvila_ros.types import Answer
 from nvila_ros.world import photography
 from nvila_ros.world.questions import EVAL_KINDS, EvalCase, Question, eval_case, is_correct
@@ -21,6 +21,10 @@ from nvila_ros.world.wide_suite import TIERS, choices_of, eval_wide_case, render
 
 CaseOf = Callable[[str, int], EvalCase]
 """Returns case number index of a kind."""
+
+
+def _text_of(answer: Answer) -> str:
+    return answer.text
 
 
 def _is_exact(case: EvalCase, answer: Answer) -> bool:
@@ -39,6 +43,7 @@ class Suite:
             probabilities.
         answer_type: of answer that is asked for, by default free text.
         is_right: judges an answer, by default by exact match.
+        say: writes a wrong answer down for the table.
         measure: returns what else there is to say of an answer, by name; means are reported.
     """
 
@@ -49,6 +54,7 @@ class Suite:
     answer_type: str = ""
     is_right: Callable[[EvalCase, Answer], bool] = _is_exact
     measure: Callable[[EvalCase, Answer], dict[str, float]] | None = None
+    say: Callable[[Answer], str] = _text_of
 
 
 WORLD_KINDS = (*EVAL_KINDS, "describe")
@@ -58,7 +64,7 @@ SUITES: dict[str, Suite] = {
     "tiny-world-scale": Suite(SCALE_KINDS, eval_scale_case),
     "tiny-world-rooms": Suite(ROOM_KINDS, eval_room_case, render_room, choices_of_room),
     "tiny-world-when": Suite(
-        TIMED_KINDS, eval_timed_case, answer_type="when", is_right=is_found, measure=measure_interval
+        TIMED_KINDS, eval_timed_case, answer_type="when", is_right=is_found, measure=measure_interval, say=say_interval
     ),
     "tiny-world-wide": Suite(tuple(TIERS), eval_wide_case, render_either, choices_of),
 }

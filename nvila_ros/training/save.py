@@ -222,7 +222,8 @@ def _projector_config(spec: ProjectorSpec) -> dict[str, Any]:
 
 
 def _tokenizer_config(spec: DecoderSpec, added: dict[str, int]) -> dict[str, Any]:
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    times = set(time_token_names(len(added)))  # upstream adds them as ordinary tokens
     template = (
         "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}{% endif %}"
         "{% for message in messages if message['content'] is not none %}{{ '<|im_start|>' + message['role'] + '\n' + "
@@ -231,7 +232,9 @@ def _tokenizer_config(spec: DecoderSpec, added: dict[str, int]) -> dict[str, Any
     )
     return {
         "tokenizer_class": "Qwen2Tokenizer",
-        "added_tokens_decoder": {str(i): {"content": name, **flags} for name, i in added.items()},
+        "added_tokens_decoder": {
+            str(i): {"content": name, **flags, "special": name not in times} for name, i in added.items()
+        },
         "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
         "bos_token": "[BOS]",
         "eos_token": "<|im_end|>",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.nvila import Nvila
@@ -114,3 +115,13 @@ def test_labels_say_which_frame_it_is_and_what_is_on_its_way(folder: Path) -> No
             assert moving.tolist() == want
             seen |= set(want)
     assert seen == {True, False}
+
+
+def test_files_are_those_that_the_recipe_writes(folder: Path) -> None:
+    shipped = share_path("checkpoints", tiny_when.SPEC.name)
+
+    for name in ("config.json", "llm/added_tokens.json", "llm/tokenizer_config.json", "llm/config.json"):
+        assert (folder / name).read_text() == (shipped / name).read_text(), name
+    before = load_file(share_path("checkpoints", "nvila-tiny", "vision_tower", "model.safetensors"))
+    after = load_file(shipped / "vision_tower" / "model.safetensors")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
