@@ -89,6 +89,7 @@ def test_only_linear_maps_of_layers_are_rounded(bits: int) -> None:
     assert not is_rounded(EMBEDDING, expected_shapes(checkpoint.spec)[EMBEDDING])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "precision", "name"),
     [("cpu", "auto", "w8a8"), ("cpu", "w4", "w8a8+w4a8"), ("cpu", "fp32", "fp32"), ("onnxruntime", "auto", "fp32")],

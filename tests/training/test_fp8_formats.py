@@ -25,6 +25,8 @@ from nvila_ros.training.fp8.formats import (
     scaled_product,
 )
 
+pytestmark = pytest.mark.slow  # properties over whole tensors
+
 NUMPY = {E4M3: ml_dtypes.float8_e4m3fn, E5M2: ml_dtypes.float8_e5m2}
 # Normal values are rounded to within half a step of 3 or 2 bits behind the point; the others to half of the smallest.
 HALF_STEP = {E4M3: (2.0**-4, 2.0**-10), E5M2: (2.0**-3, 2.0**-17)}

@@ -19,6 +19,8 @@ from nvila_ros.training.fp8.linear import Fp8Linear
 from nvila_ros.training.fp8.nonlinear import Fp8Mlp, Fp8RmsNorm
 from nvila_ros.training.tiny import new_model
 
+pytestmark = pytest.mark.slow
+
 SPEC = DecoderSpec(
     width=64,
     num_layers=2,
@@ -293,7 +295,6 @@ class Checkpointed(nn.Module):
         return torch.utils.checkpoint.checkpoint(self.module, x, use_reentrant=False)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does it
 def test_compiler_takes_a_whole_layer_and_changes_no_bit() -> None:
     layer = DecoderLayer(SPEC, 0).bfloat16()
