@@ -91,7 +91,7 @@ def search(
         found.method = told["method"]
         start_ns, end_ns = int(recording.stamps_ns[first]), int(recording.stamps_ns[last])
         found.windows.append(WindowScore(start_ns, end_ns, told["happens"]))
-        gap_ns = int(recording.stamps_ns[min(last + 1, len(recording.stamps_ns) - 1)]) - end_ns
+        gap_ns = start_ns - int(recording.stamps_ns[max(first - 1, 0)])  # to the window before
         for interval in sorted(told["intervals"], key=lambda each: int(each["start_ns"])):
             _join(found.events, FoundEvent(interval["start_ns"], interval["end_ns"], told["happens"]), gap_ns)
         on_window(done, len(windows))

@@ -69,6 +69,17 @@ def test_nothing_found_is_exit_code_one(tmp_path: Path, capsys: pytest.CaptureFi
     assert max(window["probability"] for window in told["windows"]) < 0.5
 
 
+def test_what_goes_on_to_the_end_is_one_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = pictures()[FIRST : LAST + 1]
+    for k, rgb in enumerate(shown):
+        Image.fromarray(rgb).save(tmp_path / f"{k}.png")
+
+    assert find(tmp_path, EVENT, "--fps", "2", "--json") == 0
+
+    (event,) = json.loads(capsys.readouterr().out)["events"]
+    assert (event["start_s"], event["end_s"]) == (0.0, (len(shown) - 1) / 2)
+
+
 @given(st.lists(st.integers(1, 3_000_000_000), max_size=40), st.floats(0.1, 5))
 def test_windows_hold_every_frame_once(gaps: list[int], window_s: float) -> None:
     stamps_ns = np.cumsum([7, *gaps])
