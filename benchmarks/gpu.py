@@ -5,7 +5,7 @@ random weights with published shapes, in bfloat16 and with an eight-bit tower an
 prompt of 2,048 tokens, tiles, ten short questions about one prompt as branches of a tree. Figures are beside the
 bandwidth and the matrix peak that the same run measured, and beside transformers' decoder of the same shapes, eager and
 compiled with a static cache, where that package is there. Prints a table and, last, one JSON line. To try the script
-itself without a GPU, give `--device cpu --layers 1 --questions 11`.
+itself without a GPU, give `--device cpu --layers 1 --questions 11`: two minutes on two cores, with a shorter prompt.
 
     .venv/bin/python -m benchmarks.gpu
 """
@@ -50,6 +50,7 @@ from nvila_ros.world.rendering import render
 
 PROMPT_TOKENS, NUM_STEPS, NUM_BRANCHES, BRANCH_TOKENS = 2048, 32, 10, 12
 COPY_BYTES, MATRIX = 1 << 30, 8192
+TRIAL_PROMPT, TRIAL_STEPS = 256, 2  # without a GPU, where the figures say nothing
 GROUP = 128
 SEED_BASE = 50_000
 
@@ -183,27 +184,28 @@ def measure(source: RandomModel, device: torch.device, limits: Mapping[str, floa
     engine = new_engine(source, device)
     load_s, spec = time.perf_counter() - started, source.spec
     rng = np.random.default_rng(0)
-    embeds = engine.embed(rng.integers(0, 1000, PROMPT_TOKENS))
-    cache = engine.new_cache(PROMPT_TOKENS + NUM_STEPS + NUM_BRANCHES * BRANCH_TOKENS)
+    length, num_steps = (PROMPT_TOKENS, NUM_STEPS) if device.type == "cuda" else (TRIAL_PROMPT, TRIAL_STEPS)
+    embeds = engine.embed(rng.integers(0, 1000, length))
+    cache = engine.new_cache(length + num_steps + NUM_BRANCHES * BRANCH_TOKENS)
     px = spec.vision.image_px
     tiles = rng.uniform(-1, 1, (engine.batch_tiles, 3, px, px)).astype(np.float32)
 
     def prefill() -> None:
         cache.truncate(0)
-        for start in range(0, PROMPT_TOKENS, PREFILL_CHUNK):
+        for start in range(0, length, PREFILL_CHUNK):
             engine.forward_top(embeds[start : start + PREFILL_CHUNK], cache)
 
     def decode() -> None:
-        cache.truncate(PROMPT_TOKENS)
-        for _ in range(NUM_STEPS):
+        cache.truncate(length)
+        for _ in range(num_steps):
             engine.forward_top(embeds[:1], cache)
 
     prefill_s = seconds(prefill, device, 3)
-    step_s = seconds(decode, device, 3) / NUM_STEPS
+    step_s = seconds(decode, device, 3) / num_steps
     tile_s = seconds(lambda: engine.vision(tiles), device, 3) / len(tiles)
-    cache.truncate(PROMPT_TOKENS)
-    branches_s = seconds(lambda: ask_branches(engine, cache, embeds), device, 3)
-    alone_s = seconds(lambda: (cache.truncate(PROMPT_TOKENS), engine.forward(embeds[:BRANCH_TOKENS], cache)), device, 3)
+    cache.truncate(length)
+    branches_s = seconds(lambda: ask_branches(engine, cache, embeds, length), device, 3)
+    alone_s = seconds(lambda: (cache.truncate(length), engine.forward(embeds[:BRANCH_TOKENS], cache)), device, 3)
     layers = [
         shape for key, shape in expected_shapes(spec).items() if key.startswith("llm.") and is_rounded(key, shape)
     ]
@@ -215,22 +217,22 @@ def measure(source: RandomModel, device: torch.device, limits: Mapping[str, floa
         "load_s": round(load_s, 1),
         "decode_tok_s": round(1 / step_s, 1),
         "of_bandwidth": round(step_bytes / step_s / limits["bytes_s"], 3),
-        "prefill_tok_s": round(PROMPT_TOKENS / prefill_s),
-        "of_peak": round(2 * (num_weights * PROMPT_TOKENS + head) / prefill_s / limits["flops_s"], 3),
+        "prefill_tok_s": round(length / prefill_s),
+        "of_peak": round(2 * (num_weights * length + head) / prefill_s / limits["flops_s"], 3),
         "tile_ms": round(tile_s * 1000, 2),
         "ten_questions_of_one": round(branches_s / alone_s, 2),
         "gpu_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device.type == "cuda" else None,
     }
 
 
-def ask_branches(engine: CudaEngine, cache: Any, embeds: np.ndarray) -> None:
-    """Append ten short questions behind one prompt as branches of a tree."""
-    cache.truncate(PROMPT_TOKENS)
+def ask_branches(engine: CudaEngine, cache: Any, embeds: np.ndarray, length: int) -> None:
+    """Append ten short questions behind a prompt of a length as branches of a tree."""
+    cache.truncate(length)
     count = NUM_BRANCHES * BRANCH_TOKENS
     branch, place = np.divmod(np.arange(count), BRANCH_TOKENS)
     same = (branch[:, None] == branch) & (place <= place[:, None])
-    sees = np.concatenate([np.ones((count, PROMPT_TOKENS), bool), same], axis=1)
-    tree = Tree(PROMPT_TOKENS + place, sees, np.flatnonzero(place == BRANCH_TOKENS - 1))
+    sees = np.concatenate([np.ones((count, length), bool), same], axis=1)
+    tree = Tree(length + place, sees, np.flatnonzero(place == BRANCH_TOKENS - 1))
     engine.forward_tree(embeds[:count], cache, tree)
 
 
