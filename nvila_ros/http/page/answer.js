@@ -2,6 +2,7 @@
 
 import { ago, clockTime, find, make, seconds, setText, share, toMs } from "./dom.js";
 import { frameUrl, hold } from "./cameras.js";
+import { intervals, isInside, textOf } from "./moments.js";
 import { store } from "./store.js";
 
 const STAGES = [
@@ -55,7 +56,7 @@ export function choose(key) {
 function draw() {
   isDue = false;
   drawAnswer(store.chosen);
-  drawFilm(store.chosen?.view?.frames ?? []);
+  drawFilm(store.chosen?.view?.frames ?? [], intervals(store.chosen?.view));
   drawPast();
 }
 
@@ -101,7 +102,7 @@ function modelCard(model) {
 function answerParts(answer) {
   const view = answer.view;
   const reason = view ? view.finish_reason : answer.isCanceled ? "CANCELED" : "";
-  const text = (view?.text || answer.text || "") + (answer.isOpen ? "\u258d" : "");
+  const text = textOf(answer) + (answer.isOpen ? "\u258d" : "");
   return [
     make("p", { class: "question", id: "answer-question" }, view?.question ?? answer.question),
     text ? make("p", { class: text.length > 60 ? "text long" : "text" }, text) : null,
@@ -116,10 +117,11 @@ function answerParts(answer) {
 /** Likeliest first; many are cut to what can be read. */
 function bars(view) {
   const ranked = view.choices.map((name, at) => [name, view.probabilities[at]]).sort((a, b) => b[1] - a[1]);
+  const said = view.answer_type === "when" ? ranked[0][0] : view.text;
   const rows = ranked.slice(0, 8).map(([name, value]) => {
     const meter = make("span", { class: "bar-track" }, make("span", { class: "bar-fill" }));
     meter.firstChild.style.width = `${value * 100}%`;
-    return make("tr", { class: name === view.text ? "won" : null }, make("th", { scope: "row" }, name), make("td", { class: "wide" }, meter), make("td", {}, share(value)));
+    return make("tr", { class: name === said ? "won" : null }, make("th", { scope: "row" }, name), make("td", { class: "wide" }, meter), make("td", {}, share(value)));
   });
   return make("table", { class: "bars", "aria-label": "Probabilities" }, make("tbody", {}, rows));
 }
@@ -153,19 +155,19 @@ function stages(timings) {
   );
 }
 
-function drawFilm(frames) {
+function drawFilm(frames, found) {
   const stamped = frames.filter((frame) => frame.stamp_ns).slice(-MAX_FILM);
-  const name = stamped.map((frame) => frame.camera + frame.stamp_ns).join();
+  const name = stamped.map((frame) => frame.camera + frame.stamp_ns).join() + found.map(({ from, to }) => `${from}-${to}`);
   find("film").hidden = !stamped.length;
   if (name === drawn) return;
   drawn = name;
   const newest = Math.max(...stamped.map((frame) => toMs(frame.stamp_ns)));
   setText(find("film-title"), stamped.length === 1 ? "The frame of this answer" : `The ${stamped.length} frames of this answer`);
-  find("film-frames").replaceChildren(...stamped.map((frame) => filmFrame(frame, newest, new Set(frames.map((each) => each.camera)).size > 1)));
+  find("film-frames").replaceChildren(...stamped.map((frame) => filmFrame(frame, newest, new Set(frames.map((each) => each.camera)).size > 1, found)));
   find("film-frames").scrollLeft = 1e6;
 }
 
-function filmFrame(frame, newest, hasNames) {
+function filmFrame(frame, newest, hasNames, found) {
   const ms = toMs(frame.stamp_ns);
   const age = (ms - newest) / 1000;
   const label = age > -0.0005 ? "newest" : `\u2212${Math.abs(age).toFixed(2)} s`;
@@ -180,7 +182,7 @@ function filmFrame(frame, newest, hasNames) {
     if (url) picture.replaceWith(make("img", { class: "thumb", src: url, alt: "" }));
     else picture.textContent = "no longer kept";
   });
-  return make("li", {}, button);
+  return make("li", { class: isInside(found, ms) ? "inside" : null }, button);
 }
 
 function markHeld(frame) {
@@ -205,7 +207,7 @@ function drawPast() {
 function pastRow(answer) {
   const view = answer.view;
   const stamp = view?.stamp_ns ? toMs(view.stamp_ns) : answer.askedMs;
-  const text = answer.error || view?.error || view?.text || answer.text || (answer.isOpen ? "\u2026" : "canceled");
+  const text = answer.error || view?.error || textOf(answer) || (answer.isOpen ? "\u2026" : "canceled");
   return make(
     "li",
     { class: answer.follows ? "follows" : null },

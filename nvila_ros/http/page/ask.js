@@ -2,6 +2,7 @@
 
 import { find, inAddress, make, say, toNs } from "./dom.js";
 import { shownCamera } from "./cameras.js";
+import { textOf } from "./moments.js";
 import { store } from "./store.js";
 
 const ALL = "*";
@@ -30,6 +31,7 @@ export function cancel() {
 
 /** Show the inputs that belong to what is chosen. */
 function reveal() {
+  if (field("kind").value === "when" && field("about").value === "now") field("about").value = "last"; // one frame has no time
   for (const line of form().querySelectorAll(".more[data-kind]")) line.hidden = line.dataset.kind !== field("kind").value;
   for (const line of form().querySelectorAll(".more[data-about]")) line.hidden = line.dataset.about !== field("about").value;
   if (field("about").value === "past" && !store.range) takeTyped();
@@ -94,6 +96,8 @@ function answerFormat() {
       return schema({ type: "integer", minimum: Number(field("minimum").value), maximum: Number(field("maximum").value) });
     case "json":
       return schema(JSON.parse(field("schema").value));
+    case "when":
+      return { answer_type: "when" };
     default:
       return {};
   }
@@ -118,11 +122,11 @@ async function ask() {
   open = { answer, aborter };
   try {
     const { body, conversation, follows } = request(question);
-    Object.assign(answer, { conversation, follows });
+    Object.assign(answer, { conversation, follows, answerType: body.answer_type });
     store.select(key);
     drawButtons();
     await stream(body, answer, aborter.signal);
-    say(`Answer: ${answer.view?.text ?? answer.text}`);
+    say(`Answer: ${textOf(answer)}`);
   } catch (error) {
     answer.error = aborter.signal.aborted ? "" : error.message;
     answer.isCanceled = aborter.signal.aborted;
