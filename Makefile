@@ -1,5 +1,5 @@
 # make demo   ask the real node about live video, on this machine's CPU; no ROS, GPU or account needed
-# make drive ARGS='--checkpoint build/nav'   a simulated robot in unseen rooms, driven by a model; see docs/drive.md
+# make drive  a simulated robot follows ten instructions in unseen rooms; a table, a picture, an animation
 # make test   every test that this machine can run; DISTRO=jazzy: those of the node, on ROS 2 Jazzy and without torch
 # make test-fast   the tests that take seconds: no ROS, no training, no compiling; under two minutes on two idle cores
 # make test-native the C++ kernels against plain loops, on random models under sanitizers; two minutes on two idle cores

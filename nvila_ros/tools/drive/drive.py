@@ -35,7 +35,9 @@ PATIENT = {"watch_s": 0.5, "max_age_s": 2.0}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
-    parser.add_argument("--checkpoint", metavar="CKPT", help="model that was taught to drive, as by nvila train-nav")
+    parser.add_argument(
+        "--checkpoint", default="nvila-tiny-nav", metavar="CKPT", help="model that drives (default: %(default)s)"
+    )
     add_model_options(parser)
     parser.add_argument("--tasks", type=positive, default=10, metavar="N", help="how many (default: 10)")
     parser.add_argument("--first", type=whole, default=0, metavar="N", help="number of the first (default: 0)")
@@ -47,10 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Drive all tasks and report them; returns 0 if every drive ended with a reason of its own."""
-    if args.checkpoint is None:
-        raise ConfigError(
-            "--checkpoint must name a model that drives; none is shipped, docs/drive.md says how one is made"
-        )
     find_checkpoint(args.checkpoint)
     if args.out.suffix.lower() not in (".png", ".jpg") or not args.out.absolute().parent.is_dir():
         raise ConfigError(f"--out must be a file .png or .jpg in a folder that exists, got {args.out}")

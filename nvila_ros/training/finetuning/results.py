@@ -21,10 +21,12 @@ from nvila_ros.models.checkpoint import PICKLES, Checkpoint
 from nvila_ros.training.finetuning.learner import whole, whole_if
 from nvila_ros.training.finetuning.run import TuningRun
 from nvila_ros.training.finetuning.tuning import tuned_weights
+from nvila_ros.visual import known_world
 
 RUN_FOLDER, ADAPTER_FOLDER, TUNED_FILE = "training", "adapter", "tuned.safetensors"
 _PART = ".part"
-_UNLIKE = ("README.md", RUN_FOLDER, ".git*", ".cache", *PICKLES)  # describes the other checkpoint, or is never read
+_UNLIKE = ("README.md", known_world.FILE, RUN_FOLDER, ".git*", ".cache", *PICKLES)
+"""What describes the other checkpoint, or is never read."""
 
 
 def write_results(run: TuningRun, source: Checkpoint, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,19 @@ def test_weights_that_do_not_learn_are_the_same_to_the_bit(checkpoint: Checkpoin
     }
     assert changed
     assert changed <= learned_names(run.model)
+
+
+def test_what_describes_the_other_checkpoint_is_left_behind(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint.path, tmp_path / "source")
+    for name in ("README.md", "known_world.json"):
+        (tmp_path / "source" / name).write_text("{}")
+
+    write_checkpoint(open_checkpoint(tmp_path / "source"), {}, tmp_path / "out")
+
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in checkpoint.path.iterdir()} - {
+        "README.md",
+        "known_world.json",
+    }
 
 
 def test_saved_adapter_is_one_that_peft_loads(checkpoint: Checkpoint, tmp_path: Path) -> None:
