@@ -13,6 +13,7 @@ from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.tools.cli import VERBS
 from nvila_ros.tools.fetch import PUBLISHED_COLUMNS, published_rows
 from nvila_ros.tools.inspect_checkpoint import FAMILY_COLUMNS, family_rows
+from nvila_ros.tools.plan import PREDICTED_COLUMNS, predicted_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,6 +48,11 @@ def published_table() -> str:
     return markdown_table(PUBLISHED_COLUMNS, published_rows())
 
 
+def predicted_table() -> str:
+    """What `nvila plan` predicts for each recipe as a Markdown table."""
+    return markdown_table(PREDICTED_COLUMNS, predicted_rows())
+
+
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (columns, ("---",) * len(columns), *rows))
 
@@ -70,6 +76,7 @@ TABLES = {
     "verbs": ("docs/reference.md", verb_table),
     "published": ("docs/checkpoints.md", published_table),
     "family": ("docs/checkpoints.md", family_table),
+    "predicted": ("docs/performance.md", predicted_table),
 }
 """File and content of each generated table."""
 MAX_LINES = {"README.md": 220, "ARCHITECTURE.md": 110, "CONTRIBUTING.md": 40}

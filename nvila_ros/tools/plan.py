@@ -23,12 +23,14 @@ from nvila_ros.errors import ConfigError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import ModelSpec
 from nvila_ros.models.variants import VARIANTS, MediaCost, clip_cost, image_cost, tile_range
+from nvila_ros.paths import share_path
 from nvila_ros.runtime.loading import find_checkpoint
 from nvila_ros.tools.options import positive, print_json, size, wide_console
 from nvila_ros.visual.tiling import choose_grid
 from nvila_ros.visual.views import whole_groups
 
 YES = "yes"
+PREDICTED_COLUMNS = ("device", "recipe", "tower, language model", "memory GB", "image s", "clip of 8 s", "tokens/s")
 PRECISIONS = {"w8a8": QUANTIZED, "w4a16": QUANTIZED, "fp16": "fp16", "fp32": "fp32"}
 """A recipe's precision of a part, as the family's table names that of a whole model."""
 
@@ -79,6 +81,23 @@ def run(args: argparse.Namespace) -> int:
         ]
         print_json({"model": recipe.model, "fits": fits, "forecasts": forecasts})
     return 0 if fits else 1
+
+
+def predicted_rows() -> list[tuple[str, ...]]:
+    """Return a row for each recipe of `engines/` whose device has a roofline, for the documents."""
+    rows = []
+    for path in sorted(share_path("engines").glob("*.yaml")):
+        recipe = read_recipe(path)
+        if recipe.device not in DEVICES or recipe.model not in VARIANTS:
+            continue
+        spec, device = find_spec(recipe.model), DEVICES[recipe.device]
+        image, clip = (_forecast(spec, recipe, device, cost) for cost in media_cases(spec, (1280, 720), 8).values())
+        parts = f"{recipe.vision.precision}, {recipe.decoder.precision}"
+        firsts = [f"{each.ttft_s:.2f}" for each in (image, clip)]
+        rows.append(
+            (device.name, f"`{path.stem}`", parts, f"{image.needed_gb:.1f}", *firsts, f"{clip.tokens_per_s:.0f}")
+        )
+    return sorted(rows)
 
 
 def plan_fleet(
