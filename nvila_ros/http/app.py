@@ -135,7 +135,9 @@ class Plain:
         ):
             raise ApiError(404, f"there is nothing at {request.path[:80]!r}; see /openapi.json", code="not_found")
         headers = {"Content-Type": KINDS[path.suffix], "Cache-Control": "no-cache"}
-        return web.Response(body=path.read_bytes(), headers=headers)
+        response = web.Response(body=path.read_bytes(), headers=headers)
+        response.enable_compression()  # a third of the size, for a phone on a robot's wireless network
+        return response
 
     def _log_in(self, given: str) -> web.Response:
         if not self._guard.is_token(given):

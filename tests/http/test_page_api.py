@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import socket
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nvila_ros.http.app import PAGE
 from nvila_ros.http.limits import NUM_KEPT
 from tests.http.serving import Served, scene, serving, wait_until
 from tests.tiny import load_fake
@@ -222,3 +224,17 @@ def test_metrics_count_what_happened(served: Served) -> None:
     assert 'nvila_time_to_first_token_seconds_count{kind="interactive"} 1.0' in lines
     assert 'nvila_frames_received_total{camera="front"} 1.0' in lines
     assert 'nvila_model_state{state="ready"} 1.0' in lines
+
+
+def test_the_page_travels_compressed_to_whoever_takes_that(served: Served) -> None:
+    num_bytes = 0
+    for path in sorted(PAGE.iterdir()):
+        status, plain, _ = served.request("GET", f"/{path.name}")
+        _, packed, headers = served.request("GET", f"/{path.name}", Accept_Encoding="gzip")
+        assert status == 200
+        assert plain == path.read_bytes()
+        assert headers["Content-Encoding"] == "gzip"
+        assert gzip.decompress(packed) == plain
+        num_bytes += len(packed)
+
+    assert num_bytes < 60_000
