@@ -21,6 +21,8 @@ from nvila_ros.errors import ServerError, ServerTimeoutError
 from nvila_ros.ros.client_future import ClientFuture, NodeWaiter
 
 TICK_S = 0.02
+SETTLE_S = 0.15
+"""How long after a server was found it is asked: it has to find us too, else its response has nowhere to go."""
 GONE_S = 1.0
 """A server that has not been there for this long has left; discovery may flicker."""
 
@@ -74,6 +76,7 @@ class Calls:
         self._node, self._waiter, self._discovery_s = node, waiter, discovery_s
         self._lock = threading.RLock()
         self._calls: list[Call] = []
+        self._found_s: dict[str, float] = {}  # when the server of each endpoint was found, `time.monotonic`
         # On the steady clock: a paused simulation does not pause a timeout.
         clock = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = node.create_timer(TICK_S, self._tick, callback_group=group, clock=clock)
@@ -115,7 +118,12 @@ class Calls:
         is_ready = call.endpoint.is_ready()
         if is_ready:
             call.seen_s = now_s
+            self._found_s.setdefault(call.endpoint.name, now_s)
+        else:
+            self._found_s.pop(call.endpoint.name, None)
         if is_ready and not call.is_sent:
+            if now_s - self._found_s[call.endpoint.name] < SETTLE_S:
+                return
             call.is_sent = True
             call.send()
         elif not call.is_sent and now_s >= min(call.found_by_s, call.future.expires_s):

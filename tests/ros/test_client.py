@@ -336,7 +336,7 @@ def test_clients_come_and_go_while_an_executor_turns(caller: Node, spun: threadi
     caller.create_timer(0.001, lambda: None)  # so that it gathers anew what it waits for all the time
 
     for _ in range(40):
-        with NvilaClient(caller, timeout_s=WAIT_S, discovery_s=WAIT_S) as client:
+        with NvilaClient(caller, "nobody", timeout_s=WAIT_S, discovery_s=WAIT_S) as client:
             asked = client.ask(WORDS), client.ask_video(WORDS)
         with pytest.raises(ServerError, match="was closed"):
             asked[0].result()

@@ -5,6 +5,7 @@ How far it goes on is measured in metres of the simulation: no assertion is abou
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import signal
@@ -77,6 +78,7 @@ class Course:
         drives = ("armed:=true", "lock_topic:=lock", "interrupts:=[person]", "answer_s:=20.0")
         parameters = [word for value in drives for word in ("-p", value)]
         self.drive = NodeProcess(*parameters, *PATIENT, command=DRIVE)
+        self.drive.wait_for_log("drives by")  # one that was killed is among those found for some time
         assert self.goals.wait_for_server(WAIT_S), self.drive.log
 
     def warm_up(self) -> None:
@@ -91,13 +93,14 @@ class Course:
         wait_until(stops, lambda: f"the drive hears all; it ended {ended[-1]}\n{self.drive.log}")
 
     def close(self) -> None:
-        for child in (self.drive, self.answers, self.sim):
-            if child is not None and child.is_running:
-                child.stop()
-        self._executor.shutdown()
-        self._thread.join()
-        self.node.destroy_node()
-        rclpy.shutdown(context=self._context)
+        with contextlib.ExitStack() as last:  # whatever fails of it
+            last.callback(rclpy.shutdown, context=self._context)
+            last.callback(self.node.destroy_node)
+            last.callback(self._thread.join)
+            last.callback(self._executor.shutdown)
+            for child in (self.sim, self.answers, self.drive):
+                if child is not None and child.is_running:
+                    last.callback(child.stop)
 
     def _on_truth(self, message: String) -> None:
         self.truth = json.loads(message.data)
