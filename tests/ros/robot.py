@@ -134,12 +134,20 @@ class Robot:
 
     def __enter__(self) -> Robot:
         self._thread.start()
+        try:
+            self._meet()
+        except BaseException as error:  # else the node would be found by all tests behind this one
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    def _meet(self) -> None:
+        """Wait until the node is ready and both have found each other."""
         self.wait_for_state(self._state)
         assert self._ask.wait_for_service(WAIT_S)
         assert self._goals.wait_for_server(WAIT_S)
         wait_until(lambda: self.question.get_subscription_count() == 1, "the node subscribes to questions")
         wait_until(lambda: self.node.count_publishers("nvila/answer") == 1, "the node publishes answers")
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
