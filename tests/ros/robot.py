@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -135,6 +136,8 @@ class Robot:
     def __enter__(self) -> Robot:
         self._thread.start()
         try:
+            if self._state == Status.BUILDING:  # else a small build may be over before both have found each other
+                os.kill(child_of(self.process.pid), signal.SIGSTOP)
             self._meet()
         except BaseException as error:  # else the node would be found by all tests behind this one
             self.__exit__(type(error), error, error.__traceback__)
@@ -165,7 +168,7 @@ class Robot:
         """Wait until the node says that its model is in a state."""
         wait_until(
             lambda: not self.process.is_running or bool(self.statuses and self.statuses[-1].state == state),
-            f"state {state}, the last of {self.statuses}; the log:\n{self.process.log}",
+            lambda: f"state {state}, the last of {self.statuses}; the log:\n{self.process.log}",
             within_s,
         )
         assert self.process.is_running, self.process.log
@@ -261,6 +264,17 @@ def wait_until(is_true: Callable[[], bool], what: str | Callable[[], str], withi
     while not is_true():
         assert time.monotonic() < end, f"waited {within_s} s for: {what() if callable(what) else what}"
         time.sleep(0.01)
+
+
+def child_of(pid: int) -> int:
+    """The process that a process started; waits for it."""
+
+    def children() -> list[int]:
+        paths = Path(f"/proc/{pid}/task").glob("*/children")
+        return [int(word) for path in paths for word in path.read_text().split()]
+
+    wait_until(lambda: bool(children()), "the node starts a build")
+    return children()[0]
 
 
 @contextlib.contextmanager

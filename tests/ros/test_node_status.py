@@ -18,7 +18,7 @@ pytest.importorskip("nvila_ros.msg")
 from nvila_ros.models.build import is_build
 from nvila_ros.msg import Answer, Status
 from nvila_ros.ros.messages import TRANSIENT_LOCAL
-from tests.ros.robot import REAL_NODE, SLOW_NODE, NodeProcess, Robot, running, wait_until
+from tests.ros.robot import REAL_NODE, SLOW_NODE, NodeProcess, Robot, child_of, running, wait_until
 
 RECIPE = """
 model: nvila-tiny
@@ -39,20 +39,9 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def child_of(pid: int) -> int:
-    """The process that a process started; waits for it."""
-
-    def children() -> list[int]:
-        paths = Path(f"/proc/{pid}/task").glob("*/children")
-        return [int(word) for path in paths for word in path.read_text().split()]
-
-    wait_until(lambda: bool(children()), "the node starts a build")
-    return children()[0]
-
-
 @contextlib.contextmanager
 def paused(pid: int) -> Iterator[None]:
-    """A process that does nothing meanwhile."""
+    """A process that does nothing meanwhile, and goes on then."""
     os.kill(pid, signal.SIGSTOP)
     yield
     os.kill(pid, signal.SIGCONT)
