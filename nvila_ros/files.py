@@ -25,6 +25,7 @@ MAX_JSON_BYTES = 64 << 20
 """A published tokenizer.json takes 11 MB, a config at most 0.3 MB."""
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_DEPTH = 64
+MAX_SECRET_BYTES = 4096
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room, then run again: what was finished is kept"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "choose a folder that this user may write to"),
@@ -306,3 +307,20 @@ def record_run(folder: Path, run: Mapping[str, Any]) -> None:
             f"{folder} holds a run with another {name}, {known.get(name)!r} and not {run.get(name)!r}; "
             "choose another folder, or go on with the same"
         )
+
+
+def read_secret(path: str, name: str) -> str:
+    """Return the key or token that a file holds, without blanks at its ends.
+
+    Args:
+        path: of the file; `~` is the home.
+        name: what names the file, for messages.
+
+    Raises:
+        ConfigError: it cannot be read, or is no ASCII.
+    """
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            return file.read(MAX_SECRET_BYTES).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name} {path} must be a readable file of ASCII, but {error}") from error

@@ -8,10 +8,10 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from pathlib import Path
 
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import ConfigError
+from nvila_ros.files import read_secret
 from nvila_ros.http.limits import MIN_TOKEN_CHARACTERS
 from nvila_ros.serving.answering import Answering
 from nvila_ros.serving.model_loader import Status
@@ -19,7 +19,6 @@ from nvila_ros.standing.service import StandingService
 
 LOG = logging.getLogger(__name__)
 TOKEN_VARIABLE = "NVILA_HTTP_TOKEN"
-MAX_TOKEN_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,11 +121,7 @@ def _read_token(path: str) -> str:
         where = TOKEN_VARIABLE
     else:
         where = f"http_token_file {path}"
-        try:
-            with Path(path).expanduser().open("rb") as file:
-                token = file.read(MAX_TOKEN_BYTES).decode("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where} must be a readable file of ASCII, but {error}") from error
+        token = read_secret(path, "http_token_file")
         if not token:
             raise ConfigError(f"{where} must hold a token, got none; make one: openssl rand -hex 32")
     if token and (len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable() or " " in token):

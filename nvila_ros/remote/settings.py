@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from nvila_ros.config import NodeConfig
 from nvila_ros.errors import ConfigError, shown
+from nvila_ros.files import read_secret
 
 KEY_VARIABLE = "NVILA_REMOTE_KEY"
-MAX_KEY_BYTES = 4096
 SERVERS_OWN = ("recipe", "precision", "encode_hz", "repeat_threshold")
 """Parameters that change nothing where the model runs elsewhere: one that is set is a mistake."""
 
@@ -91,11 +90,7 @@ def _base(url: str) -> str:
 def _read_key(path: str) -> str:
     if path:
         where = f"remote_key_file {path}"
-        try:
-            with Path(path).expanduser().open("rb") as file:
-                key = file.read(MAX_KEY_BYTES).decode("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where} must be a readable file of ASCII, but {error}") from error
+        key = read_secret(path, "remote_key_file")
         if not key:
             raise ConfigError(f"{where} must hold a key, got none; write the server's API key to it")
     else:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
-from nvila_ros.errors import ConfigError
+from nvila_ros.files import read_secret
 from nvila_ros.tools.door_client import DoorClient
 
 URL = "http://127.0.0.1:8000"
 TOKEN_VARIABLE = "NVILA_HTTP_TOKEN"
-MAX_TOKEN_BYTES = 4096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,15 +30,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from nvila_ros.tools.mcp_tools import make_server
 
-    make_server(DoorClient(args.url, _read_token(args.token_file))).run("stdio")
+    token = read_secret(args.token_file, "--token-file") if args.token_file else os.environ.get(TOKEN_VARIABLE, "")
+    make_server(DoorClient(args.url, token)).run("stdio")
     return 0
-
-
-def _read_token(path: str) -> str:
-    if not path:
-        return os.environ.get(TOKEN_VARIABLE, "")
-    try:
-        with Path(path).expanduser().open("rb") as file:
-            return file.read(MAX_TOKEN_BYTES).decode("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--token-file {path} must be a readable file of ASCII, but {error}") from error

@@ -133,9 +133,7 @@ def plan_fleet(
 def as_fleet_table(rows: Sequence[tuple[Device, str, FleetForecast]], num_robots: int, rate_hz: float) -> Table:
     """Return a table of what GPUs do for a fleet."""
     heads = ("device", "question about", "memory GB", "batch", "answers/s", "robots a GPU", "GPUs", "first token ms")
-    table = Table(*heads, box=SIMPLE_HEAD)
-    for column in table.columns[2:]:
-        column.justify = "right"
+    table = _empty_table(heads)
     for device, name, each in rows:
         memory = f"{each.needed_gb:.1f} of {each.free_gb:.1f}"
         first = f"{1e3 * each.first_s:,.0f}, loaded {1e3 * each.loaded_first_s:,.0f}"
@@ -208,15 +206,21 @@ def _fit_text(recipe: Recipe, expected: Forecast) -> str:
 def as_table(recipe: Recipe, rows: Sequence[tuple[Device, str, Forecast]]) -> Table:
     """Return a table of forecasts."""
     heads = ("device", "question about", "memory GB", "fits", "vision ms", "prompt ms", "first token ms", "tokens/s")
-    table = Table(*heads, box=SIMPLE_HEAD)
-    for column in table.columns[2:]:
-        column.justify = "right"
+    table = _empty_table(heads)
     for device, name, expected in rows:
         memory = f"{expected.needed_gb:.1f} of {expected.free_gb:.1f}"
         times = [f"{1e3 * seconds:,.0f}" for seconds in (expected.vision_s, expected.prefill_s, expected.ttft_s)]
         fit = _fit_text(recipe, expected)
         cells = (device.name, name, memory, fit, *times, f"{expected.tokens_per_s:.0f}")
         table.add_row(*cells, style="" if fit == YES else "red")
+    return table
+
+
+def _empty_table(heads: Sequence[str]) -> Table:
+    """Return a table whose figures, from the third column on, stand on the right."""
+    table = Table(*heads, box=SIMPLE_HEAD)
+    for column in table.columns[2:]:
+        column.justify = "right"
     return table
 
 
