@@ -136,7 +136,13 @@ EXTRAS_REQUIRE = {
     "lmms": ["filelock<4", "lmms_eval>=0.7.3,<0.8"],
     "vicuna": ["sentencepiece>=0.2"],  # prompt.sentence_pieces: the tokenizer of VILA 1.5's 3B and 13B
     # What the tests of a robot need; they run without torch (tests/conftest.py, marker `robot`).
-    "test-robot": ["hypothesis>=6.100", "pytest>=8,<9", "pytest-timeout>=2.3", "pytest-xdist>=3.6"],
+    "test-robot": [
+        "hypothesis>=6.100",
+        "pytest>=8,<9",
+        "pytest-rerunfailures>=15",
+        "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
+    ],
     "test": [
         "aiohttp>=3.9",  # http
         "axe-playwright-python>=0.1.8",  # judges the page for all who use it otherwise than by eye and mouse
@@ -154,6 +160,7 @@ EXTRAS_REQUIRE = {
         "pyarrow>=17",  # training.score_files
         "pydicom>=3.0.1,<5",  # video.dicom; ships real files of many instruments
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
+        "pytest-rerunfailures>=15",  # .ci/run: real middleware on two cores
         "pytest-timeout>=2.3",
         "prometheus-client>=0.12",  # http.metrics
         "pytest-xdist>=3.6",  # make test and make test-fast: two processes

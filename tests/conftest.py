@@ -6,6 +6,7 @@ not installed is skipped by name; the rest runs, and `-m robot` selects what sho
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import os
 import sys
@@ -48,9 +49,27 @@ for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):
 HAS_ROS = all(importlib.util.find_spec(name) for name in ("rclpy", "sensor_msgs"))
 
 
+STDERR = pytest.StashKey[int]()
+TIMEOUT_S = 120  # as in pyproject.toml, which a robot without pytest-timeout does not read
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Let pass the one warning that ROS causes at import: its parser of interface files is older than Python's re."""
     config.addinivalue_line("filterwarnings", "ignore:module 'sre_:DeprecationWarning")
+    config.stash[STDERR] = os.dup(2)  # tests write to another, which pytest keeps for itself
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """End the process, with its stacks, where a test hangs in native code, which pytest-timeout's signal waits for."""
+    marker = item.get_closest_marker("timeout")
+    limit_s = marker.args[0] if marker else TIMEOUT_S
+    faulthandler.dump_traceback_later(limit_s + 30, exit=True, file=item.config.stash[STDERR])
+
+
+def pytest_runtest_logfinish() -> None:
+    """Let the time between two tests not count."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

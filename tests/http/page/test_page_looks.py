@@ -93,6 +93,7 @@ def test_the_keyboard_reaches_all(watched: WatchedPage, eyes: Served) -> None:
     assert {"question", "send", "ask", "film-frames", "past", "standing-open", "health-open", "cameras"} <= reached
 
 
+@pytest.mark.slow
 def test_goes_on_after_the_server_was_started_again(watched: WatchedPage) -> None:
     page = watched.page
     with serve(0) as url:
