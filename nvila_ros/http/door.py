@@ -28,6 +28,8 @@ PROTOCOL_LOG = logging.getLogger(f"{__name__}.protocol")
 PROTOCOL_LOG.setLevel(logging.CRITICAL)  # bytes that are no HTTP are a client's, who could fill the log with them
 START_S = 10.0
 CLOSE_S = 5.0
+VIEWERS_S = 0.2
+"""What is open when the door closes, behind `drain`, are followers of what happens, who never end by themselves."""
 
 
 class HttpDoor:
@@ -107,7 +109,9 @@ class HttpDoor:
         chat = self._chat = ChatEndpoint(services, guard, lambda: self._is_draining)
         plain = Plain(services, guard, metrics, lambda: self._is_draining)
         app = make_app(chat, Api(services, feed, pictures), plain, guard)
-        runner = web.AppRunner(app, handle_signals=False, access_log=None, handler_cancellation=True)
+        runner = web.AppRunner(
+            app, handle_signals=False, access_log=None, handler_cancellation=True, shutdown_timeout=VIEWERS_S
+        )
         await runner.setup()
         try:
             server = await self._listen(runner)

@@ -65,10 +65,10 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         server.start()
-        print(f"listening on {server.door.url} (OpenAI API at {server.door.url}/v1)", flush=True)
+        _say(f"listening on {server.door.url} (OpenAI API at {server.door.url}/v1)")
         server.work(stop)
     finally:
-        print("ending", flush=True)
+        _say("ending")
         server.close()
     return 1 if server.host.has_died and not stop.is_set() else 0
 
@@ -84,7 +84,13 @@ class _Reporter:
         if line != self._last:
             self._last = line
             about = status.text or f"{status.model} on {status.backend}, {status.precision}"
-            print(f"{status.state.name.lower()}: {about}", flush=True)
+            _say(f"{status.state.name.lower()}: {about}")
+
+
+def _say(line: str) -> None:
+    """Print a line in one piece: two threads do, and `print` writes its end apart."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _named(sources: list[str]) -> dict[str, str]:
