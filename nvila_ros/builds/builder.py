@@ -28,7 +28,7 @@ from nvila_ros.models.build import MANIFEST, fingerprint, to_tensors, write_mani
 from nvila_ros.models.checkpoint import PARTS, Checkpoint
 from nvila_ros.models.host import available_memory
 from nvila_ros.models.quantized import NamedWeights, Weight
-from nvila_ros.models.shapes import expected_shapes
+from nvila_ros.models.shapes import EMBEDDING, HEAD, expected_shapes
 from nvila_ros.models.variants import MediaCost, clip_cost, image_cost, tile_range, weight_bytes
 from nvila_ros.prompt.time_tokens import TIMES_FILE, time_settings
 from nvila_ros.quantization.calibration import Calibration
@@ -49,6 +49,8 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "generation_config.json",
 )
+GPU_COPIES, GPU_BYTES = 5, 1 << 30
+"""On a GPU: the widest layer in float32, as folded, tried, rounded and clipped; what passes through it, and CUDA."""
 _log = logging.getLogger(__name__)
 
 
@@ -59,10 +61,12 @@ class Estimate:
     Attributes:
         memory_bytes: estimate of the peak.
         disk_bytes: estimate of the finished folder.
+        gpu_bytes: estimate of the peak of a GPU that the layers are searched on.
     """
 
     memory_bytes: int
     disk_bytes: int
+    gpu_bytes: int
 
 
 def estimate(recipe: Recipe, checkpoint: Checkpoint) -> Estimate:
@@ -88,7 +92,9 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint) -> Estimate:
         ]
         for part, kind in precision.items()
     )
-    return Estimate(memory, disk)
+    tables = () if options.is_head_int4 else (HEAD, EMBEDDING)
+    widest = max(size for name, size in layers.items() if name not in tables)
+    return Estimate(memory, disk, GPU_COPIES * widest + GPU_BYTES)
 
 
 def check_room(needed: Estimate, folder: Path) -> None:
@@ -116,6 +122,7 @@ def make_build(
     calibrate: Callable[[], Calibration],
     folder: Path,
     on_part: OnLayer,
+    device: str = "cpu",
 ) -> None:
     """Build a recipe into a folder, or resume an earlier build of the same.
 
@@ -125,6 +132,7 @@ def make_build(
         calibrate: returns tiles and prompts; called at most once, and only if an unfinished part needs them.
         folder: made where it is missing; a finished build in it is replaced.
         on_part: called after each layer.
+        device: of torch, where layers are searched.
 
     Raises:
         NvilaError: the checkpoint is incomplete, or a value of the recipe does not suit it.
@@ -145,7 +153,7 @@ def make_build(
             continue
         for leftover in folder.glob(f"{part}-*.safetensors*"):
             leftover.unlink()
-        weights = _quantize(part, recipe, checkpoint, calibrate, on_part)
+        weights = _quantize(part, recipe, checkpoint, calibrate, on_part, device)
         is_full = (recipe.decoder if part == "llm" else recipe.vision).precision == "fp32"
         write_shards(folder, part, weights if is_full else map(in_half, weights))
         (folder / f"{part}.done").touch()
@@ -204,7 +212,12 @@ def _is_ours(path: Path) -> bool:
 
 
 def _quantize(
-    part: str, recipe: Recipe, checkpoint: Checkpoint, calibrate: Callable[[], Calibration], on_part: OnLayer
+    part: str,
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    calibrate: Callable[[], Calibration],
+    on_part: OnLayer,
+    device: str,
 ) -> NamedWeights:
     if part == "vision_tower":
         tower = tower_options(recipe)
@@ -212,11 +225,11 @@ def _quantize(
         tile_NCHW = np.empty((0, 3, px, px), np.float32)
         if tower.needs_calibration:
             tile_NCHW = pick_tiles(checkpoint, calibrate().tile_NCHW)
-        return quantize_tower(checkpoint, tower, tile_NCHW, on_part)
+        return quantize_tower(checkpoint, tower, tile_NCHW, on_part, device)
     if part == "llm":
         decoder = decoder_options(recipe)
         prompts_LD = calibrate().prompts_LD if decoder.needs_calibration else ()
-        return quantize_decoder(checkpoint, decoder, prompts_LD, on_part)
+        return quantize_decoder(checkpoint, decoder, prompts_LD, on_part, device)
     return keep_part(checkpoint, part, "fp32")
 
 

@@ -66,12 +66,13 @@ class RandomLayers:
         return {key: 0.02 * rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
 
 
-def forecast_build(recipe: Recipe, spec: ModelSpec) -> BuildTime:
+def forecast_build(recipe: Recipe, spec: ModelSpec, device: str = "cpu") -> BuildTime:
     """Time a small layer of each kind on this machine, and return what a build of the recipe would take.
 
     Args:
         recipe: of the build.
         spec: of the checkpoint.
+        device: of torch, where the layers are searched.
     """
     tower, decoder = tower_options(recipe), decoder_options(recipe)
     num_samples, small = recipe.calibration.num_samples, _shrink(spec)
@@ -80,8 +81,8 @@ def forecast_build(recipe: Recipe, spec: ModelSpec) -> BuildTime:
     )
     num_tiles, num_tokens = num_samples * media.num_tiles, num_samples * media.num_positions
     with limit_threads(small):
-        per_tile, tower_search = _time_tower(small, tower)
-        per_token, decoder_search = _time_decoder(small, decoder)
+        per_tile, tower_search = _time_tower(small, tower, device)
+        per_token, decoder_search = _time_decoder(small, decoder, device)
     # Each tile or token passes every weight once; a search tries a number of roundings of every weight.
     per_tile *= _tile_work(spec) / _tile_work(small)
     per_token *= _num_weights(spec.decoder) / _num_weights(small.decoder)
@@ -97,26 +98,33 @@ def forecast_build(recipe: Recipe, spec: ModelSpec) -> BuildTime:
     )
 
 
-def _time_tower(spec: ModelSpec, options: TowerOptions) -> tuple[float, float]:
+def _time_tower(spec: ModelSpec, options: TowerOptions, device: str) -> tuple[float, float]:
     """Return the seconds of a tile in a layer, and of the searches in it."""
     px, layers = spec.vision.image_px, _as_checkpoint(spec)
     one, three = (np.zeros((n, 3, px, px), np.float32) for n in (1, 3))
     plain = TowerOptions(activations="per_token")  # without a search
-    short = _seconds(lambda: list(quantize_tower(layers, plain, one)))
-    per_tile = max((_seconds(lambda: list(quantize_tower(layers, plain, three))) - short) / 2, 0.0)
-    return per_tile, max(_seconds(lambda: list(quantize_tower(layers, options, one))) - per_tile, 0.0)
+
+    def seconds(options: TowerOptions, tile_NCHW: np.ndarray) -> float:
+        return _seconds(lambda: list(quantize_tower(layers, options, tile_NCHW, device=device)), device)
+
+    short = seconds(plain, one)
+    per_tile = max((seconds(plain, three) - short) / 2, 0.0)
+    return per_tile, max(seconds(options, one) - per_tile, 0.0)
 
 
-def _time_decoder(spec: ModelSpec, options: DecoderOptions) -> tuple[float, float]:
+def _time_decoder(spec: ModelSpec, options: DecoderOptions, device: str) -> tuple[float, float]:
     """Return the seconds of a token in a layer, and of the searches in it."""
     layers, options = _as_checkpoint(spec), dataclasses.replace(options, is_head_int4=False)
     rng = np.random.default_rng(1)
     prompts_LD = [rng.standard_normal((PROBE_TOKENS, spec.decoder.width), np.float32) for _ in range(9)]
     plain = DecoderOptions(group_size=options.group_size, awq=False)  # its search is quick
-    few = _seconds(lambda: list(quantize_decoder(layers, plain, prompts_LD[:1])))
-    many = _seconds(lambda: list(quantize_decoder(layers, plain, prompts_LD)))
-    per_token = max((many - few) / (8 * PROBE_TOKENS), 0.0)
-    whole = _seconds(lambda: list(quantize_decoder(layers, options, prompts_LD[:1])))
+
+    def seconds(options: DecoderOptions, prompts_LD: list[np.ndarray]) -> float:
+        return _seconds(lambda: list(quantize_decoder(layers, options, prompts_LD, device=device)), device)
+
+    few = seconds(plain, prompts_LD[:1])
+    per_token = max((seconds(plain, prompts_LD) - few) / (8 * PROBE_TOKENS), 0.0)
+    whole = seconds(options, prompts_LD[:1])
     return per_token, max(whole - per_token * PROBE_TOKENS, 0.0)
 
 
@@ -124,8 +132,12 @@ def _as_checkpoint(spec: ModelSpec) -> Checkpoint:
     return cast(Checkpoint, RandomLayers(spec))
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    """Return how long some work takes where no other program does: by processor time, over all threads."""
+def _seconds(work: Callable[[], Any], device: str) -> float:
+    """Return how long some work takes where no other program does: on a CPU by processor time, over all threads."""
+    if device != "cpu":  # its results are waited for
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
     start = time.process_time()
     work()
     return (time.process_time() - start) / torch.get_num_threads()

@@ -16,6 +16,7 @@ from nvila_ros.models.checkpoint import Checkpoint, open_checkpoint
 from nvila_ros.models.threads import limit_threads
 from nvila_ros.prompt.tokenizer import ChatTokenizer
 from nvila_ros.quantization.calibration import Calibration, CalibrationSample, calibrate, read_samples
+from nvila_ros.quantization.devices import choose_device
 from nvila_ros.quantization.options import OnLayer
 from nvila_ros.runtime.limits import check_prompt_room
 from nvila_ros.world.questions import EVAL_KINDS, ask
@@ -30,11 +31,11 @@ TIMED_FROM_BYTES = 100_000_000
 STILL_KINDS = tuple(kind for kind in EVAL_KINDS if kind != "motion")
 
 
-def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnLayer | None) -> None:
+def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnLayer | None, quantize_on: str = "auto") -> None:
     """Quantize a checkpoint into a folder; without `on_part` only print what that needs.
 
     Raises:
-        NvilaError: checkpoint or media are not acceptable, or there is no room.
+        NvilaError: checkpoint, media or device are not acceptable, or there is no room.
     """
     checkpoint = open_checkpoint(path)
     if recipe.device != "cpu":  # before the weights are made, which takes long
@@ -45,10 +46,12 @@ def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnLayer | None)
     if media != WORLD and not Path(media).is_dir():
         raise ConfigError(f"calibration media must be a folder of images and videos, got {media!r}; give --media")
     needed = estimate(recipe, checkpoint)
+    device = choose_device(quantize_on, needed.gpu_bytes)
     takes = f"{size_text(needed.memory_bytes)} of memory and {size_text(needed.disk_bytes)} on disk"
     if needed.disk_bytes >= TIMED_FROM_BYTES:
-        seconds = forecast_build(recipe, checkpoint.spec).total
-        takes += f", {describe_time(seconds)} of this machine alone, measured on a layer of each kind and scaled"
+        seconds = forecast_build(recipe, checkpoint.spec, device).total
+        where = "this machine alone" if device == "cpu" else "its GPU alone"
+        takes += f", {describe_time(seconds)} of {where}, measured on a layer of each kind and scaled"
     print(
         f"{recipe.name}: {checkpoint.path.name} to {out}, tower {recipe.vision.precision}, language model "
         f"{recipe.decoder.precision}; about {takes}",
@@ -61,7 +64,9 @@ def make_weights(recipe: Recipe, path: Path, out: Path, on_part: OnLayer | None)
     if not needs_calibration(recipe):
         on_part("calibration", 1, 1)
     with limit_threads(checkpoint.spec):
-        make_build(recipe, checkpoint, lambda: _calibrate(recipe, checkpoint, media, on_part), out, on_part)
+        make_build(
+            recipe, checkpoint, lambda: _calibrate(recipe, checkpoint, media, on_part, device), out, on_part, device
+        )
 
 
 def describe_time(seconds: float) -> str:
@@ -71,11 +76,11 @@ def describe_time(seconds: float) -> str:
     return f"{math.ceil(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _calibrate(recipe: Recipe, checkpoint: Checkpoint, media: str, on_layer: OnLayer) -> Calibration:
+def _calibrate(recipe: Recipe, checkpoint: Checkpoint, media: str, on_layer: OnLayer, device: str) -> Calibration:
     section = recipe.calibration
     samples = world_samples(section.clip_frames) if media == WORLD else read_samples(Path(media), section.clip_frames)
     chosen = itertools.islice(samples, section.num_samples)
-    return calibrate(checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), chosen, on_layer)
+    return calibrate(checkpoint, ChatTokenizer.from_folder(checkpoint.tokenizer_folder), chosen, on_layer, device)
 
 
 def world_samples(clip_frames: int) -> Iterator[CalibrationSample]:

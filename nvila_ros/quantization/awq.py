@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from nvila_ros.models import decoder
 from nvila_ros.models.spec import DecoderSpec
 from nvila_ros.quantization.int4 import fake_int4, group_scales
-from nvila_ros.quantization.layers import Tap
+from nvila_ros.quantization.layers import Tap, device_of
 from nvila_ros.quantization.rounding import half_up
 
 NUM_ALPHAS = 20
@@ -86,7 +86,8 @@ def fold_scales(
         run = _measured_output(spec, layer, site, prompts_LD, taps)
         tap = taps[TAPPED[site.readers[0]]]
         found[site] = search_scale(_linears(layer, site.readers), run, tap.mean_abs(), group_size)
-    divisors = {name: torch.ones(layer.get_submodule(name).in_features) for name in LINEARS}
+    device = device_of(layer)
+    divisors = {name: torch.ones(layer.get_submodule(name).in_features, device=device) for name in LINEARS}
     for site, scale_K in found.items():  # only now: every search must see the layer as its inputs were recorded
         fold(layer.get_submodule(site.writer), _linears(layer, site.readers), scale_K)
         divisors |= dict.fromkeys(site.readers, scale_K)
@@ -106,14 +107,15 @@ def search_scale(
     """
     want, weights = run(), [reader.weight for reader in readers]
     weights_KN = [weight.T.contiguous() for weight in weights]
-    best_K, best_error = torch.ones_like(mean_abs_K), float("inf")
+    best_K = torch.ones_like(mean_abs_K)
+    best_error = torch.full((), torch.inf, dtype=torch.float64, device=best_K.device)
     for step in range(NUM_ALPHAS):
         scale_K = _candidate(mean_abs_K, step / NUM_ALPHAS)
         for reader, weight_KN in zip(readers, weights_KN, strict=True):
             reader.weight = nn.Parameter(_round_scaled(weight_KN, scale_K, group_size).T, requires_grad=False)
-        error = float((run() - want).square().sum(dtype=torch.float64))
-        if error < best_error:
-            best_K, best_error = scale_K, error
+        error = (run() - want).square().sum(dtype=torch.float64)
+        best_K = torch.where(error < best_error, scale_K, best_K)  # on the device: a GPU is not waited for
+        best_error = torch.fmin(error, best_error)
     for reader, weight in zip(readers, weights, strict=True):
         reader.weight = weight
     return best_K
@@ -167,8 +169,14 @@ def _measured_output(
     if site != ATTENTION:
         rows_TK = taps[TAPPED[site.readers[0]]].rows()
         return lambda: module(rows_TK)
+    device = device_of(layer)
     calls = [
-        (layer.input_layernorm(x)[None], *decoder.rotary_tables(spec, torch.arange(len(x))), None) for x in prompts_LD
+        (
+            layer.input_layernorm(x.to(device))[None],
+            *decoder.rotary_tables(spec, torch.arange(len(x), device=device)),
+            None,
+        )
+        for x in prompts_LD
     ]
     return lambda: torch.cat([module(*call)[0] for call in calls])
 

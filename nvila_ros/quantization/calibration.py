@@ -70,6 +70,7 @@ def calibrate(
     tokenizer: ChatTokenizer,
     samples: Iterable[CalibrationSample],
     on_layer: OnLayer = ignore_progress,
+    device: str = "cpu",
 ) -> Calibration:
     """Return the tiles and prompts of calibration samples.
 
@@ -78,6 +79,7 @@ def calibrate(
         tokenizer: of the checkpoint.
         samples: images or clips, each with a question.
         on_layer: called after each layer of the tower, with `calibration` as the part.
+        device: of torch, where the tower runs.
 
     Raises:
         FrameError: there is no sample.
@@ -88,7 +90,7 @@ def calibrate(
         raise FrameError("calibration needs at least one sample, got none; name media that can be read")
     views = [view_sample(spec, sample) for sample in samples]
     tile_NCHW = normalize_tiles([tile for view in views for tile in view.tiles], spec.pixel_dtype)
-    feat_NPE = encode_tiles(checkpoint, tile_NCHW, on_layer)
+    feat_NPE = encode_tiles(checkpoint, tile_NCHW, on_layer, device)
     ends = np.cumsum([len(view.tiles) for view in views])[:-1]
     by_sample = np.split(feat_NPE, ends)
     embeds = _embed(checkpoint, tokenizer, zip(samples, views, by_sample, strict=True))
@@ -104,12 +106,15 @@ def view_sample(spec: ModelSpec, sample: CalibrationSample) -> View:
     return view_clip(spec, images[-length:]) if length else view_images(spec, images)
 
 
-def encode_tiles(checkpoint: Checkpoint, tile_NCHW: np.ndarray, on_layer: OnLayer = ignore_progress) -> np.ndarray:
+def encode_tiles(
+    checkpoint: Checkpoint, tile_NCHW: np.ndarray, on_layer: OnLayer = ignore_progress, device: str = "cpu"
+) -> np.ndarray:
     """Return the tower's features of tiles, (N, P, E)."""
     spec, weights = checkpoint.spec.vision, checkpoint.weights("vision_tower")
-    feat_NPE = embed_tiles(spec, weights, tile_NCHW)
+    feat_NPE = embed_tiles(spec, weights, tile_NCHW, device)
     for i in range(spec.num_live_layers):
-        run_tower_layer(build_part(siglip.VisionLayer, weights, f"{TOWER}.encoder.layers.{i}", spec), feat_NPE)
+        name = f"{TOWER}.encoder.layers.{i}"
+        run_tower_layer(build_part(siglip.VisionLayer, weights, name, spec, device=device), feat_NPE)
         on_layer("calibration", i + 1, spec.num_live_layers)
     return feat_NPE.numpy()
 

@@ -54,7 +54,7 @@ def smooth_scales(amax_K: Tensor, weights_NK: Sequence[Tensor], strength: float)
 
 
 def choose_input_scale(x_TK: Tensor, weights_NK: Sequence[Tensor], amax: float) -> float:
-    """Return the scale of an input with the smallest error of the maps that read it.
+    """Return the scale of an input with the smallest error of the maps that read it; all tensors on one device.
 
     Args:
         x_TK: sampled tokens of the input.
@@ -62,7 +62,7 @@ def choose_input_scale(x_TK: Tensor, weights_NK: Sequence[Tensor], amax: float) 
         amax: the largest magnitude over all tokens, sampled or not.
     """
     weight_KN = torch.cat([weight.T for weight in weights_NK], 1)
-    rounded_KN = torch.from_numpy(quantize_int8(weight_KN.numpy()).dequantize())
+    rounded_KN = torch.from_numpy(quantize_int8(weight_KN.cpu().numpy()).dequantize()).to(x_TK.device)
     want_TN = x_TK @ weight_KN
     best, best_error = 0.0, float("inf")
     for cut in CUTS:

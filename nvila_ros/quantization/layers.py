@@ -4,6 +4,9 @@ Peak memory is one layer's float weights and the calibration set's activations. 
 *float* layers before it: each layer is fitted to the function that the model was trained to be, independently of how
 the layers before were quantized.
 
+A layer may be on a GPU, with all that its searches read; activations of the whole set stay in the host's memory and
+pass through it a prompt or a few tiles at a time.
+
 Shapes: N tiles, P patches, E vision width, L tokens of a prompt, D decoder width, S head size, T sampled tokens,
 K inputs of a linear map.
 """
@@ -78,33 +81,41 @@ def listen(layer: nn.Module, names: Sequence[str], num_tokens: int) -> Iterator[
             hook.remove()
 
 
-def build_part(kind: type[PartModule], weights: FloatWeights, name: str, *args: object) -> PartModule:
-    """Return a module with its weights read from `name.*`, without gradients."""
+def build_part(
+    kind: type[PartModule], weights: FloatWeights, name: str, *args: object, device: str = "cpu"
+) -> PartModule:
+    """Return a module with its weights read from `name.*`, without gradients, on a device."""
     with torch.device("meta"):
         part = kind(*args)
     state = {key: torch.from_numpy(weights[f"{name}.{key}"]) for key in part.state_dict()}
     part.load_state_dict(state, assign=True)
-    return part.eval().requires_grad_(False)
+    return part.to(device).eval().requires_grad_(False)
 
 
 @torch.inference_mode()
-def embed_tiles(spec: VisionSpec, weights: FloatWeights, tile_NCHW: np.ndarray) -> Tensor:
-    """Return the inputs of the tower's first layer, (N, P, E)."""
-    embeddings = build_part(siglip.PatchEmbeddings, weights, f"{TOWER}.embeddings", spec)
+def embed_tiles(spec: VisionSpec, weights: FloatWeights, tile_NCHW: np.ndarray, device: str = "cpu") -> Tensor:
+    """Return the inputs of the tower's first layer, (N, P, E), in the host's memory."""
+    embeddings = build_part(siglip.PatchEmbeddings, weights, f"{TOWER}.embeddings", spec, device=device)
     slices = torch.from_numpy(tile_NCHW).split(TILES_AT_ONCE)
-    return torch.cat([embeddings(tiles) for tiles in slices])
+    return torch.cat([embeddings(tiles.to(device)).cpu() for tiles in slices])
 
 
 @torch.inference_mode()
 def run_tower_layer(layer: siglip.VisionLayer, feat_NPE: Tensor) -> None:
     """Run a layer over all tiles, a slice at a time, in place."""
     for tiles in feat_NPE.split(TILES_AT_ONCE):
-        tiles.copy_(layer(tiles))
+        tiles.copy_(layer(tiles.to(device_of(layer))))
 
 
 @torch.inference_mode()
 def run_decoder_layer(spec: DecoderSpec, layer: decoder.DecoderLayer, prompts_LD: list[Tensor]) -> None:
     """Run a layer over all prompts one by one, replacing the list's entries."""
+    device = device_of(layer)
     for i, hidden_LD in enumerate(prompts_LD):
-        tables = decoder.rotary_tables(spec, torch.arange(len(hidden_LD)))
-        prompts_LD[i] = layer(hidden_LD[None], *tables, None)[0]
+        tables = decoder.rotary_tables(spec, torch.arange(len(hidden_LD), device=device))
+        prompts_LD[i] = layer(hidden_LD.to(device)[None], *tables, None)[0].to(hidden_LD.device)
+
+
+def device_of(layer: nn.Module) -> torch.device:
+    """Return where a layer's weights are."""
+    return next(layer.parameters()).device

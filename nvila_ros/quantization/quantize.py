@@ -41,7 +41,11 @@ _SMOOTHED = (("layer_norm1", _ATTENTION), ("layer_norm2", ("mlp.fc1",)))
 
 
 def quantize_tower(
-    checkpoint: Checkpoint, options: TowerOptions, tile_NCHW: np.ndarray, on_layer: OnLayer = ignore_progress
+    checkpoint: Checkpoint,
+    options: TowerOptions,
+    tile_NCHW: np.ndarray,
+    on_layer: OnLayer = ignore_progress,
+    device: str = "cpu",
 ) -> NamedWeights:
     """Yield the vision tower's tensors.
 
@@ -50,6 +54,7 @@ def quantize_tower(
         options: how.
         tile_NCHW: calibration tiles, normalized; used only where the options need them.
         on_layer: called after each layer.
+        device: of torch, where the layers run and are searched.
 
     Raises:
         ConfigError: calibration is needed and there is none.
@@ -63,10 +68,10 @@ def quantize_tower(
     for key in weights:
         if ".layers." not in key:
             yield key, weights[key]
-    feat_NPE = embed_tiles(spec, weights, tile_NCHW if options.needs_calibration else tile_NCHW[:0])
+    feat_NPE = embed_tiles(spec, weights, tile_NCHW if options.needs_calibration else tile_NCHW[:0], device)
     for i in range(spec.num_live_layers):
         # In a separate call, so that the layer is freed before the next one is read.
-        yield from _tower_layer(checkpoint, options, f"{TOWER}.encoder.layers.{i}", feat_NPE)
+        yield from _tower_layer(checkpoint, options, f"{TOWER}.encoder.layers.{i}", feat_NPE, device)
         on_layer("vision_tower", i + 1, spec.num_live_layers)
 
 
@@ -75,6 +80,7 @@ def quantize_decoder(
     options: DecoderOptions,
     prompts_LD: Sequence[np.ndarray],
     on_layer: OnLayer = ignore_progress,
+    device: str = "cpu",
 ) -> NamedWeights:
     """Yield the decoder's tensors.
 
@@ -83,6 +89,7 @@ def quantize_decoder(
         options: how.
         prompts_LD: embeddings of calibration prompts, visual tokens included; used only where the options need them.
         on_layer: called after each layer.
+        device: of torch, where the layers run and are searched.
 
     Raises:
         ConfigError: the group size does not divide the inputs of a linear map, or calibration is needed and there is
@@ -101,10 +108,10 @@ def quantize_decoder(
             yield key, weights[key]
     hidden = [torch.from_numpy(prompt_LD) for prompt_LD in prompts_LD] if options.needs_calibration else []
     for i in range(spec.num_layers):
-        yield from _decoder_layer(checkpoint, options, i, hidden)
+        yield from _decoder_layer(checkpoint, options, i, hidden, device)
         on_layer("llm", i + 1, spec.num_layers)
     if options.is_head_int4:
-        yield HEAD, _head(checkpoint, options, hidden)
+        yield HEAD, _head(checkpoint, options, hidden, device)
 
 
 def keep_part(checkpoint: Checkpoint, part: str, precision: str) -> NamedWeights:
@@ -137,8 +144,11 @@ def _check_calibration(options: TowerOptions | DecoderOptions, count: int, what:
         raise ConfigError(f"{options} must be calibrated, got no {what}; give some, or turn its searches off")
 
 
-def _tower_layer(checkpoint: Checkpoint, options: TowerOptions, name: str, feat_NPE: Tensor) -> NamedWeights:
-    layer = build_part(siglip.VisionLayer, checkpoint.weights("vision_tower"), name, checkpoint.spec.vision)
+def _tower_layer(
+    checkpoint: Checkpoint, options: TowerOptions, name: str, feat_NPE: Tensor, device: str
+) -> NamedWeights:
+    weights, spec = checkpoint.weights("vision_tower"), checkpoint.spec.vision
+    layer = build_part(siglip.VisionLayer, weights, name, spec, device=device)
     with listen(layer, [point[0] for point in _POINTS], feat_NPE.shape[0] * feat_NPE.shape[1]) as taps:
         run_tower_layer(layer, feat_NPE)
     divisors = smooth_layer(layer, taps, options.smooth)
@@ -178,9 +188,11 @@ def _input_scale(maps: Sequence[nn.Linear], tap: Tap, divisor_K: Tensor) -> floa
     return int8.choose_input_scale(tap.rows() / divisor_K, [each.weight for each in maps], amax)
 
 
-def _decoder_layer(checkpoint: Checkpoint, options: DecoderOptions, i: int, hidden: list[Tensor]) -> NamedWeights:
+def _decoder_layer(
+    checkpoint: Checkpoint, options: DecoderOptions, i: int, hidden: list[Tensor], device: str
+) -> NamedWeights:
     spec, name = checkpoint.spec.decoder, f"{DECODER}.layers.{i}"
-    layer = build_part(decoder.DecoderLayer, checkpoint.weights("llm"), name, spec, i)
+    layer = build_part(decoder.DecoderLayer, checkpoint.weights("llm"), name, spec, i, device=device)
     prompts_LD = awq.pick_prompts(hidden) if hidden else []
     with listen(layer, sorted(set(awq.TAPPED.values())), sum(map(len, hidden))) as taps:
         run_decoder_layer(spec, layer, hidden)
@@ -189,34 +201,34 @@ def _decoder_layer(checkpoint: Checkpoint, options: DecoderOptions, i: int, hidd
         divisors = awq.fold_scales(spec, layer, prompts_LD, taps, options.group_size)
     linears: dict[str, Int4Weight] = {}
     for linear in awq.LINEARS:
-        weight_KN, clip_GN = to_inputs_first(layer.get_submodule(linear)), None
+        weight_KN, clip_GN = layer.get_submodule(linear).weight.T.contiguous(), None
         if options.clip and linear not in awq.UNCLIPPED:
             rows_TK = taps[awq.TAPPED[linear]].rows() / divisors[linear]
-            clip_GN = awq.search_clip(torch.from_numpy(weight_KN), rows_TK, options.group_size).numpy()
-        linears[linear] = quantize_int4(weight_KN, options.group_size, clip_GN)
+            clip_GN = awq.search_clip(weight_KN, rows_TK, options.group_size).cpu().numpy()
+        linears[linear] = quantize_int4(weight_KN.cpu().numpy(), options.group_size, clip_GN)
     yield from _emit(layer, name, linears)
 
 
-def _head(checkpoint: Checkpoint, options: DecoderOptions, hidden: Sequence[Tensor]) -> Int4Weight:
+def _head(checkpoint: Checkpoint, options: DecoderOptions, hidden: Sequence[Tensor], device: str) -> Int4Weight:
     spec, weights = checkpoint.spec.decoder, checkpoint.weights("llm")
     key = f"{DECODER}.embed_tokens.weight" if spec.is_tied else HEAD
     weight_KN = np.ascontiguousarray(weights[key].T)
     if not options.clip:
         return quantize_int4(weight_KN, options.group_size)
-    norm = build_part(nn.RMSNorm, weights, f"{DECODER}.norm", spec.width, spec.norm_eps)
+    norm = build_part(nn.RMSNorm, weights, f"{DECODER}.norm", spec.width, spec.norm_eps, device=device)
     tap = Tap(1)
     for prompt_LD in hidden:
-        tap.add(norm(prompt_LD[-1:]))  # the head reads only a prompt's last token
-    clip_GN = awq.search_clip(torch.from_numpy(weight_KN), tap.rows(), options.group_size)
-    return quantize_int4(weight_KN, options.group_size, clip_GN.numpy())
+        tap.add(norm(prompt_LD[-1:].to(device)))  # the head reads only a prompt's last token
+    clip_GN = awq.search_clip(torch.from_numpy(weight_KN).to(device), tap.rows(), options.group_size)
+    return quantize_int4(weight_KN, options.group_size, clip_GN.cpu().numpy())
 
 
 def to_inputs_first(linear: nn.Linear) -> np.ndarray:
     """Return a linear map's weight as (K, N)."""
-    return np.ascontiguousarray(linear.weight.numpy().T)
+    return np.ascontiguousarray(linear.weight.cpu().numpy().T)
 
 
 def _emit(layer: nn.Module, name: str, linears: dict[str, Int4Weight] | dict[str, Int8Weight]) -> NamedWeights:
     """Yield a layer's tensors in the checkpoint's order, the named linear maps in their quantized form."""
     for key, tensor in layer.state_dict().items():
-        yield f"{name}.{key}", linears.get(key.removesuffix(".weight")) or tensor.numpy()
+        yield f"{name}.{key}", linears.get(key.removesuffix(".weight")) or tensor.cpu().numpy()

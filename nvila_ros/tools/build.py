@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: the cache, by the recipe's name)")
     parser.add_argument("--flavour", choices=FLAVOURS, help="compile with it for the GPU at hand, whichever that is")
     parser.add_argument("--target", metavar="SM", help="compile with tensorrt_rtx for a GPU not at hand, as SM86")
+    parser.add_argument(
+        "--quantize-on",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where torch searches the layers (default: a GPU that it sees and that has room, else the CPU)",
+    )
     parser.add_argument("--parts-only", action="store_true", help="stop at the quantized parts, which run anywhere")
     parser.add_argument(
         "--progress", choices=("bars", "json"), default="bars", help="show bars, or print a JSON line at each step"
@@ -73,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     compiler, left = find_compiler(args, recipe, out)
     if args.dry_run:
         if source := find_source(args, recipe, out):
-            _make_weights(recipe, source, out, None)
+            _make_weights(args, recipe, source, out, None)
         _log.info("%s", left or (f"plans for {compiler.machine}" if compiler else "no plans"))
         return 0
     with exclusive_lock(out, work="build", is_inside=False, waits=args.wait):
@@ -95,7 +101,7 @@ def _build(args: argparse.Namespace, recipe: Recipe, out: Path, compiler: Compil
     steps = (WEIGHTS if source else ()) + (PLANS if compiler else ())
     with StepProgress(steps, as_json=args.progress == "json") as progress:
         if source:
-            _make_weights(recipe, source, out, progress.advance)
+            _make_weights(args, recipe, source, out, progress.advance)
             for part in WEIGHTS:
                 progress.advance(part, 1, 1)  # one that was done before, or stays float, reports no layers
         if compiler:
@@ -210,14 +216,20 @@ def _as_built(recipe: Recipe, out: Path) -> Recipe:
     return with_media(recipe, values.get("calibration", {}).get("media", ""))
 
 
-def _make_weights(recipe: Recipe, source: Path, out: Path, on_part: Callable[[str, int, int], None] | None) -> None:
+def _make_weights(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    source: Path,
+    out: Path,
+    on_part: Callable[[str, int, int], None] | None,
+) -> None:
     # A thread of torch that waits for another sleeps: one that spins takes the core from the robot's own processes, and
     # from the thread it waits for. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Here and not above: on a robot that only compiles there is no torch.
     from nvila_ros.builds.weights import make_weights
 
-    make_weights(recipe, source, out, on_part)
+    make_weights(recipe, source, out, on_part, args.quantize_on)
 
 
 def _compile(recipe: Recipe, out: Path, compiler: Compiler, progress: StepProgress) -> None:

@@ -248,8 +248,8 @@ def test_fingerprint_tells_checkpoints_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("needed", "rule"),
     [
-        (Estimate(1 << 60, 1), "needs about 1152921504.61 GB of memory, .* [GM]B is available; end other programs"),
-        (Estimate(1, 1 << 60), "needs about 1152921504.61 GB on disk, .* has .*B; choose another"),
+        (Estimate(1 << 60, 1, 1), "needs about 1152921504.61 GB of memory, .* [GM]B is available; end other programs"),
+        (Estimate(1, 1 << 60, 1), "needs about 1152921504.61 GB on disk, .* has .*B; choose another"),
     ],
 )
 def test_build_without_room_is_refused(tmp_path: Path, needed: Estimate, rule: str) -> None:

@@ -28,8 +28,8 @@ def recipe(**sections: object) -> Recipe:
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each layer take as long as it says, whatever this machine does: 1 s a tile, 2 s a layer, and so on."""
-    monkeypatch.setattr(forecast, "_time_tower", lambda spec, options: (1.0, 2.0))
-    monkeypatch.setattr(forecast, "_time_decoder", lambda spec, options: (0.01, 5.0))
+    monkeypatch.setattr(forecast, "_time_tower", lambda spec, options, device: (1.0, 2.0))
+    monkeypatch.setattr(forecast, "_time_decoder", lambda spec, options, device: (0.01, 5.0))
 
 
 @pytest.mark.usefixtures("steady")
