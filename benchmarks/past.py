@@ -27,7 +27,7 @@ from nvila_ros.types import NS_PER_S, EncodedImage, Query, RawFrame, RawImage
 from nvila_ros.video.buffer import FrameBuffer
 from nvila_ros.video.compressed import decode_compressed, read_header
 from nvila_ros.video.image_decoding import check_layout, decode
-from nvila_ros.video.selection import SAMPLINGS, select_frames
+from nvila_ros.video.selection import SPREAD, select_frames
 from nvila_ros.video.thumbnails import thumbnail
 from nvila_ros.world.events import sample_event_scene
 from nvila_ros.world.rendering import render
@@ -137,11 +137,11 @@ def median_ms(work: Callable[[int], object], count: int = NUM_TIMED) -> float:
 
 def count_seen(num_scenes: int) -> dict[str, int]:
     """Return in how many scenes of one brief jump some chosen frame shows it, by sampling."""
-    seen = dict.fromkeys(SAMPLINGS, 0)
+    seen = dict.fromkeys(SPREAD, 0)
     for seed in range(EVAL_SEED_BASE, EVAL_SEED_BASE + num_scenes):
         scene, jump = scene_of_a_jump(seed)
         buffer = film(scene)
-        for sampling in SAMPLINGS:
+        for sampling in SPREAD:
             frames = select_frames(buffer, ask_for(CLIP_S, sampling))
             seen[sampling] += any(jump.share(frame.stamp_ns / NS_PER_S) > 0.9 for frame in frames)
     return seen

@@ -51,6 +51,7 @@ class Clockwatcher:
     """A model that answers at once with the steady clock's time."""
 
     info = ModelInfo("clock", "none", "none")
+    frames_per_group = 1
 
     def warm_up(self) -> None:
         """Need nothing."""

@@ -52,6 +52,7 @@ class FakeModel:
         self.prefetched: list[int] = []
         self.is_slow_ahead = False
         self.remarked = ""
+        self.frames_per_group = 1
         self._token_s, self._now_ns = token_s, now_ns
         self._thread: threading.Thread | None = None
         self._is_busy = threading.Lock()

@@ -62,7 +62,10 @@ class RemoteModel:
 
     Attributes:
         info: what is known of the model before an answer says more.
+        frames_per_group: 1, since a server is sent each frame as a picture.
     """
+
+    frames_per_group = 1
 
     def __init__(
         self,

@@ -133,6 +133,11 @@ class VisionLanguageModel:
             raise
 
     @property
+    def frames_per_group(self) -> int:
+        """Frames of a clip that the video encoder averages together, 1 for none."""
+        return self._frame_encoder.frames_per_group
+
+    @property
     def has_time_tokens(self) -> bool:
         """Whether the model can tell times by itself."""
         return bool(self._tokenizer.time_ids)

@@ -47,7 +47,7 @@ class QueryFields(AnswerFields, total=False):
         end_ns: newest capture.
         ago_start_s: where the window begins, s before the newest frame.
         ago_end_s: where the window ends, s before the newest frame.
-        sampling: uniform, recent or change.
+        sampling: uniform, recent, change or anchored.
         cameras: names of the cameras; by default all.
         images: pictures in place of the cameras' frames, oldest first: files by path or content, images (H, W, 3)
             uint8 RGB, `Frame` values, or messages sensor_msgs/CompressedImage. None of the fields above goes with them.

@@ -33,6 +33,11 @@ WARN_EVERY_S = 5.0
 class WorkerModel(Protocol):
     """What the worker needs of a model: `pipeline.VisionLanguageModel`, or `remote.model.RemoteModel`."""
 
+    @property
+    def frames_per_group(self) -> int:
+        """Frames of a clip that are averaged together, 1 for none."""
+        ...
+
     def answer_all(self, requests: Sequence[Request], frames: Sequence[DeferredFrame]) -> None:
         """Answer requests about the same frames in capture order, each once."""
 
@@ -195,7 +200,14 @@ class Worker:
         if query.images:
             frames = decode_images(query.images, self._decode)
         elif not query.is_blind and not model.has_conversation(query):
-            frames = select_whole(self._buffer, query, self._decode, fresh=self._fresh(), on_damage=self._report_damage)
+            frames = select_whole(
+                self._buffer,
+                query,
+                self._decode,
+                fresh=self._fresh(),
+                on_damage=self._report_damage,
+                frames_per_group=model.frames_per_group,
+            )
         model.answer_all(requests, frames)
 
     def _report_damage(self, frame: RawFrame, error: FrameError) -> None:

@@ -148,6 +148,21 @@ class FrameBuffer(Generic[F]):
         self._tracks: dict[str, _Track[F]] = {}
         self._num_dropped = Counter({reason.value: 0 for reason in DropReason})
 
+    @property
+    def horizon_ns(self) -> int:
+        """Frames up to this age are all kept, as far as bytes allow."""
+        return self._horizon_ns
+
+    @property
+    def kept_ns(self) -> int:
+        """Up to this age some frames are kept, as far as bytes allow."""
+        return max(self._horizon_ns, self._past_ns)
+
+    @property
+    def period_ns(self) -> int:
+        """Of frames older than the horizon the first in each period of this length is kept."""
+        return self._period_ns
+
     def push(self, frame: F) -> int:
         """Take a frame in, in order of its stamp.
 

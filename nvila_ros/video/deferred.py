@@ -76,6 +76,7 @@ def select_whole(
     *,
     fresh: Freshness | None = None,
     on_damage: OnDamage = lambda frame, error: None,
+    frames_per_group: int = 1,
 ) -> list[DeferredFrame]:
     """Choose the frames that a query is about, as `select_frames`, without those that are damaged.
 
@@ -91,13 +92,13 @@ def select_whole(
     seen: dict[int, DeferredFrame] = {}  # frames that are chosen again are not decoded again
     for _ in range(MAX_CHOICES):
         try:
-            raw = select_frames(buffer, query, fresh)
+            raw = select_frames(buffer, query, fresh, frames_per_group=frames_per_group)
         except NoFramesError as error:
             raise last or error from error
         chosen = [seen.setdefault(id(each), DeferredFrame(each, decode)) for each in raw]
         damages = [frame.damage() for frame in chosen]
         whole = [frame for frame, damage in zip(chosen, damages, strict=True) if damage is None]
-        for frame, damage in zip(chosen, damages, strict=True):
+        for frame, damage in dict(zip(chosen, damages, strict=True)).items():  # a frame may be shown twice
             if damage is not None:
                 last = damage
                 buffer.discard(frame.raw)

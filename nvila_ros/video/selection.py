@@ -19,12 +19,17 @@ import numpy as np
 
 from nvila_ros.errors import FrameError, NoFramesError, QueryError
 from nvila_ros.types import NS_PER_S, EncodedImage, Query, RawFrame
+from nvila_ros.video.anchoring import TimeGrid
 from nvila_ros.video.buffer import DropReason, FrameBuffer
 from nvila_ros.video.sampling import sample_changes, sample_indices, sample_recent, split_frames
 from nvila_ros.video.thumbnails import thumbnail
 
-SAMPLINGS = ("uniform", "recent", "change")
-"""What a query may say of its sampling; see `sampling`."""
+ANCHORED = "anchored"
+"""Sampling on a grid of time that does not move with the window; see `anchoring`."""
+SPREAD = ("uniform", "recent", "change")
+"""Samplings that spread frames over the window; see `sampling`."""
+SAMPLINGS = (*SPREAD, ANCHORED)
+"""What a query may say of its sampling."""
 MAX_COMPARED = 256
 """Most frames of a camera whose thumbnails are compared, or twice the frames asked for where that is more."""
 NOISE_FACTOR = 4.0
@@ -48,7 +53,9 @@ class Freshness:
     latest_ns: int
 
 
-def select_frames(buffer: FrameBuffer[RawFrame], query: Query, fresh: Freshness | None = None) -> list[RawFrame]:
+def select_frames(
+    buffer: FrameBuffer[RawFrame], query: Query, fresh: Freshness | None = None, *, frames_per_group: int = 1
+) -> list[RawFrame]:
     """Choose the frames that a query is about.
 
     Each camera gets its share of `query.num_frames` (see `split_frames`), chosen from its part of the window as
@@ -58,14 +65,16 @@ def select_frames(buffer: FrameBuffer[RawFrame], query: Query, fresh: Freshness 
         buffer: what is kept.
         query: with its cameras named.
         fresh: what a camera's newest frame must be, where the query is about the present; None accepts any age.
+        frames_per_group: frames of a clip that the model averages, which anchored sampling keeps together.
 
     Returns:
-        At least one frame of each camera, in capture order; the newest frame of the window is among them.
+        At least one frame of each camera, in capture order; the newest frame of the window is among them. Anchored
+        sampling repeats frames to fill groups, and begins before the window, see `anchoring`.
 
     Raises:
         NoFramesError: a camera has no frame in the window, or has stalled; the message names it, the window and what
             the buffer holds.
-        QueryError: there is no such sampling.
+        QueryError: there is no such sampling, or it needs more frames or a longer past.
         FrameError: no frame whose change is asked for can be decoded.
     """
     newest_ns = buffer.newest_ns(query.cameras)
@@ -78,6 +87,8 @@ def select_frames(buffer: FrameBuffer[RawFrame], query: Query, fresh: Freshness 
     missing = [camera for camera, frames in zip(query.cameras, held, strict=True) if not frames]
     if missing:
         raise NoFramesError(_describe_miss(buffer, query, missing, start_ns, end_ns))
+    if query.sampling == ANCHORED:
+        return _anchor(buffer, query, frames_per_group, newest_ns)
     chosen: list[RawFrame] = []
     for frames, share in zip(held, split_frames(query.num_frames, list(map(len, held))), strict=True):
         chosen += _sample(buffer, frames, share, query.sampling)
@@ -114,6 +125,37 @@ def measure_changes(thumbnails: Sequence[np.ndarray]) -> np.ndarray:
     levels = np.abs(np.diff(stack, axis=0))
     usual = float(np.median(np.median(levels, axis=1))) if len(levels) else 0.0
     return np.asarray(np.maximum(levels - max(LEAST_LEVELS, NOISE_FACTOR * usual), 0.0).mean(axis=1, dtype=np.float64))
+
+
+def _anchor(buffer: FrameBuffer[RawFrame], query: Query, frames_per_group: int, newest_ns: int) -> list[RawFrame]:
+    """Return the frames on the grid of a query, which depends on its window's length and not on where that lies.
+
+    Raises:
+        QueryError: too few frames are asked for, or the window begins before what the buffer keeps: its first group
+            would change with every question.
+    """
+    start_ns, end_ns = window_ns(query, newest_ns)
+    length_ns = round((end_ns - start_ns) * (1 - 2 * FLOAT32_ERROR))  # rounding must not make ticks of two periods
+    num_cameras = len(query.cameras)
+    grid = TimeGrid.for_window(
+        length_ns,
+        query.num_frames // num_cameras,
+        frames_per_group if num_cameras == 1 else 1,  # frames of several cameras are shown as images
+        kept_ns=buffer.horizon_ns - (newest_ns - end_ns),
+        period_ns=buffer.period_ns,
+    )
+    reach_ns = newest_ns - end_ns + length_ns + grid.stride_ns
+    if query.start_ns is None and reach_ns > buffer.kept_ns:
+        raise QueryError(
+            f"sampling anchored begins up to {grid.stride_ns / NS_PER_S:.2f} s before its window, so here "
+            f"{reach_ns / NS_PER_S:.2f} s back, got {buffer.kept_ns / NS_PER_S:.2f} s that are kept; raise past_s, "
+            "ask about a shorter window, or take sampling uniform"
+        )
+    chosen: list[RawFrame] = []
+    for frames in buffer.window(query.cameras, grid.begin(end_ns - length_ns), end_ns):
+        indices = grid.choose([frame.stamp_ns for frame in frames])
+        chosen += [frames[i] for i in (indices if len(set(indices)) > 1 else indices[-1:])]
+    return sorted(chosen, key=lambda frame: frame.stamp_ns)
 
 
 def _sample(buffer: FrameBuffer[RawFrame], frames: Sequence[RawFrame], share: int, sampling: str) -> list[RawFrame]:

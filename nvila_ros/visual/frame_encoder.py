@@ -101,6 +101,11 @@ class FrameEncoder:
         self.cache = FrameCache(max_bytes)
         self.num_encoded = self.num_found = self.num_shared = 0
 
+    @property
+    def frames_per_group(self) -> int:
+        """Frames of a clip that the video encoder averages together, 1 for none."""
+        return self._spec.frames_per_group if self._spec.video_mode == "video" else 1
+
     def num_shown(self, frames: Sequence[FrameLike]) -> int:
         """Return how many frames, the newest, the model is shown: of a clip, those that make whole groups."""
         return self._clip_length(frames) or len(frames)

@@ -14,7 +14,7 @@ from nvila_ros.errors import FrameError, NoFramesError, QueryError
 from nvila_ros.types import NS_PER_S, EncodedImage, Query, RawFrame, RawImage
 from nvila_ros.video import selection
 from nvila_ros.video.buffer import FrameBuffer
-from nvila_ros.video.selection import MAX_COMPARED, SAMPLINGS, Freshness, measure_changes, select_frames, window_ns
+from nvila_ros.video.selection import MAX_COMPARED, SPREAD, Freshness, measure_changes, select_frames, window_ns
 from nvila_ros.world.events import sample_event_scene
 from nvila_ros.world.rendering import render
 from nvila_ros.world.scene import Scene
@@ -126,7 +126,7 @@ def test_empty_window_names_what_the_buffer_holds(fields: dict[str, object], mes
 
 
 def test_unknown_sampling_is_refused_by_name() -> None:
-    with pytest.raises(QueryError, match="sampling must be one of uniform, recent, change, got 'dense'"):
+    with pytest.raises(QueryError, match="sampling must be one of uniform, recent, change, anchored, got 'dense'"):
         select_frames(held(("camera", [1])), query(sampling="dense"))
 
 
@@ -140,7 +140,7 @@ def test_change_of_frames_that_cannot_be_read_is_an_error() -> None:
         select_frames(buffer, query(window_s=ALL_S, num_frames=2, sampling="change"))
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("sampling", SPREAD)
 @given(
     stamps_ms=lists_of_all_sizes(st.integers(0, 20_000), min_size=1, max_size=40, unique=True).map(sorted),
     num_frames=st.integers(1, 50),
@@ -210,10 +210,10 @@ def test_noise_is_no_change_and_what_stands_out_is() -> None:
 
 def test_change_driven_sampling_shows_what_happens_briefly() -> None:
     """One object jumps away for a quarter of a second of a 10 s clip: is it seen away in one of 8 frames?"""
-    num_seen = dict.fromkeys(SAMPLINGS, 0)
+    num_seen = dict.fromkeys(SPREAD, 0)
     for seed in range(NUM_SCENES):
         scene, buffer = film(seed)
-        for sampling in SAMPLINGS:
+        for sampling in SPREAD:
             frames = select_frames(buffer, query(window_s=ALL_S, num_frames=8, sampling=sampling))
             num_seen[sampling] += sees_jump(scene, frames)
 
