@@ -137,7 +137,7 @@ class NodeConfig:
     max_standing: int = setting(32, "standing queries that may be; more are refused", "queries", low=1, high=1024)
     frame_cache_bytes: int = setting(
         256 * MIB,
-        "visual tokens kept of frames, so that each is encoded once; 0 keeps none",
+        "kept of encoded frames, and of tiles at most half, so that each is encoded once; 0 keeps none",
         "bytes",
         low=0,
         high=1 << 40,
@@ -147,7 +147,7 @@ class NodeConfig:
     )
     repeat_threshold: float = setting(
         0.0,
-        "reuse a frame's tokens for one whose 32x32 thumbnail differs nowhere by more than this share; 0: never",
+        "reuse a frame's or tile's tokens where 32x32 thumbnails differ nowhere by more than this share; 0: never",
         low=0.0,
         high=1.0,
     )

@@ -36,7 +36,7 @@ class CacheLimits:
     """What is kept between questions; without any of it answers are the same, only later.
 
     Attributes:
-        frame_bytes: of visual tokens of frames.
+        frame_bytes: of what the tower made of frames and tiles.
         num_prefixes: prompts whose keys and values are kept.
         repeat_threshold: see `visual.frame_encoder.FrameEncoder`; above 0 answers may differ.
     """
@@ -182,7 +182,10 @@ class VisionLanguageModel:
             "frames_found": encoder.num_found,
             "frames_shared": encoder.num_shared,
             "frames_evicted": encoder.cache.num_evicted,
-            "frame_cache_bytes": encoder.cache.num_bytes,
+            "tiles_encoded": encoder.tiles.num_encoded,
+            "tiles_found": encoder.tiles.num_found,
+            "tiles_shared": encoder.tiles.num_shared,
+            "frame_cache_bytes": encoder.num_bytes,
             "prompt_tokens": self._num_tokens,
             "prompt_tokens_reused": self._num_reused,
             "conversations": len(self._conversations),

@@ -77,6 +77,14 @@ class FrameCache:
             return
         self._held[key] = encoded
         self._count(encoded, 1)
+        self._evict()
+
+    def limit(self, max_bytes: int) -> None:
+        """Set the bound anew."""
+        self._max_bytes = max_bytes
+        self._evict()
+
+    def _evict(self) -> None:
         while self.num_bytes > self._max_bytes:
             _, oldest = self._held.popitem(last=False)
             self._count(oldest, -1)

@@ -3,9 +3,11 @@
     frame -> view (tiles) -> [tower] -> features -> projector input -> [projector] -> visual tokens -> prompt parts
 
 A frame is encoded by itself, also within a clip: pooling over frames comes after the projector. So a new frame in a
-window costs one pass of the tower, and the others come from the cache.
+window costs one pass of the tower, and the others come from the cache. Of a frame that is cut into tiles, only those
+pass the tower whose pixels changed.
 
-Shapes: N tiles, B blocks that the projector reads, G visual tokens, D decoder width.
+Shapes: N tiles, P patches of a tile, E vision width, B blocks that the projector reads, G visual tokens, D decoder
+width.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from nvila_ros.types import RawFrame, Stage
 from nvila_ros.video.thumbnails import thumbnail
 from nvila_ros.visual.encode import VisualPrompt, arrange, merge_features
 from nvila_ros.visual.frame_cache import EncodedFrame, FrameCache, FrameKey
+from nvila_ros.visual.tile_cache import TileCache
 from nvila_ros.visual.tiles import normalize_tiles
 from nvila_ros.visual.views import View, clip_length, view_image, view_images
 
@@ -77,16 +80,17 @@ class FrameEncoder:
 
     Args:
         engine: runs tower and projector.
-        max_bytes: of visual tokens kept; 0 keeps none.
+        max_bytes: kept of frames and tiles; 0 keeps none. Tiles take at most half, frames what those leave.
         repeat_threshold: a frame whose thumbnail differs nowhere by more than this share of full scale from an encoded
-            one of its camera takes that one's tokens; 0 never does.
-        on_encoded: takes the visual tokens of each frame that went through the tower.
+            one of its camera takes that one's tokens, and so does a tile; 0 never does.
+        on_encoded: takes the visual tokens of each frame that is not a near repeat.
 
     Attributes:
         cache: the encoded frames.
-        num_encoded: frames that went through the tower.
+        tiles: what was made of the tiles of frames that are cut.
+        num_encoded: frames that went through the tower, wholly or in part.
         num_found: frames that were found in the cache.
-        num_shared: frames that took the tokens of a near repeat.
+        num_shared: frames that took the tokens of a near repeat, or whose tiles were all known.
     """
 
     def __init__(
@@ -98,7 +102,9 @@ class FrameEncoder:
     ) -> None:
         self._engine, self._spec = engine, engine.spec
         self._threshold, self._on_encoded = repeat_threshold, on_encoded
+        self._max_bytes = max_bytes
         self.cache = FrameCache(max_bytes)
+        self.tiles = TileCache(max_bytes // 2, repeat_threshold)
         self.num_encoded = self.num_found = self.num_shared = 0
 
     @property
@@ -134,25 +140,74 @@ class FrameEncoder:
         if encoded is not None:
             self.num_shared += 1
         else:
-            encoded = replace(self._encode(frame.image, progress, key.is_alone), thumbnail=small)
-            self.num_encoded += 1
-            self._on_encoded(encoded.visual_BGD)
+            encoded = self._encode_new(frame, small, progress, key.is_alone)
         self.cache.put(key, encoded)
         return encoded
 
-    def _encode(self, image: np.ndarray, progress: ProgressHook, is_alone: bool) -> EncodedFrame:
+    def _encode_new(
+        self, frame: FrameLike, small: np.ndarray | None, progress: ProgressHook, is_alone: bool
+    ) -> EncodedFrame:
+        """Encode a frame, or what is new in it, and count it."""
+        num_encoded, num_shared = self.tiles.num_encoded, self.tiles.num_shared
+        encoded = self._encode(frame, progress, is_alone)
+        is_new = not is_alone or self.tiles.num_encoded > num_encoded
+        self.num_encoded += is_new
+        self.num_shared += not is_new
+        self._on_encoded(encoded.visual_BGD)
+        # Of what shows other pixels in part no frame takes tokens: it would be twice as far from what was encoded.
+        return replace(encoded, thumbnail=small if self.tiles.num_shared == num_shared else None)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held of frames and tiles."""
+        return self.cache.num_bytes + self.tiles.num_bytes
+
+    def _encode(self, frame: FrameLike, progress: ProgressHook, is_alone: bool) -> EncodedFrame:
         progress.check()
+        view = view_image(self._spec, frame.image) if is_alone else view_images(self._spec, [frame.image])
+        if is_alone:
+            made = self._encode_changed(frame.camera, view, progress)
+        else:
+            made = np.concatenate(list(self._encode_tiles(view, view.tiles, progress)))
+        if view.mode == "scaled":
+            merged_BPE = merge_features(self._spec, view, made)
+            blocks = _batches(merged_BPE, self._engine.batch_tiles, progress.check)
+            made = np.concatenate([self._engine.project(block) for block in blocks])
+        progress.mark(Stage.VISION)
+        return EncodedFrame(replace(view, tiles=()), made)
+
+    def _encode_changed(self, camera: str, view: View, progress: ProgressHook) -> np.ndarray:
+        """Return what `_encode_tiles` makes of all tiles of a view, computing what is not known yet.
+
+        What was made stays known where the work is stopped amid it.
+        """
+        tiles = self.tiles.view(camera, view.tiles)
+        distinct = {tile.key: tile for tile in tiles}
+        self.tiles.num_found += len(tiles) - len(distinct)
+        found = {key: self.tiles.find(tile) for key, tile in distinct.items()}
+        made = {key: known for key, known in found.items() if known is not None}
+        new = [tile for key, tile in distinct.items() if key not in made]
+        unfilled = iter(new)
+        for rows in self._encode_tiles(view, [tile.pixels for tile in new], progress):
+            for row, tile in zip(rows, unfilled, strict=False):
+                made[tile.key] = row
+                self.tiles.put(tile, row)
+            self.cache.limit(self._max_bytes - self.tiles.num_bytes)
+        return np.stack([made[tile.key] for tile in tiles])
+
+    def _encode_tiles(self, view: View, tiles: Sequence[np.ndarray], progress: ProgressHook) -> Iterator[np.ndarray]:
+        """Yield what becomes of tiles each by itself, in batches.
+
+        Of an image at several scales features (N, P, E), which are merged before they are projected; else visual
+        tokens (N, G, D).
+        """
         spec, engine = self._spec, self._engine
-        view = view_image(spec, image) if is_alone else view_images(spec, [image])
-        tile_NCHW = normalize_tiles(view.tiles, spec.pixel_dtype)
+        tile_NCHW = normalize_tiles(tiles, spec.pixel_dtype) if tiles else np.empty((0, 3, 1, 1), np.float32)
         progress.mark(Stage.PREPROCESS)
         # Few at once: the tower dwarfs the calls, and a cancel waits for one call only.
-        size = engine.batch_tiles
-        feat_NPE = np.concatenate([engine.vision(tile) for tile in _batches(tile_NCHW, size, progress.check)])
-        merged_BPE = merge_features(spec, view, feat_NPE)
-        visual_BGD = np.concatenate([engine.project(block) for block in _batches(merged_BPE, size, progress.check)])
-        progress.mark(Stage.VISION)
-        return EncodedFrame(replace(view, tiles=()), visual_BGD)
+        for batch in _batches(tile_NCHW, engine.batch_tiles, progress.check):
+            feat_NPE = engine.vision(batch)
+            yield feat_NPE if view.mode == "scaled" else engine.project(merge_features(spec, view, feat_NPE))
 
     def _clip_length(self, frames: Sequence[FrameLike]) -> int:
         return clip_length(self._spec, len(frames), len({frame.camera for frame in frames}))
