@@ -26,6 +26,7 @@ from nvila_ros.runtime.loading import AUTO, choose_backend, find_checkpoint, loa
 from nvila_ros.serving.conversations import ConversationStore, Exchange, all_visual
 from nvila_ros.serving.localization import locate
 from nvila_ros.types import Answer, FinishReason, Frame, FrameRef, OnPiece, Query, ShouldStop, Stage
+from nvila_ros.video.selection import ANCHORED
 from nvila_ros.visual.encode import VisualPrompt
 from nvila_ros.visual.frame_encoder import FrameEncoder, FrameLike, SilentProgress
 from nvila_ros.visual.known_world import WorldScore, WorldWatch
@@ -121,7 +122,7 @@ class VisionLanguageModel:
                 self._check_length(request)
             group.check()
             num_encoded = self._frame_encoder.num_encoded
-            visual = self._frame_encoder.encode_frames(shown, group)
+            visual = self._encode(shown, group, requests[0])
             num_encoded = self._frame_encoder.num_encoded - num_encoded
             for request in group.active:
                 request.count(num_frames_dropped=len(frames) - len(shown), num_frames_encoded=num_encoded)
@@ -151,7 +152,7 @@ class VisionLanguageModel:
         """
         shown = frames[len(frames) - self._frame_encoder.num_shown(frames) :]
         group = RequestGroup([request])
-        visual = self._frame_encoder.encode_frames(shown, group)
+        visual = self._encode(shown, group, request)
         ids_L = build_prompt(self._tokenizer, [*visual.parts, question])
         if len(ids_L) + 64 > self._num_positions:
             raise QueryError(self._too_long(len(ids_L), 64))
@@ -199,7 +200,10 @@ class VisionLanguageModel:
 
     def remark(self) -> str:
         """Return what people should know of the answers so far, or an empty text; from any thread."""
-        return self.watch.warning()
+        return "; ".join(filter(None, (self.watch.warning(), self._frame_encoder.remark)))
+
+    def _encode(self, frames: Sequence[FrameLike], group: RequestGroup, request: Request) -> VisualPrompt:
+        return self._frame_encoder.encode_frames(frames, group, is_anchored=request.query.sampling == ANCHORED)
 
     def _answer_about(self, visual: VisualPrompt, frames: tuple[FrameRef, ...], group: RequestGroup) -> None:
         prompts = []

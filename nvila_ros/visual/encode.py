@@ -10,6 +10,7 @@ block, D decoder width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,7 @@ def merge_features(spec: ModelSpec, view: View, feat_NPE: np.ndarray) -> np.ndar
 def arrange(spec: ModelSpec, view: View, visual_BGD: np.ndarray) -> VisualPrompt:
     """Return the projector's output as the prompt shows it."""
     if view.mode == "clip":
-        return _pool_clip(spec, visual_BGD)
+        return show_levels(spec, [pool_tokens(visual_BGD, pool) for pool in spec.video_pools])
     if view.mode == "scaled":
         # In raster order over the whole image, not block by block.
         image_HWD = join_tiles(visual_BGD, *view.grids[spec.merge_scale])
@@ -57,8 +58,8 @@ def arrange(spec: ModelSpec, view: View, visual_BGD: np.ndarray) -> VisualPrompt
     return VisualPrompt(visual_BGD.reshape(-1, visual_BGD.shape[-1]), (shown, *newline) * len(visual_BGD))
 
 
-def _pool_clip(spec: ModelSpec, visual_FGD: np.ndarray) -> VisualPrompt:
-    levels = [pool_tokens(visual_FGD, pool) for pool in spec.video_pools]
+def show_levels(spec: ModelSpec, levels: Sequence[np.ndarray]) -> VisualPrompt:
+    """Return a clip, pooled at each level to (frames, tokens, D), as the prompt shows it."""
     wrap = spec.video_wrap
     layout: tuple[int | str, ...] = ()
     for level in levels:

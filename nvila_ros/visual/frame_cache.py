@@ -98,6 +98,11 @@ class FrameCache:
         if not after:
             del self._num_sharing[id(tokens)]
 
+    def let_go(self, key: FrameKey) -> None:
+        """Make a frame the first to be evicted, where it is held: something else stands for it."""
+        if key in self._held:
+            self._held.move_to_end(key, last=False)
+
     def find_like(self, key: FrameKey, thumbnail: np.ndarray, threshold: float) -> EncodedFrame | None:
         """Return the camera's newest frame whose thumbnail differs nowhere by more than a share of 255."""
         alike = [

@@ -22,8 +22,9 @@ from nvila_ros.errors import FrameError
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.types import RawFrame, Stage
 from nvila_ros.video.thumbnails import thumbnail
+from nvila_ros.visual.clip_groups import group_key, pool_group, show_groups
 from nvila_ros.visual.encode import VisualPrompt, arrange, merge_features
-from nvila_ros.visual.frame_cache import EncodedFrame, FrameCache, FrameKey
+from nvila_ros.visual.frame_cache import ENTRY_BYTES, EncodedFrame, FrameCache, FrameKey
 from nvila_ros.visual.tile_cache import TileCache
 from nvila_ros.visual.tiles import normalize_tiles
 from nvila_ros.visual.views import View, clip_length, view_image, view_images
@@ -91,6 +92,7 @@ class FrameEncoder:
         num_encoded: frames that went through the tower, wholly or in part.
         num_found: frames that were found in the cache.
         num_shared: frames that took the tokens of a near repeat, or whose tiles were all known.
+        remark: what people should know of the bound, or empty.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class FrameEncoder:
     ) -> None:
         self._engine, self._spec = engine, engine.spec
         self._threshold, self._on_encoded = repeat_threshold, on_encoded
-        self._max_bytes = max_bytes
+        self._max_bytes, self.remark = max_bytes, ""
         self.cache = FrameCache(max_bytes)
         self.tiles = TileCache(max_bytes // 2, repeat_threshold)
         self.num_encoded = self.num_found = self.num_shared = 0
@@ -116,21 +118,77 @@ class FrameEncoder:
         """Return how many frames, the newest, the model is shown: of a clip, those that make whole groups."""
         return self._clip_length(frames) or len(frames)
 
-    def encode_frames(self, frames: Sequence[FrameLike], progress: ProgressHook) -> VisualPrompt:
-        """Return the visual tokens of frames in capture order, and how the prompt shows them."""
+    def encode_frames(
+        self, frames: Sequence[FrameLike], progress: ProgressHook, *, is_anchored: bool = False
+    ) -> VisualPrompt:
+        """Return the visual tokens of frames in capture order, and how the prompt shows them.
+
+        Args:
+            frames: as many as `num_shown` says.
+            progress: of the work.
+            is_anchored: other questions will be about the same groups of these frames, so each is kept as its average.
+        """
         if not frames:
             return VisualPrompt(np.empty((0, self._spec.decoder.width), np.float32), ())
+        if is_anchored and self.frames_per_group > 1 and self._clip_length(frames):
+            return self._encode_groups(frames, progress)
         encoded = [self.encode(frame, progress, is_alone=len(frames) == 1) for frame in frames]
         visual_BGD = np.concatenate([each.visual_BGD for each in encoded])
+        self._check_room(len(frames), [each.visual_BGD for each in encoded])
         several = View((), "clip" if self._clip_length(frames) else "image")
         shown = arrange(self._spec, encoded[0].view if len(frames) == 1 else several, visual_BGD)
         progress.mark(Stage.VISION)
         return shown
 
+    def _encode_groups(self, frames: Sequence[FrameLike], progress: ProgressHook) -> VisualPrompt:
+        """Return a clip of whole groups. The newest is not over, so its frames are kept; of the others the average."""
+        size = self.frames_per_group
+        groups = [frames[first : first + size] for first in range(0, len(frames), size)]
+        pooled = [self._encode_passed(group, progress) for group in groups[:-1]]
+        newest = self._encode_each(groups[-1], progress)
+        self._check_room(len(frames), [*pooled, *(each.visual_BGD for each in newest)])
+        pooled.append(pool_group(self._spec, np.concatenate([each.visual_BGD for each in newest])))
+        shown = show_groups(self._spec, pooled)
+        progress.mark(Stage.VISION)
+        return shown
+
+    def _encode_passed(self, group: Sequence[FrameLike], progress: ProgressHook) -> np.ndarray:
+        """Return the average of a group, see `pool_group`, which takes the place of its frames."""
+        keys = [self._key(frame, is_alone=False) for frame in group]
+        known = self.cache.get(group_key(keys))
+        if known is not None:
+            self.num_found += len(set(keys))
+            return known.visual_BGD
+        visual_FGD = np.concatenate([each.visual_BGD for each in self._encode_each(group, progress)])
+        pooled = EncodedFrame(View((), "clip"), pool_group(self._spec, visual_FGD))
+        self.cache.put(group_key(keys), pooled)
+        for key in keys:
+            self.cache.let_go(key)
+        return pooled.visual_BGD
+
+    def _encode_each(self, group: Sequence[FrameLike], progress: ProgressHook) -> list[EncodedFrame]:
+        """Return the frames of a group, which may repeat some; the cache may keep none."""
+        distinct = {self._key(frame, is_alone=False): frame for frame in group}
+        encoded = {key: self.encode(frame, progress, is_alone=False) for key, frame in distinct.items()}
+        return [encoded[self._key(frame, is_alone=False)] for frame in group]
+
+    def _check_room(self, num_frames: int, tokens: Sequence[np.ndarray]) -> None:
+        """Note where the next question about the same frames would find none of them."""
+        num_bytes = sum(each.nbytes + ENTRY_BYTES for each in {id(each): each for each in tokens}.values())
+        if 0 < self._max_bytes < num_bytes:
+            self.remark = (
+                f"a question about {num_frames} frames needs {num_bytes} bytes of visual tokens, more than "
+                f"frame_cache_bytes = {self._max_bytes}, so each question encodes them anew; raise it to that, lower "
+                "num_frames, or take sampling anchored where the model averages frames"
+            )
+
+    def _key(self, frame: FrameLike, *, is_alone: bool) -> FrameKey:
+        # Alone it is cut into tiles, but not by every model.
+        return FrameKey(frame.camera, frame.stamp_ns, frame.digest, is_alone and self._spec.image_mode != "resize")
+
     def encode(self, frame: FrameLike, progress: ProgressHook, *, is_alone: bool) -> EncodedFrame:
         """Return the visual tokens of a frame, alone in its prompt or among others."""
-        # Alone it is cut into tiles, but not by every model.
-        key = FrameKey(frame.camera, frame.stamp_ns, frame.digest, is_alone and self._spec.image_mode != "resize")
+        key = self._key(frame, is_alone=is_alone)
         found = self.cache.get(key)
         if found is not None:
             self.num_found += 1
