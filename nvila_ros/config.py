@@ -151,6 +151,16 @@ class NodeConfig:
         low=0.0,
         high=1.0,
     )
+    change_threshold: float = setting(
+        0.0,
+        "leave out frames of a clip whose visual tokens all differ by at most this (1 - cosine) from the last shown "
+        "frame's; 0: none",
+        low=0.0,
+        high=2.0,
+    )
+    key_every: int = setting(
+        8, "of so many frames of a clip in a row the first is shown in any case", "frames", low=1, high=256
+    )
     encode_hz: float = setting(
         0.0, "rate at which the newest frames are encoded while nothing is asked; 0: never", "Hz", low=0.0, high=1000.0
     )

@@ -242,9 +242,9 @@ class Timings:
 class Counts:
     """How much went in and out.
 
-    `num_frames_dropped` are sampled frames that the model was not shown, since its video encoder pools whole groups;
-    `num_frames_encoded` are those that the vision tower had to look at, others were known; `num_reused_tokens` are
-    prompt tokens that a cache spared the prefill.
+    `num_frames_dropped` are sampled frames that the model was not shown, since its video encoder pools whole groups, or
+    since they differ too little from one that it was shown; `num_frames_encoded` are those that the vision tower had to
+    look at, others were known; `num_reused_tokens` are prompt tokens that a cache spared the prefill.
     """
 
     num_frames_dropped: int = 0

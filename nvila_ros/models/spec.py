@@ -278,11 +278,15 @@ class Overrides:
         video_mode: one of `VIDEO_MODES`; a model without a video encoder is shown images in either.
         pixel_dtype: one of `PIXEL_DTYPES`.
         max_tiles: most tiles of a cut image; 0 keeps the checkpoint's number.
+        change_threshold: see `visual.changes.ChangeRule`, as the next.
+        key_every: frames.
     """
 
     video_mode: str = VIDEO_MODES[0]
     pixel_dtype: str = PIXEL_DTYPES[0]
     max_tiles: int = 0
+    change_threshold: float = 0.0
+    key_every: int = 8
 
     def apply(self, spec: ModelSpec) -> ModelSpec:
         """Return the spec with these choices.

@@ -14,7 +14,7 @@ from nvila_ros.errors import ConfigError, shown
 from nvila_ros.files import read_secret
 
 KEY_VARIABLE = "NVILA_REMOTE_KEY"
-SERVERS_OWN = ("recipe", "precision", "encode_hz", "repeat_threshold")
+SERVERS_OWN = ("recipe", "precision", "encode_hz", "repeat_threshold", "change_threshold", "key_every")
 """Parameters that change nothing where the model runs elsewhere: one that is set is a mistake."""
 
 

@@ -41,6 +41,8 @@ def load(
     threads: int = 0,
     video_mode: str = PUBLISHED.video_mode,
     max_tiles: int = PUBLISHED.max_tiles,
+    change_threshold: float = PUBLISHED.change_threshold,
+    key_every: int = PUBLISHED.key_every,
 ) -> Model:
     """Load a checkpoint or a build.
 
@@ -53,12 +55,17 @@ def load(
         threads: of the runtime; 0 takes every core.
         video_mode: video shows a clip through the checkpoint's video encoder, images each frame by itself.
         max_tiles: most tiles that a single image is cut into; 0 is the checkpoint's own number.
+        change_threshold: leave out frames of a clip whose visual tokens all differ by at most this, 1 - cosine, from
+            those of the last frame shown; 0 leaves out none.
+        key_every: of so many frames in a row the first is shown in any case, at least 1.
 
     Raises:
         CheckpointError: there is no such model (those that are known are listed), or it is not whole.
         BackendError: the backend is unknown or not installed.
     """
-    overrides = Overrides(video_mode=video_mode, max_tiles=max_tiles)
+    overrides = Overrides(
+        video_mode=video_mode, max_tiles=max_tiles, change_threshold=change_threshold, key_every=key_every
+    )
     thread = ThreadPoolExecutor(1, thread_name_prefix="nvila_model")
     try:
         loaded = thread.submit(

@@ -227,7 +227,13 @@ class ModelLoader:
     def _load_here(self, model: str, backend: str) -> Any:
         config = self._config
         self._report(ModelState.LOADING, progress=self._status.progress, text=f"loading {model} on {backend}")
-        overrides = Overrides(video_mode=config.video_mode, max_tiles=config.max_tiles, pixel_dtype=config.pixel_dtype)
+        overrides = Overrides(
+            video_mode=config.video_mode,
+            max_tiles=config.max_tiles,
+            pixel_dtype=config.pixel_dtype,
+            change_threshold=config.change_threshold,
+            key_every=config.key_every,
+        )
         limits = CacheLimits(
             frame_bytes=config.frame_cache_bytes,
             num_prefixes=config.prefix_caches,

@@ -27,6 +27,7 @@ from nvila_ros.serving.conversations import ConversationStore, Exchange, all_vis
 from nvila_ros.serving.localization import locate
 from nvila_ros.types import Answer, FinishReason, Frame, FrameRef, OnPiece, Query, ShouldStop, Stage
 from nvila_ros.video.selection import ANCHORED
+from nvila_ros.visual.changes import SHOW_ALL, ChangeRule
 from nvila_ros.visual.encode import VisualPrompt
 from nvila_ros.visual.frame_encoder import FrameEncoder, FrameLike, SilentProgress
 from nvila_ros.visual.known_world import WorldScore, WorldWatch
@@ -63,13 +64,14 @@ class VisionLanguageModel:
         backend: str,
         limits: CacheLimits = CacheLimits(),
         world: WorldScore | None = None,
+        changes: ChangeRule = SHOW_ALL,
         now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.info = ModelInfo(engine.spec.name, backend, engine.precision)
         self._num_positions = engine.spec.decoder.max_positions
         self._tokenizer, self._now_ns = tokenizer, now_ns
         self.watch = WorldWatch(world, engine.spec.name)
-        self._frame_encoder = FrameEncoder(engine, limits.frame_bytes, limits.repeat_threshold, self.watch.see)
+        self._frame_encoder = FrameEncoder(engine, limits.frame_bytes, limits.repeat_threshold, self.watch.see, changes)
         self._generator = Generator(engine, tokenizer, limits.num_prefixes)
         self._conversations = ConversationStore()
         self._num_tokens = self._num_reused = 0
@@ -124,8 +126,10 @@ class VisionLanguageModel:
             num_encoded = self._frame_encoder.num_encoded
             visual = self._encode(shown, group, requests[0])
             num_encoded = self._frame_encoder.num_encoded - num_encoded
+            refs = tuple(refs[index] for index in visual.shown)
             for request in group.active:
-                request.count(num_frames_dropped=len(frames) - len(shown), num_frames_encoded=num_encoded)
+                request.frames = refs
+                request.count(num_frames_dropped=len(frames) - len(refs), num_frames_encoded=num_encoded)
             self._answer_about(visual, refs, group)
         except StopWork:
             pass
@@ -156,7 +160,7 @@ class VisionLanguageModel:
         ids_L = build_prompt(self._tokenizer, [*visual.parts, question])
         if len(ids_L) + 64 > self._num_positions:
             raise QueryError(self._too_long(len(ids_L), 64))
-        return self._generator.locate(ids_L, visual.visual_GD, group), [frame.stamp_ns for frame in shown]
+        return self._generator.locate(ids_L, visual.visual_GD, group), [shown[index].stamp_ns for index in visual.shown]
 
     def has_conversation(self, query: Query) -> bool:
         """Whether a query continues a conversation about the frames that it has."""
@@ -269,7 +273,8 @@ class VisionLanguageModel:
 
     def _show_turn(self, turn: Turn, request: Request) -> Exchange:
         visual = self._frame_encoder.encode_frames(turn.frames, RequestGroup([request]))
-        return Exchange(visual, _refs(turn.frames), turn.question, turn.answer)
+        refs = _refs([turn.frames[index] for index in visual.shown])
+        return Exchange(visual, refs, turn.question, turn.answer)
 
     def _remember(self, request: Request, visual: VisualPrompt, frames: tuple[FrameRef, ...]) -> None:
         """Keep the exchange, where it belongs to a conversation and came to its end."""
@@ -303,4 +308,5 @@ def load_model(
     tokenizer = ChatTokenizer.from_folder(source.tokenizer_folder)
     engine = load_engine(source, backend, threads, precision)
     world = WorldScore.of(source.path, source.spec.decoder.width)
-    return VisionLanguageModel(engine, tokenizer, backend=backend, limits=limits, world=world)
+    changes = ChangeRule(overrides.change_threshold, overrides.key_every)
+    return VisionLanguageModel(engine, tokenizer, backend=backend, limits=limits, world=world, changes=changes)

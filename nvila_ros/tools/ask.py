@@ -151,7 +151,7 @@ def describe(answer: Answer) -> str:
         many = f"{len(stamps_s)} frames at {stamps_s[0]:.2f} s + [{since}] s"
         parts.append(many if len(stamps_s) > 1 else f"1 frame at {stamps_s[0]:.2f} s")
     if answer.counts.num_frames_dropped:
-        parts.append(f"{answer.counts.num_frames_dropped} older frames dropped, since the clip is pooled in groups")
+        parts.append(f"{answer.counts.num_frames_dropped} frames left out, beyond whole groups or too like others")
     if answer.probabilities:
         chosen = zip(answer.choices, answer.probabilities, strict=True)
         parts.append(" ".join(f"{choice} {probability:.3f}" for choice, probability in chosen))

@@ -49,6 +49,21 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
         "--max-tiles", type=tiles, default=0, metavar="N", help="most tiles of a single image; 0 is the checkpoint's"
     )
     parser.add_argument(
+        "--change-threshold",
+        type=distance,
+        default=PUBLISHED.change_threshold,
+        metavar="X",
+        help="leave out frames of a clip whose visual tokens all differ by at most this, 1 - cosine, from those of the "
+        "last frame shown; 0 leaves out none (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--key-every",
+        type=positive,
+        default=PUBLISHED.key_every,
+        metavar="N",
+        help="then show the first of so many frames in a row in any case (default: %(default)s)",
+    )
+    parser.add_argument(
         "--pixels",
         choices=PIXEL_DTYPES,
         default=PUBLISHED.pixel_dtype,
@@ -76,7 +91,13 @@ def pixel_window(text: str) -> Window:
 
 def overrides(args: argparse.Namespace) -> Overrides:
     """Return what the view options chose."""
-    return Overrides(video_mode=args.video_mode, max_tiles=args.max_tiles, pixel_dtype=args.pixels)
+    return Overrides(
+        video_mode=args.video_mode,
+        max_tiles=args.max_tiles,
+        pixel_dtype=args.pixels,
+        change_threshold=args.change_threshold,
+        key_every=args.key_every,
+    )
 
 
 def whole(text: str) -> int:
@@ -92,6 +113,17 @@ def tiles(text: str) -> int:
     assert most is not None, "the parameter has a bound"
     if number > most:
         raise argparse.ArgumentTypeError(f"expected at most {most:g} tiles, got {text!r}")
+    return number
+
+
+def distance(text: str) -> float:
+    """Read a number in [0, 2]."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 2:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 2], got {text!r}")
     return number
 
 

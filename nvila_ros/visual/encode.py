@@ -29,10 +29,12 @@ class VisualPrompt:
     Attributes:
         visual_GD: all visual tokens in prompt order, without the text around them.
         parts: how the prompt shows them.
+        shown: indices of the frames that are shown, of those that were chosen from.
     """
 
     visual_GD: np.ndarray
     parts: tuple[PromptPart, ...]
+    shown: tuple[int, ...] = ()
 
 
 def merge_features(spec: ModelSpec, view: View, feat_NPE: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from nvila_ros.errors import FrameError
 from nvila_ros.runtime.contract import Engine
 from nvila_ros.types import RawFrame, Stage
 from nvila_ros.video.thumbnails import thumbnail
+from nvila_ros.visual.changes import SHOW_ALL, ChangeRule, choose_changed
 from nvila_ros.visual.clip_groups import group_key, pool_group, show_groups
 from nvila_ros.visual.encode import VisualPrompt, arrange, merge_features
 from nvila_ros.visual.frame_cache import ENTRY_BYTES, EncodedFrame, FrameCache, FrameKey
@@ -85,6 +86,7 @@ class FrameEncoder:
         repeat_threshold: a frame whose thumbnail differs nowhere by more than this share of full scale from an encoded
             one of its camera takes that one's tokens, and so does a tile; 0 never does.
         on_encoded: takes the visual tokens of each frame that is not a near repeat.
+        changes: which frames of a clip of one camera are shown.
 
     Attributes:
         cache: the encoded frames.
@@ -101,10 +103,11 @@ class FrameEncoder:
         max_bytes: int,
         repeat_threshold: float,
         on_encoded: Callable[[np.ndarray], None] = lambda visual_BGD: None,
+        changes: ChangeRule = SHOW_ALL,
     ) -> None:
         self._engine, self._spec = engine, engine.spec
         self._threshold, self._on_encoded = repeat_threshold, on_encoded
-        self._max_bytes, self.remark = max_bytes, ""
+        self._max_bytes, self._changes, self.remark = max_bytes, changes, ""
         self.cache = FrameCache(max_bytes)
         self.tiles = TileCache(max_bytes // 2, repeat_threshold)
         self.num_encoded = self.num_found = self.num_shared = 0
@@ -130,15 +133,28 @@ class FrameEncoder:
         """
         if not frames:
             return VisualPrompt(np.empty((0, self._spec.decoder.width), np.float32), ())
-        if is_anchored and self.frames_per_group > 1 and self._clip_length(frames):
+        is_clip = bool(self._clip_length(frames))
+        if is_anchored and self.frames_per_group > 1 and is_clip:
             return self._encode_groups(frames, progress)
         encoded = [self.encode(frame, progress, is_alone=len(frames) == 1) for frame in frames]
         visual_BGD = np.concatenate([each.visual_BGD for each in encoded])
         self._check_room(len(frames), [each.visual_BGD for each in encoded])
-        several = View((), "clip" if self._clip_length(frames) else "image")
-        shown = arrange(self._spec, encoded[0].view if len(frames) == 1 else several, visual_BGD)
+        if len(frames) == 1:
+            shown, visual = [0], arrange(self._spec, encoded[0].view, visual_BGD)
+        else:
+            size = self._spec.frames_per_group if is_clip else 1
+            shown = _members(self._choose(frames, visual_BGD, size), size)
+            visual = arrange(self._spec, View((), "clip" if is_clip else "image"), visual_BGD[shown])
         progress.mark(Stage.VISION)
-        return shown
+        return replace(visual, shown=tuple(shown))
+
+    def _choose(self, frames: Sequence[FrameLike], visual_FGD: np.ndarray, size: int) -> list[int]:
+        """Return which groups of `size` frames are shown: all, or of one camera those that changed."""
+        if not self._changes.threshold or len({frame.camera for frame in frames}) > 1:
+            return list(range(len(frames) // size))
+        groups = (visual_FGD[first : first + size] for first in range(0, len(frames), size))
+        compared = visual_FGD if size == 1 else np.concatenate([pool_group(self._spec, group) for group in groups])
+        return choose_changed(compared, self._changes)
 
     def _encode_groups(self, frames: Sequence[FrameLike], progress: ProgressHook) -> VisualPrompt:
         """Return a clip of whole groups. The newest is not over, so its frames are kept; of the others the average."""
@@ -148,9 +164,10 @@ class FrameEncoder:
         newest = self._encode_each(groups[-1], progress)
         self._check_room(len(frames), [*pooled, *(each.visual_BGD for each in newest)])
         pooled.append(pool_group(self._spec, np.concatenate([each.visual_BGD for each in newest])))
-        shown = show_groups(self._spec, pooled)
+        shown = choose_changed(np.concatenate(pooled), self._changes)
+        visual = show_groups(self._spec, [pooled[index] for index in shown])
         progress.mark(Stage.VISION)
-        return shown
+        return replace(visual, shown=tuple(_members(shown, size)))
 
     def _encode_passed(self, group: Sequence[FrameLike], progress: ProgressHook) -> np.ndarray:
         """Return the average of a group, see `pool_group`, which takes the place of its frames."""
@@ -269,6 +286,11 @@ class FrameEncoder:
 
     def _clip_length(self, frames: Sequence[FrameLike]) -> int:
         return clip_length(self._spec, len(frames), len({frame.camera for frame in frames}))
+
+
+def _members(groups: Sequence[int], size: int) -> list[int]:
+    """Return the indices of the frames of groups of `size`."""
+    return [size * group + frame for group in groups for frame in range(size)]
 
 
 def _thumbnail(frame: FrameLike) -> np.ndarray | None:
