@@ -127,7 +127,9 @@ def _score(model: Locating, request: Request, event: str, frames: Sequence[Frame
     """
     question = event if event.endswith("?") else f'Does "{event}" happen in the video?'
     answers: list[Answer] = []
-    query = Query(query_id=request.query.query_id, question=question, answer_type="yes_no", num_frames=len(frames))
+    asked = request.query
+    fields = {"answer_type": "yes_no", "num_frames": len(frames), "sampling": asked.sampling}
+    query = Query(query_id=asked.query_id, question=question, **fields)  # type: ignore[arg-type]
     model.answer_all([Request(query, answers.append, should_stop=request.should_stop)], frames)
     answer = answers[0]
     if answer.finish_reason is FinishReason.INVALID:

@@ -21,7 +21,6 @@ from nvila_ros.video.deferred import decode_raw, select_whole
 from nvila_ros.visual.frame_cache import ENTRY_BYTES
 from tests.golden_cases import GOLDEN
 
-FOLDER = GOLDEN / "video" / "ckpt"
 GROUP, NUM_FRAMES, WINDOW_S = 8, 32, 24.0  # three groups of ticks of one second, and one as the stride
 TOKEN_BYTES = 16 * 64 * 4
 ROOM = GROUP * (ENTRY_BYTES + TOKEN_BYTES)
@@ -34,14 +33,13 @@ ALL, NONE = CacheLimits(), CacheLimits(frame_bytes=0, num_prefixes=0)
 
 
 @functools.cache
-def engine() -> Any:
-    return load(open_checkpoint(FOLDER), threads=1)
+def engine(name: str) -> Any:
+    return load(open_checkpoint(GOLDEN / name / "ckpt"), threads=1)
 
 
-def make(limits: CacheLimits = ALL) -> VisionLanguageModel:
-    return VisionLanguageModel(
-        engine(), ChatTokenizer.from_folder(FOLDER / "llm"), backend="onnxruntime", limits=limits
-    )
+def make(limits: CacheLimits = ALL, name: str = "video") -> VisionLanguageModel:
+    tokenizer = ChatTokenizer.from_folder(GOLDEN / name / "ckpt" / "llm")
+    return VisionLanguageModel(engine(name), tokenizer, backend="onnxruntime", limits=limits)
 
 
 @functools.cache
@@ -69,9 +67,9 @@ def ask(vlm: VisionLanguageModel, buffer: FrameBuffer[RawFrame], asked: Query) -
 
 
 @functools.cache
-def cold(end: int, question: str, kind: str, sampling: str) -> Answer:
+def cold(name: str, end: int, question: str, kind: str, sampling: str) -> Answer:
     """The answer of a model that keeps nothing."""
-    return ask(make(NONE), filmed(0, end), query(question, sampling=sampling, **KINDS[kind]))
+    return ask(make(NONE, name), filmed(0, end), query(question, sampling=sampling, **KINDS[kind]))
 
 
 STEPS = st.tuples(
@@ -79,17 +77,23 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
+    name=st.sampled_from(["video", "lite"]),  # eight frames are averaged, none are
     frame_bytes=st.sampled_from([0, ROOM, 4 * ROOM, 1 << 30]),
     num_prefixes=st.integers(0, 3),
     steps=st.lists(STEPS, min_size=2, max_size=5),
 )
-@example(frame_bytes=1 << 30, num_prefixes=2, steps=[(20, "stop", "text", True), (1, "stop", "yes_no", True)] * 3)
+@example(
+    name="video",
+    frame_bytes=1 << 30,
+    num_prefixes=2,
+    steps=[(20, "stop", "text", True), (1, "stop", "yes_no", True)] * 3,
+)
 def test_answers_are_those_of_a_model_that_keeps_nothing(
-    frame_bytes: int, num_prefixes: int, steps: list[tuple[int, str, str, bool]]
+    name: str, frame_bytes: int, num_prefixes: int, steps: list[tuple[int, str, str, bool]]
 ) -> None:
-    vlm = make(CacheLimits(frame_bytes=frame_bytes, num_prefixes=num_prefixes))
+    vlm = make(CacheLimits(frame_bytes=frame_bytes, num_prefixes=num_prefixes), name)
     end = 1
     for step, question, kind, is_anchored in steps:
         end += step
@@ -97,7 +101,7 @@ def test_answers_are_those_of_a_model_that_keeps_nothing(
 
         got = ask(vlm, filmed(0, end), query(question, sampling=sampling, **KINDS[kind]))
 
-        want = cold(end, question, kind, sampling)
+        want = cold(name, end, question, kind, sampling)
         assert (got.text, got.finish_reason, got.frames) == (want.text, want.finish_reason, want.frames)
         assert got.probabilities == pytest.approx(want.probabilities, abs=1e-4)
         assert got.counts.num_prompt_tokens == want.counts.num_prompt_tokens
@@ -139,6 +143,33 @@ def test_frames_of_groups_that_have_passed_make_room_first() -> None:
     assert anchored.remark() == ""
     assert f"a question about {NUM_FRAMES} frames needs {4 * ROOM} bytes of visual tokens" in uniform.remark()
     assert f"more than frame_cache_bytes = {limits.frame_bytes}" in uniform.remark()
+
+
+def test_frames_that_are_not_averaged_stay_a_prefix_too() -> None:
+    vlm, buffer = make(name="lite"), filmed(0, 63)
+    before = ask(vlm, buffer, query())
+    for tick in range(63, 70):
+        buffer.push(frame(tick))
+        answer = ask(vlm, buffer, query())
+        assert answer.counts.num_frames_encoded == 1
+        if answer.frames[0] == before.frames[0]:
+            num_read = answer.counts.num_prompt_tokens - answer.counts.num_reused_tokens
+            assert num_read <= 2 * (9 + 1) + 40, "two frames and the question"
+        before = answer
+
+
+def test_when_is_asked_about_groups_that_are_known() -> None:
+    vlm, buffer = make(CacheLimits(frame_bytes=2 * ROOM)), filmed(0, 63)
+    ask(vlm, buffer, query())
+    num_encoded = vlm.counters()["frames_encoded"]
+
+    asked = query("Is there a person?", answer_type="when")  # to which this model says no
+
+    answer, want = (ask(each, buffer, asked) for each in (vlm, make(NONE)))
+
+    assert vlm.counters()["frames_encoded"] == num_encoded
+    assert answer.text == want.text
+    assert answer.frames == want.frames
 
 
 def test_no_cache_of_frames_is_a_choice_and_not_remarked() -> None:
