@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+from nvila_ros.driving.motion import Space
 from nvila_ros.driving.outcomes import DriveStop, Fault, ScoredStep
-from nvila_ros.prompt.navila import ACTIONS, SENTENCES
+from nvila_ros.prompt.navila import ACTIONS, SENTENCES, Action
 from nvila_ros.types import NS_PER_S
+
+MIN_WAY_M, DETOUR_M = 0.1, 0.5
+"""A way ahead that is shorter is not worth a step; and how far a robot goes that has turned away from a thing."""
+_AHEAD = tuple(action for action in ACTIONS if action.kind == "forward")
+_TURNS = tuple(action for action in ACTIONS if action.kind in ("left", "right"))
 
 
 def read_choice(
@@ -19,6 +26,9 @@ def read_choice(
     ros_ns: int,
 ) -> ScoredStep | Fault:
     """Return the likeliest action of an answer; a fault where it is no answer about the ten.
+
+    The kind is chosen first and then its amount, as greedy decoding of the sentence does: three turns to the left that
+    are alike are one wish to turn left.
 
     Args:
         question: that was asked.
@@ -34,10 +44,63 @@ def read_choice(
         return Fault(DriveStop.NO_ANSWER, f"probabilities must lie in [0, 1] and sum to 1, got {list(probabilities)}")
     if not stamps_ns:
         return Fault(DriveStop.STALE, "the answer names no frame")
-    best = max(range(len(ACTIONS)), key=lambda k: (probabilities[k], -k))  # of equals the first: to stop
+    best = _likeliest(probabilities)
     age_s = (ros_ns - max(stamps_ns)) / NS_PER_S
     stamps = tuple(sorted(stamps_ns))
     return ScoredStep(ACTIONS[best], probabilities[best], question, tuple(probabilities), stamps, query_id, age_s)
+
+
+def make_way(choice: ScoredStep, space: Space, turned: str = "") -> ScoredStep:
+    """Return the step that is made of a choice: what there is no room for is gone round.
+
+    A robot that stands still sees the same again, and a model would choose the same again. So where there is no room
+    ahead, the robot turns to where there is, on and on to one side; and once it has turned away it goes ahead before it
+    may turn back, since what it is to go to still lies behind the thing.
+
+    Args:
+        choice: a way ahead or a turn.
+        space: what is free; `inf` where no guard knows.
+        turned: side to which the last step turned because there was no room; empty where it did not.
+    """
+    is_ahead, has_room = choice.action.kind == "forward", space.ahead_m >= _AHEAD[0].amount
+    if turned and has_room:
+        return _instead(choice, _longest(min(space.ahead_m, DETOUR_M)))
+    if not is_ahead and not turned:
+        return choice
+    if is_ahead and space.ahead_m >= MIN_WAY_M:
+        return choice if choice.action.amount <= space.ahead_m else _instead(choice, _longest(space.ahead_m))
+    return _instead(choice, _turn_away(choice, space, turned))
+
+
+def _instead(choice: ScoredStep, action: Action) -> ScoredStep:
+    return replace(choice, action=action, probability=choice.probabilities[ACTIONS.index(action)])
+
+
+def _longest(room_m: float) -> Action:
+    """Return the longest way ahead that fits, or the shortest one, which the guard may end early."""
+    return [each for each in _AHEAD if each.amount <= max(room_m, _AHEAD[0].amount)][-1]
+
+
+def _turn_away(choice: ScoredStep, space: Space, turned: str) -> Action:
+    """Return the least turn behind which there is room, else the widest; to the side before, or the likelier one."""
+    rooms = space.turns_m or (math.inf,) * len(_TURNS)
+
+    def order(k: int) -> tuple[float, float, float]:
+        amount, has_room = _TURNS[k].amount, rooms[k] >= DETOUR_M
+        return -min(rooms[k], DETOUR_M), amount if has_room else -amount, -sides[_TURNS[k].kind]
+
+    by_action = dict(zip(ACTIONS, choice.probabilities, strict=True))
+    sides = {side: sum(p for action, p in by_action.items() if action.kind == side) for side in ("left", "right")}
+    return _TURNS[min((k for k in range(len(_TURNS)) if _TURNS[k].kind == (turned or _TURNS[k].kind)), key=order)]
+
+
+def _likeliest(probabilities: Sequence[float]) -> int:
+    """Return the likeliest amount of the likeliest kind; of equals the first."""
+    kinds = dict.fromkeys((action.kind for action in ACTIONS), 0.0)
+    for action, p in zip(ACTIONS, probabilities, strict=True):
+        kinds[action.kind] += p
+    kind = max(kinds, key=lambda each: kinds[each])
+    return max((k for k in range(len(ACTIONS)) if ACTIONS[k].kind == kind), key=lambda k: probabilities[k])
 
 
 def objection(choice: ScoredStep, *, min_probability: float, max_age_s: float, settled_ns: int) -> Fault | None:

@@ -4,17 +4,17 @@ In: what was observed (`Watch`, pose, space, answers), and the time, at each tur
 question, a step of Nav2's, the steps to report. It talks to nobody, so every rule of it is tested without ROS.
 
 Rules, of which a model can change none: it chooses among ten actions; a choice needs its probability, a frame that is
-young and from after the last step, and a lock that is open; a step has an amount and a time; at every turn all of
-`Watch` must hold; and every way out orders the robot to stand.
+young and from after the last step, and a lock that is open; what there is no room for is gone round; a step has an
+amount and a time; at every turn all of `Watch` must hold; and every way out orders the robot to stand.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from nvila_ros.driving.decision import objection
+from nvila_ros.driving.decision import MIN_WAY_M, make_way, objection
 from nvila_ros.driving.motion import STAND, Pose, Space, StepMotion, allowance_s
 from nvila_ros.driving.outcomes import DriveEnd, DriveStop, Fault, ScoredStep, StepOutcome, StepReport
 from nvila_ros.driving.settings import DriveConfig
@@ -116,6 +116,8 @@ class Driver:
     _behavior_end: tuple[StepOutcome, str, float] | None = None
     _last: StepReport | None = None
     _blocked: int = 0
+    _is_way_blocked: bool = False
+    _turned: str = ""
     _wanted_end: Fault | None = None
     _began: tuple[int, int] = (0, 0)
 
@@ -163,7 +165,7 @@ class Driver:
         elif self.phase is DrivePhase.SETTLING:
             self._settle(orders)
         elif self.phase is DrivePhase.ASKING:
-            self._decide(orders, pose)
+            self._decide(orders, pose, space)
         else:
             self._move(orders, pose, space)
         return orders
@@ -190,7 +192,7 @@ class Driver:
         self._answer, self._asked_ns, self.phase = None, self.steady_ns, DrivePhase.ASKING
         orders.ask = Ask(self._serial, self._question, self._began[0] - round(BEFORE_S * NS_PER_S))
 
-    def _decide(self, orders: Orders, pose: Pose | None) -> None:
+    def _decide(self, orders: Orders, pose: Pose | None, space: Space | Fault) -> None:
         answer = self._answer
         if answer is None:
             if self.steady_ns - self._asked_ns > self.config.answer_s * NS_PER_S:
@@ -204,7 +206,31 @@ class Driver:
         if refusal is not None or answer.action.kind == "stop" or self.is_dry:
             self._keep_standing(orders, answer, refusal)
         else:
-            self._begin(orders, answer, pose)
+            self._find_way(orders, answer, pose, space)
+
+    def _find_way(self, orders: Orders, choice: ScoredStep, pose: Pose | None, space: Space | Fault) -> None:
+        """Begin the step, or one that there is room for."""
+        found = space if self.mover is Mover.CMD_VEL and isinstance(space, Space) else Space()
+        room = found.behind(self.config.guard_m)
+        if self._is_way_blocked:
+            room = replace(room, ahead_m=0.0)
+        made = make_way(choice, room, self._turned)
+        if made is choice:
+            self._turned = ""
+            self._begin(orders, choice, pose, "")
+            return
+        self._turned = made.action.kind if made.action.kind != "forward" else ""
+        why = f"in place of {choice.action.sentence!r}: {room.ahead_m:.2f} m are free ahead"
+        if not self._turned or self._is_way_left(orders, why):
+            self._begin(orders, made, pose, why)
+
+    def _is_way_left(self, orders: Orders, error: str) -> bool:
+        """Count a way ahead that could not be made; the drive ends where there are too many of these."""
+        self._blocked += 1
+        if self._blocked >= self.config.max_blocked:
+            text = f"{self._blocked} ways ahead, with no other between them, were blocked: {error}"
+            self._finish(orders, Fault(DriveStop.BLOCKED, text))
+        return self.phase is not DrivePhase.ENDED
 
     def _refusal(self, choice: ScoredStep) -> Fault | None:
         found = objection(
@@ -232,8 +258,8 @@ class Driver:
             self.num_steps += 1
             self._settle_from(self.ros_ns)
 
-    def _begin(self, orders: Orders, choice: ScoredStep, pose: Pose | None) -> None:
-        self._step = StepReport(self._index, StepOutcome.BEGUN, choice, begin_ns=self.ros_ns)
+    def _begin(self, orders: Orders, choice: ScoredStep, pose: Pose | None, why: str) -> None:
+        self._step = StepReport(self._index, StepOutcome.BEGUN, choice, why, begin_ns=self.ros_ns)
         orders.reports.append(self._step)
         self._behavior_end, self.phase = None, DrivePhase.MOVING
         self._motion = StepMotion(choice.action, self.config, self.steady_ns, pose)
@@ -257,13 +283,15 @@ class Driver:
             orders.velocity = found
 
     def _end_step(self, orders: Orders, outcome: StepOutcome, error: str, moved: float) -> None:
+        assert self._step is not None
+        is_ahead = self._step.choice.action.kind == "forward"
         self._report_end(orders, outcome, error, moved)
-        self._blocked = self._blocked + 1 if outcome is StepOutcome.BLOCKED else 0
+        self._is_way_blocked = outcome is StepOutcome.BLOCKED and moved < MIN_WAY_M
+        if is_ahead and moved >= MIN_WAY_M:
+            self._blocked = 0
         if outcome in (StepOutcome.FAILED, StepOutcome.TIMED_OUT):
             self._finish(orders, Fault(DriveStop.MOTION_FAILED, error))
-        elif self._blocked >= self.config.max_blocked:
-            self._finish(orders, Fault(DriveStop.BLOCKED, f"{self._blocked} steps in a row were blocked: {error}"))
-        else:
+        elif not self._is_way_blocked or self._is_way_left(orders, error):
             self._settle_from(self.ros_ns)
 
     def _settle_from(self, ros_ns: int) -> None:

@@ -8,6 +8,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from nvila_ros.driving.motion import Space
+from nvila_ros.prompt.navila import ACTIONS
+
+TURNS_RAD = tuple(
+    action.amount * (1 if action.kind == "left" else -1) for action in ACTIONS if action.kind in ("left", "right")
+)
+
+
+def find_space(ranges: np.ndarray, bearings: np.ndarray, radius_m: float) -> Space:
+    """Return what is free for a round robot, ahead, around, and ahead behind each turn; arguments as `free_ahead`'s."""
+    return Space(
+        free_ahead(ranges, bearings, radius_m),
+        nearest(ranges, bearings, radius_m),
+        tuple(free_ahead(ranges, bearings - turn, radius_m) for turn in TURNS_RAD),
+    )
+
 
 def free_ahead(ranges: np.ndarray, bearings: np.ndarray, radius_m: float) -> float:
     """Return how far a round robot can go ahead before it touches what a scan sees, m; inf where nothing is.

@@ -34,10 +34,20 @@ class Pose:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What the guard sees, m: free way ahead, and room around; inf where nothing is near."""
+    """What the guard sees, m: free way ahead, and room around; inf where nothing is near.
+
+    Attributes:
+        turns_m: free way ahead behind each turn of `prompt.navila.ACTIONS`; empty where no guard knows.
+    """
 
     ahead_m: float = math.inf
     around_m: float = math.inf
+    turns_m: tuple[float, ...] = ()
+
+    def behind(self, guard_m: float) -> Space:
+        """Return what is left where some of each way stays free."""
+        ahead_m, *turns_m = (max(far - guard_m, 0.0) for far in (self.ahead_m, *self.turns_m))
+        return Space(ahead_m, self.around_m, tuple(turns_m))
 
 
 @dataclass(slots=True)

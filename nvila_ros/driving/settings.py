@@ -36,7 +36,7 @@ class DriveConfig:
         "raw", "how the camera's images come here: sensor_msgs/Image, or CompressedImage", choices=("raw", "compressed")
     )
     min_probability: float = setting(
-        0.3,
+        0.2,
         "of the chosen action, below which the robot stops; chance is 0.1",
         low=0.1,
         high=1.0,
@@ -87,7 +87,9 @@ class DriveConfig:
     )
     robot_radius_m: float = setting(0.2, "of the circle that holds the robot", "m", low=0.02, high=3.0)
     guard_m: float = setting(0.12, "that stays free before the robot", "m", low=0.01, high=3.0)
-    max_blocked: int = setting(3, "blocked steps in a row that end a drive", "steps", low=1, high=100)
+    max_blocked: int = setting(
+        9, "ways ahead that were blocked, with none made between them, that end a drive", "steps", low=1, high=100
+    )
     cmd_vel_topic: str = setting("cmd_vel", "where velocities are published; with twist_mux its lowest priority")
     stamped: str = setting(
         "auto",

@@ -16,7 +16,7 @@ from rclpy.qos import QoSDurabilityPolicy, QoSLivelinessPolicy, QoSProfile, QoSR
 from sensor_msgs.msg import CompressedImage, Image, LaserScan
 from std_msgs.msg import Bool
 
-from nvila_ros.driving.guard import free_ahead, nearest
+from nvila_ros.driving.guard import find_space
 from nvila_ros.driving.motion import Pose, Space
 from nvila_ros.driving.outcomes import DriveStop, Fault
 from nvila_ros.driving.settings import DriveConfig
@@ -130,7 +130,7 @@ class DriveInputs:
         ranges[(ranges < message.range_min) | (ranges >= message.range_max)] = math.inf
         bearings = message.angle_min + message.angle_increment * np.arange(len(ranges))
         radius = self._config.robot_radius_m
-        space = Space(free_ahead(ranges, bearings, radius), nearest(ranges, bearings, radius))
+        space = find_space(ranges, bearings, radius)
         self._space = space, time.monotonic_ns()
 
     def _on_event(self, message: Event) -> None:

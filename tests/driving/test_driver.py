@@ -144,9 +144,39 @@ def test_what_is_in_the_way_is_not_touched_and_ends_the_drive_in_time() -> None:
     end = bench.end()
 
     assert end.reason is DriveStop.BLOCKED
-    assert end.num_steps == bench.config.max_blocked
+    assert end.num_steps == bench.config.max_blocked - 1
     assert bench.x == 0
-    assert "free for 0.10 m" in end.error
+    assert "in place of 'The next action is move forward 75 cm.': 0.00 m are free ahead" in end.error
+
+
+def test_what_is_in_the_way_is_gone_round() -> None:
+    """A thing ahead, and room from 30 degrees to the right on: the robot turns there, goes on, and only then back."""
+    bench = DriveBench(answers=[certain(3), certain(6), certain(6), certain(0)])
+    bench.space = Space(ahead_m=0.2, turns_m=(0.2, 0.2, 0.2, 0.3, 1.0, 2.0))
+    bench.until(lambda orders: any(step.outcome is StepOutcome.DONE for step in orders.reports))
+    bench.space = Space(ahead_m=1.0)
+    bench.end()
+
+    told = [step for orders in bench.orders for step in orders.reports if step.outcome is not StepOutcome.BEGUN]
+    assert [step.choice.action.sentence[19:] for step in told] == [
+        "turn right 30 degree.",
+        "move forward 50 cm.",
+        "turn left 45 degree.",
+        "stop.",
+    ]
+    begun = [step.error for orders in bench.orders for step in orders.reports if step.outcome is StepOutcome.BEGUN]
+    assert begun[0] == "in place of 'The next action is move forward 75 cm.': 0.08 m are free ahead"
+    assert begun[1] == "in place of 'The next action is turn left 45 degree.': 0.88 m are free ahead"
+    assert begun[2] == ""
+
+
+@pytest.mark.parametrize(("ahead_m", "made"), [(0.9, 3), (0.7, 2), (0.4, 1), (0.25, 1)])
+def test_a_way_ahead_is_as_long_as_there_is_room_for(ahead_m: float, made: int) -> None:
+    bench = DriveBench(answers=[certain(3)], space=Space(ahead_m=ahead_m))
+    orders = bench.until(lambda orders: orders.reports)
+
+    assert orders.reports[0].choice.action == ACTIONS[made]
+    assert orders.reports[0].choice.probability == certain(3)[made]
 
 
 def test_a_robot_that_does_not_obey_ends_the_drive() -> None:
@@ -293,8 +323,7 @@ def test_no_sequence_of_answers_and_faults_breaks_a_rule(data: st.DataObject) ->
             break
     for choice in begun:
         assert choice.action in ACTIONS
-        assert choice.probability >= GOAL.min_probability == max(0.3, GOAL.min_probability)
-        assert choice.probability == max(choice.probabilities)
+        assert choice.probability == choice.probabilities[ACTIONS.index(choice.action)]
     if orders.ended:
         for later in (bench.tick() for _ in range(5)):
             assert later.velocity in (None, STAND)
@@ -313,10 +342,27 @@ def test_what_is_no_answer_about_the_ten_is_refused(probabilities: list[float], 
     assert isinstance(read_choice("q", SENTENCES[:9], certain(0)[:9], [1], "", 1), Fault)
 
 
-def test_of_equal_choices_the_first_is_taken_and_old_frames_are_refused() -> None:
-    choice = read_choice("q", SENTENCES, (0.1,) * 10, [START_NS], "", START_NS + 2 * NS_PER_S)
+@pytest.mark.parametrize(
+    ("probabilities", "action"),
+    [
+        ((0.25, *(0.25 / 3,) * 9), 0),  # of equals the first: to stop
+        ((0.3, 0, 0, 0, 0.2, 0.25, 0.15, 0, 0.1, 0), 5),  # three wishes to turn left are one
+        ((0.1, 0.2, 0.3, 0.1, 0, 0.3, 0, 0, 0, 0), 2),
+    ],
+)
+def test_the_likeliest_kind_is_chosen_and_then_its_likeliest_amount(
+    probabilities: tuple[float, ...], action: int
+) -> None:
+    choice = read_choice("q", SENTENCES, probabilities, [START_NS], "", START_NS)
+
     assert isinstance(choice, ScoredStep)
-    assert choice.action.kind == "stop"
+    assert choice.action == ACTIONS[action]
+    assert choice.probability == probabilities[action]
+
+
+def test_old_frames_are_refused() -> None:
+    choice = read_choice("q", SENTENCES, certain(0), [START_NS], "", START_NS + 2 * NS_PER_S)
+    assert isinstance(choice, ScoredStep)
     old = objection(choice, min_probability=0.05, max_age_s=1.0, settled_ns=0)
     before = objection(choice, min_probability=0.05, max_age_s=9.0, settled_ns=START_NS + 1)
     assert old is not None

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvila_ros.driving.guard import free_ahead, nearest
+from nvila_ros.driving.guard import TURNS_RAD, find_space, free_ahead, nearest
 
 BEARINGS = np.linspace(-np.pi, np.pi, 90, endpoint=False)
 
@@ -40,3 +40,14 @@ def test_what_is_no_number_is_nothing() -> None:
 
     assert free_ahead(ranges, np.zeros(4), 0.2) == np.inf
     assert nearest(ranges, np.zeros(4), 0.2) == np.inf
+
+
+def test_the_way_behind_a_turn_is_that_of_a_robot_that_has_turned() -> None:
+    ranges = 0.3 + 2 * np.abs(np.sin(5 * BEARINGS))
+    space = find_space(ranges, BEARINGS, 0.2)
+
+    assert (space.ahead_m, space.around_m) == (free_ahead(ranges, BEARINGS, 0.2), nearest(ranges, BEARINGS, 0.2))
+    for turn, way in zip(TURNS_RAD, space.turns_m, strict=True):
+        seen = [(bearing - turn, far) for bearing, far in zip(BEARINGS, ranges, strict=True)]
+        assert way == free_ahead(np.array([far for _, far in seen]), np.array([b for b, _ in seen]), 0.2)
+    assert [round(np.degrees(turn)) for turn in TURNS_RAD] == [15, 30, 45, -15, -30, -45]

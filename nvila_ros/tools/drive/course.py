@@ -14,7 +14,7 @@ import numpy as np
 
 from nvila_ros.driving.decision import read_choice
 from nvila_ros.driving.driver import Ask, Driver, Goal, Mover
-from nvila_ros.driving.guard import free_ahead, nearest
+from nvila_ros.driving.guard import find_space
 from nvila_ros.driving.motion import Pose, Space
 from nvila_ros.driving.outcomes import DriveEnd, StepOutcome, StepReport
 from nvila_ros.driving.settings import DriveConfig
@@ -104,7 +104,7 @@ class Course:
         robot = self._robot
         ranges = scan(robot.house, robot.x, robot.y, robot.yaw + SCAN_BEARINGS, SCAN_M)
         ranges[ranges >= SCAN_M] = math.inf
-        return Space(free_ahead(ranges, SCAN_BEARINGS, ROBOT_M), nearest(ranges, SCAN_BEARINGS, ROBOT_M))
+        return find_space(ranges, SCAN_BEARINGS, ROBOT_M)
 
     def _answer(self, ask: Ask) -> None:
         """Show what a query about that window would, and let the choice be made."""
