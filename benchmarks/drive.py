@@ -20,9 +20,8 @@ from rich.table import Table
 
 from nvila_ros.driving.settings import DriveConfig
 from nvila_ros.tools.drive.choosers import BlobChooser, ModelChooser
-from nvila_ros.tools.drive.course import Course
+from nvila_ros.tools.drive.course import Chooser, Course
 from nvila_ros.tools.step_progress import StepProgress
-from nvila_ros.world.rooms.episodes import Chooser
 from nvila_ros.world.rooms.instructions import eval_task
 
 CONFIG = DriveConfig(max_steps=40)

@@ -3,8 +3,7 @@
 In: how many walks. Out: a folder with frames as the model sees them and records as `nvila finetune` reads them. A
 record shows the frames of one step and asks, independently of each other, what to do next for several instructions: the
 one that is followed, and others whose next step is as certain. Walks go astray on purpose, so that ways back are shown;
-walks that begin near their target and go on after they have stopped make stops frequent. Where a model leads the walks,
-the frames are those that its own mistakes lead to, and the follower still says what is right (DAgger, arXiv 1011.0686).
+walks that begin near their target and go on after they have stopped make stops frequent.
 
 Every walk is drawn from its index alone, and a folder that was begun is gone on with.
 """
@@ -15,7 +14,6 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from nvila_ros.files import atomic_file
 from nvila_ros.prompt.navila import ACTIONS, Action, short
 from nvila_ros.visual.tiles import frame_tile
 from nvila_ros.world.question_kinds import PHRASINGS, place_of
-from nvila_ros.world.rooms.episodes import Chooser, EpisodeView, Walk, all_seen, turned_in_vain
+from nvila_ros.world.rooms.episodes import EpisodeView, Walk, all_seen, turned_in_vain
 from nvila_ros.world.rooms.follower import follow
 from nvila_ros.world.rooms.house import free_distance
 from nvila_ros.world.rooms.instructions import Task, sample_task, sees_over, word_task
@@ -37,16 +35,15 @@ from nvila_ros.world.scene import EVAL_SEED_BASE, is_clear
 Asked = tuple[str, str]
 """A question, and what answers it."""
 QUESTIONS_PER_STEP = 4
-MAX_STEPS, MAX_LED_STEPS = 24, 36
+MAX_STEPS = 24
 _ASTRAY_SHARE = 0.12
 _NEAR_SHARE = 0.35
 _HIDDEN_SHARE = 0.15
-_LED_SHARE = 0.85
-"""Of the steps of a walk that a model leads, those that it chooses; the follower's go on where it is lost."""
 _QUALITY = 95
 PLACE_QUESTION = PHRASINGS["where"][0]
 LOOK, WALK = "look", "walk"
-"""Stages: records of the current frame alone, and of all frames of a step."""
+RECORDS = {LOOK: "look.jsonl", WALK: "walk.jsonl"}
+"""Records of the current frame alone, and of all frames of a step."""
 
 
 def write_walks(
@@ -56,7 +53,6 @@ def write_walks(
     image_px: int,
     first: int = 0,
     num_workers: int = 1,
-    open_leader: Callable[[], Chooser] | None = None,
     on_walk: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the walks of a data set, each as a file of records beside its frames, and join them in order.
@@ -67,24 +63,18 @@ def write_walks(
         image_px: side of the frames, as the model's tower takes them.
         first: index of the first walk.
         num_workers: processes.
-        open_leader: called in each process for who leads the walks; None: the follower does.
         on_walk: called for each walk that is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     todo = [k for k in range(first, first + num_walks) if not _lines_path(folder, k).is_file()]
-    jobs = ((folder, k, image_px, open_leader) for k in todo)
+    jobs = ((folder, k, image_px) for k in todo)
     with get_context("spawn").Pool(num_workers) as pool:
         for _ in pool.imap_unordered(_write_walk, jobs):
             on_walk()
-    for stage in (LOOK, WALK):
-        with atomic_file(records_path(folder, stage, first)) as part:
+    for stage, name in RECORDS.items():
+        with atomic_file(folder / name) as part:
             texts = (_lines_path(folder, k, stage).read_text(encoding="utf-8") for k in range(first, first + num_walks))
             part.write_text("".join(texts), encoding="utf-8")
-
-
-def records_path(folder: Path, stage: str, first: int = 0) -> Path:
-    """Return the file that holds all records of a stage, of walks from `first` on."""
-    return folder / f"{stage}-{first}.jsonl"
 
 
 def count_walks(folder: Path, num_walks: int, first: int = 0) -> int:
@@ -96,19 +86,13 @@ def _lines_path(folder: Path, index: int, stage: str = WALK) -> Path:
     return folder / stage / f"{index:06d}.jsonl"
 
 
-@cache
-def _open(open_leader: Callable[[], Chooser]) -> Chooser:
-    return open_leader()
-
-
-def _write_walk(job: tuple[Path, int, int, Callable[[], Chooser] | None]) -> None:
-    folder, index, image_px, open_leader = job
+def _write_walk(job: tuple[Path, int, int]) -> None:
+    folder, index, image_px = job
     cv2.setNumThreads(1)
-    leader = None if open_leader is None else _open(open_leader)
     frames = folder / "frames" / f"{index:06d}"
     frames.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[str]] = {LOOK: [], WALK: []}
-    for views, asked in walk_steps(index, leader):
+    for views, asked in walk_steps(index):
         names = [f"frames/{index:06d}/{_write_frame(frames, view, image_px)}" for view in views]
         for stage, shown in ((LOOK, names[-1:]), (WALK, names)):
             lines[stage].append(json.dumps(_record(shown, asked[stage])) + "\n")
@@ -136,21 +120,16 @@ def _record(images: list[str], asked: list[Asked]) -> dict[str, object]:
     return {"images": images, "independent": True, "conversations": said}
 
 
-def walk_steps(index: int, leader: Chooser | None = None) -> Iterator[tuple[list[EpisodeView], dict[str, list[Asked]]]]:
-    """Yield the frames of each step of a walk, and by stage the questions with what answers each.
-
-    Args:
-        index: of the walk.
-        leader: chooses most of the steps; None: the follower does, but for those that lead astray.
-    """
+def walk_steps(index: int) -> Iterator[tuple[list[EpisodeView], dict[str, list[Asked]]]]:
+    """Yield the frames of each step of a walk, and by stage the questions with what answers each."""
     rng = np.random.default_rng(index)
     assert index < EVAL_SEED_BASE, "evaluation draws from there"
     task = sample_task(rng, elsewhere_share=0.4)
-    if leader is None and rng.random() < _NEAR_SHARE:
+    if rng.random() < _NEAR_SHARE:
         task = _set_near(rng, task)
     walk = Walk(task.house, Robot(task.house, task.x, task.y, task.yaw), rng)
     num_stops = 0
-    for _ in range(MAX_STEPS if leader is None else MAX_LED_STEPS):
+    for _ in range(MAX_STEPS):
         views = walk.look()
         wanted = _wanted(task, task.target, walk.robot, views)
         targets = _choose_targets(rng, task, walk.robot, views)
@@ -159,13 +138,8 @@ def walk_steps(index: int, leader: Chooser | None = None) -> Iterator[tuple[list
         num_stops += wanted.kind == "stop"
         if num_stops > 2 or (num_stops and rng.random() < 0.5):
             return
-        action = wanted
-        if leader is not None and rng.random() < _LED_SHARE:
-            images = [view.image for view in views]
-            action = ACTIONS[int(np.argmax(leader(short(task.instruction), task.instruction, images)))]
-            action = wanted if action.kind == "stop" else action
-        is_astray = action.kind == "stop" or (leader is None and rng.random() < _ASTRAY_SHARE)
-        walk.step(ACTIONS[int(rng.integers(1, len(ACTIONS)))] if is_astray else action)
+        is_astray = wanted.kind == "stop" or rng.random() < _ASTRAY_SHARE
+        walk.step(ACTIONS[int(rng.integers(1, len(ACTIONS)))] if is_astray else wanted)
 
 
 def _set_near(rng: np.random.Generator, task: Task) -> Task:

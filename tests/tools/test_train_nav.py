@@ -14,12 +14,7 @@ from nvila_ros.tools.cli import main
 from nvila_ros.training.finetuning.results import RUN_FOLDER
 
 pytestmark = pytest.mark.slow
-COUNTS = {"walks": 1, "look_steps": 1, "walk_steps": 1, "rounds": 1, "round_walks": 1, "round_steps": 1}
-RECIPE = [
-    word
-    for name, value in {**COUNTS, "batch": 2, "workers": 1}.items()
-    for word in (f"--{name.replace('_', '-')}", str(value))
-]
+RECIPE = ("--walks", "1", "--look-steps", "1", "--walk-steps", "1", "--batch", "2", "--workers", "1")
 
 
 def test_the_recipe_makes_a_checkpoint_and_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +24,7 @@ def test_the_recipe_makes_a_checkpoint_and_is_gone_on_with(tmp_path: Path, capsy
     assert main(words) == 0
 
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert said == {"checkpoint": str(tmp_path / "out"), **COUNTS}
+    assert said == {"checkpoint": str(tmp_path / "out"), "walks": 1, "look_steps": 1, "walk_steps": 1}
     assert (tmp_path / "out" / "llm" / "model.safetensors").read_bytes() == weights
     assert not (tmp_path / "out" / RUN_FOLDER).exists()
     with load(str(tmp_path / "out")) as model:

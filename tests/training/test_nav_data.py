@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from nvila_ros.prompt.navila import ACTIONS, NUM_FRAMES, parse
+from nvila_ros.prompt.navila import NUM_FRAMES, parse
 from nvila_ros.training.conversations.files import RecordFile
-from nvila_ros.training.nav_data import LOOK, WALK, count_walks, records_path, walk_steps, write_walks
+from nvila_ros.training.nav_data import LOOK, RECORDS, WALK, count_walks, write_walks
 from nvila_ros.world.question_kinds import PLACES
 
 pytestmark = pytest.mark.slow
@@ -19,14 +17,14 @@ pytestmark = pytest.mark.slow
 def test_walks_are_records_of_one_and_of_eight_frames_and_are_gone_on_with(tmp_path: Path) -> None:
     written: list[int] = []
     write_walks(tmp_path, 1, image_px=28, on_walk=lambda: written.append(1))
-    first = records_path(tmp_path, WALK).read_text(encoding="utf-8")
+    first = (tmp_path / RECORDS[WALK]).read_text(encoding="utf-8")
     write_walks(tmp_path, 2, image_px=28, on_walk=lambda: written.append(2))
 
     assert written == [1, 2]
     assert count_walks(tmp_path, 3) == 2
-    assert records_path(tmp_path, WALK).read_text(encoding="utf-8").startswith(first)
+    assert (tmp_path / RECORDS[WALK]).read_text(encoding="utf-8").startswith(first)
     for stage, num_frames in ((LOOK, 1), (WALK, NUM_FRAMES)):
-        file = RecordFile(records_path(tmp_path, stage), tmp_path)
+        file = RecordFile(tmp_path / RECORDS[stage], tmp_path)
         assert len(file) > 2
         for index in range(len(file)):
             sample = file.read(index)
@@ -42,18 +40,3 @@ def test_walks_are_records_of_one_and_of_eight_frames_and_are_gone_on_with(tmp_p
                 assert action is not None
                 assert turn.answer == action.sentence
                 assert "Your assigned task is" in turn.text
-
-
-def test_a_model_may_lead_a_walk_and_the_follower_says_what_is_right() -> None:
-    asked: list[str] = []
-
-    def spin(question: str, instruction: str, images: Sequence[np.ndarray]) -> list[float]:
-        assert len(images) == NUM_FRAMES
-        asked.append(question)
-        return [float(action.kind == "left") for action in ACTIONS]
-
-    steps = list(walk_steps(3, spin))
-    answers = [parse(said[WALK][0][1]) for _, said in steps]
-
-    assert len(asked) > len(steps) / 2
-    assert any(answer is not None and answer.kind != "left" for answer in answers)

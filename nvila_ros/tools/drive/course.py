@@ -7,7 +7,7 @@ ended, and the way. A second of the robot takes as long as its computing takes, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,6 @@ from nvila_ros.prompt.navila import NUM_FRAMES, SENTENCES
 from nvila_ros.types import NS_PER_S
 from nvila_ros.video.sampling import sample_indices
 from nvila_ros.world.rooms.camera import RoomCamera, take_picture
-from nvila_ros.world.rooms.episodes import Chooser
 from nvila_ros.world.rooms.house import scan
 from nvila_ros.world.rooms.instructions import Task
 from nvila_ros.world.rooms.robot import ROBOT_M, Robot
@@ -33,6 +32,9 @@ FRAME_TICKS = 2
 SCAN_BEARINGS = np.linspace(-math.pi, math.pi, 181)[:-1]
 SCAN_M = 8.0
 START_NS = 1_000 * NS_PER_S
+
+Chooser = Callable[[str, str, Sequence[np.ndarray]], Sequence[float]]
+"""Takes the question, the instruction and the frames, oldest first, (H, W, 3) uint8 RGB; returns ten probabilities."""
 
 
 @dataclass(frozen=True, slots=True)

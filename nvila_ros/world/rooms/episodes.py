@@ -151,8 +151,6 @@ class EpisodeOutcome:
     spl: float
 
 
-Chooser = Callable[[str, str, Sequence[np.ndarray]], Sequence[float]]
-"""Takes the question, the instruction and the frames, oldest first, (H, W, 3) uint8 RGB; returns ten probabilities."""
 Choose = Callable[[Walk, list[EpisodeView]], Action]
 """Returns the next action, given the walk and the frames of the step."""
 
