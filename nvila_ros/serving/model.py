@@ -62,6 +62,7 @@ def load(
     Raises:
         CheckpointError: there is no such model (those that are known are listed), or it is not whole.
         BackendError: the backend is unknown or not installed.
+        ConfigError: `change_threshold` or `key_every` is out of its range.
     """
     overrides = Overrides(
         video_mode=video_mode, max_tiles=max_tiles, change_threshold=change_threshold, key_every=key_every

@@ -301,12 +301,13 @@ def load_model(
     Raises:
         CheckpointError: there is no such checkpoint, or it is not whole.
         BackendError: the backend is unknown or not installed, or the precision is none that it offers.
+        ConfigError: what is left out of a clip is out of its range.
     """
+    changes = ChangeRule(overrides.change_threshold, overrides.key_every)
     source = open_model(find_checkpoint(model))
     backend = choose_backend(source, backend)
     source = replace(source, spec=overrides.apply(source.spec))
     tokenizer = ChatTokenizer.from_folder(source.tokenizer_folder)
     engine = load_engine(source, backend, threads, precision)
     world = WorldScore.of(source.path, source.spec.decoder.width)
-    changes = ChangeRule(overrides.change_threshold, overrides.key_every)
     return VisionLanguageModel(engine, tokenizer, backend=backend, limits=limits, world=world, changes=changes)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nvila_ros.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class ChangeRule:
@@ -26,10 +28,22 @@ class ChangeRule:
         threshold: a frame differs where some token's distance, 1 - cosine, to the one shown last exceeds this, 0 to 2;
             0 leaves nothing out.
         key_every: of so many frames in a row the first is shown in any case.
+
+    Raises:
+        ConfigError: a value outside its range.
     """
 
     threshold: float = 0.0
     key_every: int = 8
+
+    def __post_init__(self) -> None:
+        """Check the range of both."""
+        if not 0 <= self.threshold <= 2:
+            raise ConfigError(
+                f"change_threshold must lie in [0, 2], got {self.threshold}; 0 leaves out nothing, 0.3 is a beginning"
+            )
+        if self.key_every < 1:
+            raise ConfigError(f"key_every must be at least 1 frame, got {self.key_every}; 1 shows every frame")
 
 
 SHOW_ALL = ChangeRule()

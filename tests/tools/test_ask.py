@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from nvila_ros.errors import CheckpointError
@@ -73,6 +74,26 @@ def test_choices_come_with_probabilities(folder: Path, capsys: pytest.CaptureFix
     assert list(probabilities) == ["yes", "no"]
     assert sum(probabilities.values()) == pytest.approx(1.0)
     assert told["answer"] == max(probabilities, key=probabilities.__getitem__)
+
+
+def test_frames_that_hardly_changed_are_left_out_where_asked_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(6):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((48, 64, 3), 90, np.uint8))
+
+    answer = ask(capsys, str(tmp_path), QUESTION, "--frames", "6", "--change-threshold", "0.3", "--key-every", "100")
+
+    assert (len(answer["stamps_s"]), answer["num_frames_dropped"]) == (2, 4)
+    assert answer["num_visual_tokens"] == 2 * 16
+
+
+@pytest.mark.parametrize("distance", ["-1", "2.1", "nan", "x"])
+def test_distance_that_is_none_is_refused(folder: Path, distance: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["ask", str(folder), QUESTION, f"--change-threshold={distance}"])
+
+    assert f"expected a number in [0, 2], got '{distance}'" in capsys.readouterr().err
 
 
 def test_times_and_counts_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

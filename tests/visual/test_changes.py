@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvila_ros.errors import ConfigError
 from nvila_ros.models.checkpoint import open_checkpoint
 from nvila_ros.models.spec import Overrides
 from nvila_ros.serving.pipeline import VisionLanguageModel, load_model
@@ -65,6 +66,19 @@ def test_clip_that_grows_keeps_what_it_showed_but_for_its_newest_frame(
 
 def test_nothing_is_left_out_by_default() -> None:
     assert choose_changed(clip([0] * 5), SHOW_ALL) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "key_every", "rule"),
+    [
+        (-0.1, 8, r"change_threshold must lie in \[0, 2\], got -0.1"),
+        (float("nan"), 8, r"change_threshold must lie in \[0, 2\], got nan"),
+        (0.1, 0, "key_every must be at least 1 frame, got 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(threshold: float, key_every: int, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        ChangeRule(threshold, key_every)
 
 
 @functools.cache
