@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -50,26 +51,32 @@ def read_choice(
     return ScoredStep(ACTIONS[best], probabilities[best], question, tuple(probabilities), stamps, query_id, age_s)
 
 
-def make_way(choice: ScoredStep, space: Space, turned: str = "") -> ScoredStep:
+def make_way(choice: ScoredStep, space: Space, turned: str = "", turns: Sequence[str] = ()) -> ScoredStep:
     """Return the step that is made of a choice: what there is no room for is gone round.
 
     A robot that stands still sees the same again, and a model would choose the same again. So where there is no room
     ahead, the robot turns to where there is, on and on to one side; and once it has turned away it goes ahead before it
-    may turn back, since what it is to go to still lies behind the thing.
+    may turn back, since what it is to go to still lies behind the thing. Likewise one that turns back for the second
+    time goes ahead: what it looks for lies between, and from nearer it is seen better.
 
     Args:
         choice: a way ahead or a turn.
         space: what is free; `inf` where no guard knows.
         turned: side to which the last step turned because there was no room; empty where it did not.
+        turns: sides to which it turned since the last way ahead, oldest first.
     """
     is_ahead, has_room = choice.action.kind == "forward", space.ahead_m >= _AHEAD[0].amount
-    if turned and has_room:
+    if has_room and (turned or _num_returns([*turns, choice.action.kind]) > 1):
         return _instead(choice, _longest(min(space.ahead_m, DETOUR_M)))
     if not is_ahead and not turned:
         return choice
     if is_ahead and space.ahead_m >= MIN_WAY_M:
         return choice if choice.action.amount <= space.ahead_m else _instead(choice, _longest(space.ahead_m))
     return _instead(choice, _turn_away(choice, space, turned))
+
+
+def _num_returns(sides: Sequence[str]) -> int:
+    return sum(a != b for a, b in itertools.pairwise(sides)) if "forward" not in sides else 0
 
 
 def _instead(choice: ScoredStep, action: Action) -> ScoredStep:

@@ -118,6 +118,7 @@ class Driver:
     _blocked: int = 0
     _is_way_blocked: bool = False
     _turned: str = ""
+    _turns: list[str] = field(default_factory=list)
     _wanted_end: Fault | None = None
     _began: tuple[int, int] = (0, 0)
 
@@ -202,7 +203,12 @@ class Driver:
         if isinstance(answer, Fault):
             self._finish(orders, answer)
             return
-        refusal = self._refusal(answer)
+        refusal = objection(
+            answer,
+            min_probability=self.goal.min_probability,
+            max_age_s=self.config.max_age_s,
+            settled_ns=self._settled_ns,
+        )
         if refusal is not None or answer.action.kind == "stop" or self.is_dry:
             self._keep_standing(orders, answer, refusal)
         else:
@@ -214,14 +220,15 @@ class Driver:
         room = found.behind(self.config.guard_m)
         if self._is_way_blocked:
             room = replace(room, ahead_m=0.0)
-        made = make_way(choice, room, self._turned)
-        if made is choice:
-            self._turned = ""
-            self._begin(orders, choice, pose, "")
-            return
-        self._turned = made.action.kind if made.action.kind != "forward" else ""
-        why = f"in place of {choice.action.sentence!r}: {room.ahead_m:.2f} m are free ahead"
-        if not self._turned or self._is_way_left(orders, why):
+        made = make_way(choice, room, self._turned, self._turns)
+        is_ahead, is_other = made.action.kind == "forward", made is not choice
+        why = f"in place of {choice.action.sentence!r}: {room.ahead_m:.2f} m are free ahead" if is_other else ""
+        self._turned = made.action.kind if is_other and not is_ahead else ""
+        self._turns = [] if is_ahead else [*self._turns, made.action.kind]
+        if is_ahead and self.traveled_m + made.action.amount > self.goal.max_m:
+            text = f"the step would exceed the {self.goal.max_m:g} m of the goal; raise max_m"
+            self._keep_standing(orders, made, Fault(DriveStop.LIMIT, text))
+        elif not self._turned or self._is_way_left(orders, why):
             self._begin(orders, made, pose, why)
 
     def _is_way_left(self, orders: Orders, error: str) -> bool:
@@ -231,18 +238,6 @@ class Driver:
             text = f"{self._blocked} ways ahead, with no other between them, were blocked: {error}"
             self._finish(orders, Fault(DriveStop.BLOCKED, text))
         return self.phase is not DrivePhase.ENDED
-
-    def _refusal(self, choice: ScoredStep) -> Fault | None:
-        found = objection(
-            choice,
-            min_probability=self.goal.min_probability,
-            max_age_s=self.config.max_age_s,
-            settled_ns=self._settled_ns,
-        )
-        is_ahead = choice.action.kind == "forward"
-        if found is None and is_ahead and self.traveled_m + choice.action.amount > self.goal.max_m:
-            return Fault(DriveStop.LIMIT, f"the step would exceed the {self.goal.max_m:g} m of the goal; raise max_m")
-        return found
 
     def _keep_standing(self, orders: Orders, choice: ScoredStep, refusal: Fault | None) -> None:
         """Tell of a step that is not taken; a stop and a refusal end the drive, a dry run goes on."""

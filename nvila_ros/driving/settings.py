@@ -36,7 +36,7 @@ class DriveConfig:
         "raw", "how the camera's images come here: sensor_msgs/Image, or CompressedImage", choices=("raw", "compressed")
     )
     min_probability: float = setting(
-        0.2,
+        0.15,
         "of the chosen action, below which the robot stops; chance is 0.1",
         low=0.1,
         high=1.0,
@@ -58,7 +58,7 @@ class DriveConfig:
         read_only=False,
     )
     watch_s: float = setting(
-        0.2,
+        0.15,
         "longest without a new frame, odometry or scan; the node that answers may be silent for 0.1 s more",
         "s",
         low=0.05,
@@ -69,7 +69,7 @@ class DriveConfig:
         0.12, "how long a camera may repeat one picture, bit by bit", "s", low=0.05, high=60.0, read_only=False
     )
     settle_s: float = setting(
-        0.2,
+        0.15,
         "from a step's end to the first frame that the next is chosen by",
         "s",
         low=0.0,

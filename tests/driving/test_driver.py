@@ -170,6 +170,14 @@ def test_what_is_in_the_way_is_gone_round() -> None:
     assert begun[2] == ""
 
 
+def test_a_robot_that_turns_back_for_the_second_time_goes_ahead() -> None:
+    bench = DriveBench(answers=[*map(certain, (6, 9, 6, 9, 6, 0))], space=Space(ahead_m=1.0))
+    bench.end()
+
+    told = [step for orders in bench.orders for step in orders.reports if step.outcome is not StepOutcome.BEGUN]
+    assert [step.choice.action.kind for step in told] == ["left", "right", "forward", "right", "left", "stop"]
+
+
 def test_a_way_round_stays_within_the_goal() -> None:
     """The way back is no way ahead, but what is made in its place is."""
     bench = DriveBench(answers=[certain(3), certain(4)], goal=Goal("Go.", 20, 120.0, 0.3, 0.2))

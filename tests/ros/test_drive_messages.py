@@ -94,7 +94,7 @@ def test_a_goals_limits_are_never_laxer_than_the_parameters() -> None:
 
     assert plain.instruction == "Go."
     assert plain == lax
-    assert (plain.max_steps, plain.max_s, plain.max_m, plain.min_probability) == (60, 180.0, 20.0, 0.2)
+    assert (plain.max_steps, plain.max_s, plain.max_m, plain.min_probability) == (60, 180.0, 20.0, 0.15)
     assert (strict.max_steps, strict.max_s, strict.max_m) == (2, 3.0, 1.0)
 
 
