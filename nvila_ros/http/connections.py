@@ -107,7 +107,7 @@ class HalfOpenHandler(web.RequestHandler):
         return has_work
 
     def _has_work(self) -> bool:
-        """Whether a request waits or is answered; else aiohttp waits for the next one, or was never told of any."""
+        """Whether a request waits or is answered; else aiohttp waits for the next one, or has never got any."""
         is_idle = self._waiter is not None and not self._waiter.done()
         has_said = self._payload is not None or self._is_begun
         return bool(self._messages) or (has_said and not is_idle)

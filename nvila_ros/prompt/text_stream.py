@@ -11,8 +11,8 @@ class TextStream:
     """Gives out text once its characters are whole.
 
     A byte-level token may end amid a character, so text is held back while it ends in U+FFFD; what is truly broken
-    comes with the next whole character, or with the flush. What was told is never looked at again: a text's tokens are
-    its bytes, and those behind a whole character say nothing about it.
+    comes with the next whole character, or with the flush. What was passed on is never looked at again: a text's tokens
+    are its bytes, and those behind a whole character say nothing about it.
 
     Args:
         decode: returns the text of ids.

@@ -53,10 +53,10 @@ def read_time_tokens(folder: Path, tokens: Mapping[str, int]) -> tuple[int, ...]
             f"{len(missing)}, first {missing[0]}; use the files of one revision"
         )
     ids = tuple(tokens[name] for name in names)
-    told = config.get("time_token_ids") or list(ids)
-    if told != list(ids):
+    listed = config.get("time_token_ids") or list(ids)
+    if listed != list(ids):
         raise CheckpointError(
-            f"time_token_ids must be those of {folder}, got {shown(told)}; use the files of one revision"
+            f"time_token_ids must be those of {folder}, got {shown(listed)}; use the files of one revision"
         )
     return ids
 

@@ -124,7 +124,7 @@ class ChatTokenizer:
 
         Args:
             stop: texts at which it ends.
-            stamps_ns: of the clip that it is about, which time tokens are told by.
+            stamps_ns: of the clip that it is about, by which time tokens become seconds.
         """
         return TextStream(lambda ids: self.decode(ids, stamps_ns), stop, self._text.front)
 

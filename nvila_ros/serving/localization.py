@@ -1,7 +1,7 @@
 """When did it happen? Answers of type `when`: intervals of capture stamps with probabilities.
 
 First a scored yes or no decides whether the event happens at all; a model that is asked for times always gives some.
-Then a checkpoint with time tokens tells begin and end; without them, windows of the clip are each asked for a yes or
+Then a checkpoint with time tokens names begin and end; without them, windows of the clip are each asked for a yes or
 no, and windows in a row that say yes are an interval. The answer's text is JSON: `happens`, the probability; `method`,
 `time_tokens` or `windows`; `intervals`, best first, each with `start_ns` and `end_ns` (capture stamps), `start_s` and
 `end_s` (since the clip's first frame), `probability` and, of time tokens, means and standard deviations of both ends in

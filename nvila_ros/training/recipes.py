@@ -194,7 +194,7 @@ _TIMED = Mix(
     has_patches=False,
 )
 _WHEN_STAGES = (
-    # Without labels of which frame it is, times are told by heart: the same ones for every clip.
+    # Without labels of which frame it is, times are learned by heart: the same ones for every clip.
     TrainingStage("times", _TIMED, 900, 8e-4, 0.0),
 )
 RECIPES: dict[str, TrainingRecipe] = {

@@ -1,4 +1,4 @@
-"""nvila-tiny-when: nvila-tiny with time tokens, which tells when something happens.
+"""nvila-tiny-when: nvila-tiny with time tokens, which says when something happens.
 
 It starts as nvila-tiny with a row more for each time token.
 """

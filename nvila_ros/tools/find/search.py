@@ -41,7 +41,7 @@ class SearchFindings:
     Attributes:
         windows: in order.
         events: in order, apart from each other.
-        method: `time_tokens` or `windows`, as the model tells intervals.
+        method: `time_tokens` or `windows`, by which the model finds intervals.
     """
 
     windows: list[WindowScore] = field(default_factory=list)
@@ -76,7 +76,7 @@ def search(
         event: what to look for, as `answer_type: when` takes it.
         window_s: length of a window.
         num_frames: most frames of a window that are looked at, evenly spread.
-        on_window: told the windows done and all.
+        on_window: called with the windows done and all.
 
     Raises:
         NvilaError: a frame cannot be read, or the model cannot be asked.
@@ -87,13 +87,13 @@ def search(
         indices = np.unique(np.round(np.linspace(first, last, num_frames)).astype(int)).tolist()
         frames = recording.read(indices)
         query = Query(query_id="find", question=event, answer_type="when", num_frames=len(frames))
-        told = json.loads(model.answer(query, frames).text)
-        found.method = told["method"]
+        answer = json.loads(model.answer(query, frames).text)
+        found.method = answer["method"]
         start_ns, end_ns = int(recording.stamps_ns[first]), int(recording.stamps_ns[last])
-        found.windows.append(WindowScore(start_ns, end_ns, told["happens"]))
+        found.windows.append(WindowScore(start_ns, end_ns, answer["happens"]))
         gap_ns = start_ns - int(recording.stamps_ns[max(first - 1, 0)])  # to the window before
-        for interval in sorted(told["intervals"], key=lambda each: int(each["start_ns"])):
-            _join(found.events, FoundEvent(interval["start_ns"], interval["end_ns"], told["happens"]), gap_ns)
+        for interval in sorted(answer["intervals"], key=lambda each: int(each["start_ns"])):
+            _join(found.events, FoundEvent(interval["start_ns"], interval["end_ns"], answer["happens"]), gap_ns)
         on_window(done, len(windows))
     return found
 
