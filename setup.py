@@ -139,7 +139,7 @@ EXTRAS_REQUIRE = {
     "test-robot": [
         "hypothesis>=6.100",
         "pytest>=8,<9",
-        "pytest-rerunfailures>=15",
+        "pytest-rerunfailures>=16.5",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
     ],
@@ -160,7 +160,7 @@ EXTRAS_REQUIRE = {
         "pyarrow>=17",  # training.score_files
         "pydicom>=3.0.1,<5",  # video.dicom; ships real files of many instruments
         "pytest>=8,<9",  # launch_testing's plugin fails to load on 9
-        "pytest-rerunfailures>=15",  # .ci/run: real middleware on two cores
+        "pytest-rerunfailures>=16.5",  # .ci/run: real middleware on two cores
         "pytest-timeout>=2.3",
         "prometheus-client>=0.12",  # http.metrics
         "pytest-xdist>=3.6",  # make test and make test-fast: two processes
