@@ -22,6 +22,7 @@ from nvila_ros.errors import QueryError
 
 MIN_GROUPS = 4
 """Fewest groups of a clip: one of them is the stride."""
+ROUNDING = 1e-6  # a length in seconds may lack a few ns of whole groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class TimeGrid:
         if window_ns + grid.stride_ns <= kept_ns:
             return grid
         grid = cls(-(-grid.tick_ns // period_ns) * period_ns, frames_per_group, stride)
-        return cls(grid.tick_ns, frames_per_group, max(1, min(stride, -(-window_ns // grid.group_ns) // 3)))
+        whole = round(window_ns * (1 + ROUNDING)) // grid.group_ns
+        return cls(grid.tick_ns, frames_per_group, max(1, min(stride, whole // 3)))
 
     @property
     def group_ns(self) -> int:

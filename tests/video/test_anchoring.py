@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nvila_ros.errors import QueryError
@@ -88,6 +88,7 @@ def test_window_grows_at_its_end_only_until_the_next_stride(grid: TimeGrid, star
     kept=st.integers(0, 10**7),
     period=st.integers(1, 10**5),
 )
+@example(window_ns=140_401, num_frames=8, size=1, start=0, kept=0, period=23_405)
 def test_grid_holds_the_window_within_the_frames_asked_for(
     window_ns: int, num_frames: int, size: int, start: int, kept: int, period: int
 ) -> None:
