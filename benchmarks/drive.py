@@ -24,7 +24,7 @@ from nvila_ros.tools.drive.course import Chooser, Course
 from nvila_ros.tools.step_progress import StepProgress
 from nvila_ros.world.rooms.instructions import eval_task
 
-CONFIG = DriveConfig(max_steps=40)
+CONFIG = DriveConfig()
 FIGURES = ("is_success", "spl", "collided", "num_steps", "traveled_m")
 
 

@@ -14,6 +14,7 @@ from nvila_ros.types import NS_PER_S
 
 MIN_WAY_M, DETOUR_M = 0.1, 0.5
 """A way ahead that is shorter is not worth a step; and how far a robot goes that has turned away from a thing."""
+_ROUND_SLACK_RAD = 0.1  # eight turns of 45 degrees are a round
 _AHEAD = tuple(action for action in ACTIONS if action.kind == "forward")
 _TURNS = tuple(action for action in ACTIONS if action.kind in ("left", "right"))
 
@@ -51,22 +52,23 @@ def read_choice(
     return ScoredStep(ACTIONS[best], probabilities[best], question, tuple(probabilities), stamps, query_id, age_s)
 
 
-def make_way(choice: ScoredStep, space: Space, turned: str = "", turns: Sequence[str] = ()) -> ScoredStep:
+def make_way(choice: ScoredStep, space: Space, turned: str = "", turns: Sequence[Action] = ()) -> ScoredStep:
     """Return the step that is made of a choice: what there is no room for is gone round.
 
     A robot that stands still sees the same again, and a model would choose the same again. So where there is no room
     ahead, the robot turns to where there is, on and on to one side; and once it has turned away it goes ahead before it
     may turn back, since what it is to go to still lies behind the thing. Likewise one that turns back for the second
-    time goes ahead: what it looks for lies between, and from nearer it is seen better.
+    time goes ahead: what it looks for lies between, and from nearer it is seen better. And so does one that has turned
+    once round: what it looks for is not seen from here.
 
     Args:
         choice: a way ahead or a turn.
         space: what is free; `inf` where no guard knows.
         turned: side to which the last step turned because there was no room; empty where it did not.
-        turns: sides to which it turned since the last way ahead, oldest first.
+        turns: made since the last way ahead, oldest first.
     """
     is_ahead, has_room = choice.action.kind == "forward", space.ahead_m >= _AHEAD[0].amount
-    if has_room and (turned or _num_returns([*turns, choice.action.kind]) > 1):
+    if has_room and (turned or _turns_in_vain([*turns, choice.action])):
         return _instead(choice, _longest(min(space.ahead_m, DETOUR_M)))
     if not is_ahead and not turned:
         return choice
@@ -75,8 +77,13 @@ def make_way(choice: ScoredStep, space: Space, turned: str = "", turns: Sequence
     return _instead(choice, _turn_away(choice, space, turned))
 
 
-def _num_returns(sides: Sequence[str]) -> int:
-    return sum(a != b for a, b in itertools.pairwise(sides)) if "forward" not in sides else 0
+def _turns_in_vain(actions: Sequence[Action]) -> bool:
+    """Return whether turns, and nothing else, go to and fro for the second time, or on behind a whole round."""
+    if any(action.kind == "forward" for action in actions):
+        return False
+    num_returns = sum(a.kind != b.kind for a, b in itertools.pairwise(actions))
+    angle = sum(action.amount if action.kind == "left" else -action.amount for action in actions[:-1])
+    return num_returns > 1 or abs(angle) > 2 * math.pi - _ROUND_SLACK_RAD
 
 
 def _instead(choice: ScoredStep, action: Action) -> ScoredStep:

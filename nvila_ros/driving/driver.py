@@ -118,7 +118,7 @@ class Driver:
     _blocked: int = 0
     _is_way_blocked: bool = False
     _turned: str = ""
-    _turns: list[str] = field(default_factory=list)
+    _turns: list[Action] = field(default_factory=list)
     _wanted_end: Fault | None = None
     _began: tuple[int, int] = (0, 0)
 
@@ -224,7 +224,7 @@ class Driver:
         is_ahead, is_other = made.action.kind == "forward", made is not choice
         why = f"in place of {choice.action.sentence!r}: {room.ahead_m:.2f} m are free ahead" if is_other else ""
         self._turned = made.action.kind if is_other and not is_ahead else ""
-        self._turns = [] if is_ahead else [*self._turns, made.action.kind]
+        self._turns = [] if is_ahead else [*self._turns, made.action]
         if is_ahead and self.traveled_m + made.action.amount > self.goal.max_m:
             text = f"the step would exceed the {self.goal.max_m:g} m of the goal; raise max_m"
             self._keep_standing(orders, made, Fault(DriveStop.LIMIT, text))
