@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvila_ros.driving.decision import objection, read_choice
+from nvila_ros.driving.decision import make_way, objection, read_choice
+from nvila_ros.driving.motion import Space
 from nvila_ros.driving.outcomes import Fault, ScoredStep
-from nvila_ros.prompt.navila import ACTIONS, SENTENCES
+from nvila_ros.prompt.navila import ACTIONS, SENTENCES, Action
 from nvila_ros.types import NS_PER_S
 
 START_NS = 5_000 * NS_PER_S
@@ -53,3 +54,30 @@ def test_old_frames_are_refused() -> None:
     assert before is not None
     assert "2.00 s old" in old.text
     assert "before the last step" in before.text
+
+
+LEFT, RIGHT = ACTIONS[6], ACTIONS[9]
+
+
+def chosen(action: int) -> ScoredStep:
+    return ScoredStep(
+        ACTIONS[action], CERTAIN[0], "q", tuple(0.91 if k == action else 0.01 for k in range(10)), (), "", 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("turns", "action", "made"),
+    [
+        ([LEFT] * 7, 6, 6),  # the eighth turn of 45 degrees ends the round
+        ([LEFT] * 8, 6, 2),  # what it looks for is not seen from here
+        ([RIGHT] * 8, 9, 2),
+        ([LEFT, RIGHT], 9, 9),
+        ([LEFT, RIGHT], 6, 2),  # to and fro: what it looks for lies between
+        ([], 3, 3),
+    ],
+)
+def test_turns_in_vain_end_in_a_way_ahead(turns: list[Action], action: int, made: int) -> None:
+    found = make_way(chosen(action), Space(ahead_m=1.0), "", turns)
+
+    assert found.action == ACTIONS[made]
+    assert make_way(chosen(6), Space(ahead_m=0.2), "", [LEFT] * 8).action.kind == "left"  # where there is room
