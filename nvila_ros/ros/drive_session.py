@@ -141,6 +141,7 @@ class DriveSession:
         self.wait(lambda: self.truth["speed"] == self.truth["turn"] == 0.0, "the robot to stand")
         self.rest(0.3)  # the truth of after
         record.truth = dict(self.truth)
+        self._record = DriveRecord()  # the way to the start of the next task is not this one's
         return record
 
     def wait(self, is_done: Callable[[], bool], what: str, timeout_s: float | None = None) -> None:
