@@ -78,7 +78,7 @@ def make_way(choice: ScoredStep, space: Space, turned: str = "", turns: Sequence
 
 
 def _turns_in_vain(actions: Sequence[Action]) -> bool:
-    """Return whether turns, and nothing else, go to and fro for the second time, or on behind a whole round."""
+    """Return whether turns, and nothing else, go back for the second time, or on behind a whole round."""
     if any(action.kind == "forward" for action in actions):
         return False
     num_returns = sum(a.kind != b.kind for a, b in itertools.pairwise(actions))

@@ -72,7 +72,7 @@ def chosen(action: int) -> ScoredStep:
         ([LEFT] * 8, 6, 2),  # what it looks for is not seen from here
         ([RIGHT] * 8, 9, 2),
         ([LEFT, RIGHT], 9, 9),
-        ([LEFT, RIGHT], 6, 2),  # to and fro: what it looks for lies between
+        ([LEFT, RIGHT], 6, 2),  # back for the second time: what it looks for lies between
         ([], 3, 3),
     ],
 )
