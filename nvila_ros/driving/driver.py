@@ -220,7 +220,7 @@ class Driver:
         room = found.behind(self.config.guard_m)
         if self._is_way_blocked:
             room = replace(room, ahead_m=0.0)
-        made = make_way(choice, room, self._turned, self._turns)
+        made = make_way(choice, room, self._turned, self._turns) if self.config.detours else choice
         is_ahead, is_other = made.action.kind == "forward", made is not choice
         why = f"in place of {choice.action.sentence!r}: {room.ahead_m:.2f} m are free ahead" if is_other else ""
         self._turned = made.action.kind if is_other and not is_ahead else ""

@@ -87,6 +87,10 @@ class DriveConfig:
     )
     robot_radius_m: float = setting(0.2, "of the circle that holds the robot", "m", low=0.02, high=3.0)
     guard_m: float = setting(0.12, "that stays free before the robot", "m", low=0.01, high=3.0)
+    detours: bool = setting(
+        True,
+        "go round what is in the way, and ahead where turning finds nothing; false: make what is chosen or nothing",
+    )
     max_blocked: int = setting(
         9, "ways ahead that were blocked, with none made between them, that end a drive", "steps", low=1, high=100
     )

@@ -139,14 +139,15 @@ def test_limits_end_a_drive() -> None:
 
 
 def test_what_is_in_the_way_is_not_touched_and_ends_the_drive_in_time() -> None:
-    bench = DriveBench(answers=[certain(3)] * 9)
-    bench.space = Space(ahead_m=0.1)
+    bench = DriveBench(answers=[certain(3)] * 9, space=Space(ahead_m=0.1))
     end = bench.end()
 
     assert end.reason is DriveStop.BLOCKED
     assert end.num_steps == bench.config.max_blocked - 1
     assert bench.x == 0
     assert "in place of 'The next action is move forward 75 cm.': 0.00 m are free ahead" in end.error
+    plain = DriveBench(answers=[certain(3)] * 9, space=bench.space, config=DriveConfig(detours=False, max_blocked=3))
+    assert (plain.end().reason, plain.x, plain.yaw) == (DriveStop.BLOCKED, 0, 0)
 
 
 def test_what_is_in_the_way_is_gone_round() -> None:
@@ -180,8 +181,7 @@ def test_a_robot_that_turns_back_for_the_second_time_goes_ahead() -> None:
 
 def test_a_way_round_stays_within_the_goal() -> None:
     """The way back is no way ahead, but what is made in its place is."""
-    bench = DriveBench(answers=[certain(3), certain(4)], goal=Goal("Go.", 20, 120.0, 0.3, 0.2))
-    bench.space = Space(ahead_m=0.1)
+    bench = DriveBench(answers=[certain(3), certain(4)], goal=Goal("Go.", 20, 120.0, 0.3, 0.2), space=Space(0.1))
     bench.until(lambda orders: any(step.outcome is StepOutcome.DONE for step in orders.reports))
     bench.space = Space(ahead_m=2.0)
 
