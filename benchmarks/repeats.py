@@ -35,18 +35,18 @@ THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 @dataclass(slots=True)
 class RepeatCounts:
-    """What came of the scenes of one kind."""
+    """What came of scenes: how many frames or tiles were shown, and what became of them and of the questions."""
 
-    num_frames: int = 0
+    num_shown: int = 0
     num_encoded: int = 0
     num_asked: int = 0
     num_right: int = 0
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of frames encoded and of answers right."""
+        """The share of frames or tiles encoded, and of answers right."""
         return {
-            "encoded": round(self.num_encoded / self.num_frames, 3),
+            "encoded": round(self.num_encoded / self.num_shown, 3),
             "right": round(self.num_right / self.num_asked, 3),
         }
 
@@ -77,7 +77,7 @@ def run(threshold: float, num_scenes: int) -> dict[str, RepeatCounts]:
         for t_s in TIMES_S:
             frame = Frame(image=render(scene, t_s, WIDTH, HEIGHT), stamp_ns=round((3 * index + t_s) * 1e9))
             answer = model.answer(Query(query_id="q", question=question.text, max_tokens=16), [frame])
-            counts.num_frames += 1
+            counts.num_shown += 1
             counts.num_encoded += answer.counts.num_frames_encoded
         counts.num_asked += 1
         counts.num_right += is_correct(question, answer.text)

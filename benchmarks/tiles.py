@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.repeats import RepeatCounts
 from nvila_ros.serving.pipeline import CacheLimits, load_model
 from nvila_ros.tools.options import positive, print_json
 from nvila_ros.tools.suites import HEIGHT, WIDTH
@@ -79,24 +80,6 @@ CAMERAS: dict[str, Callable[[Scene, int], np.ndarray]] = {
 }
 
 
-@dataclass(slots=True)
-class TileCounts:
-    """What came of one camera at one threshold."""
-
-    num_tiles: int = 0
-    num_encoded: int = 0
-    num_asked: int = 0
-    num_right: int = 0
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The share of tiles encoded, those of each first frame included, and of answers right."""
-        return {
-            "encoded": round(self.num_encoded / self.num_tiles, 3),
-            "right": round(self.num_right / self.num_asked, 3),
-        }
-
-
 def main() -> int:
     """Run the benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -113,10 +96,10 @@ def main() -> int:
     return 0
 
 
-def run(threshold: float, camera: str, num_scenes: int) -> TileCounts:
+def run(threshold: float, camera: str, num_scenes: int) -> RepeatCounts:
     """Film and ask scenes with one camera at one threshold."""
     model = load_model("nvila-tiny-scale", limits=CacheLimits(repeat_threshold=threshold))
-    counts, kinds = TileCounts(num_tiles=num_scenes * NUM_FRAMES * TILES), tuple(SMALL_KINDS)
+    counts, kinds = RepeatCounts(num_shown=num_scenes * NUM_FRAMES * TILES), tuple(SMALL_KINDS)
     for index in range(num_scenes):
         case = eval_scale_case(kinds[index % len(kinds)], index)
         for number in range(NUM_FRAMES):

@@ -42,6 +42,11 @@ def thumbnail(frame: RawFrame) -> np.ndarray:
     return small
 
 
+def is_like(one: np.ndarray, two: np.ndarray, threshold: float) -> bool:
+    """Return whether two thumbnails differ nowhere by more than a share of full scale."""
+    return bool(np.abs(one.astype(np.int16) - two).max() <= threshold * 255)
+
+
 def _pick_gray(raw: RawImage) -> np.ndarray:
     """Return (128, 128) uint8 of single pixels, evenly spread."""
     check_layout(raw)

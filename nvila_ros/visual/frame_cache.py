@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nvila_ros.video.thumbnails import is_like
 from nvila_ros.visual.views import View
 
 
@@ -110,6 +111,6 @@ class FrameCache:
             for known, encoded in self._held.items()
             if (known.camera, known.is_alone) == (key.camera, key.is_alone)
             and encoded.thumbnail is not None
-            and np.abs(encoded.thumbnail.astype(np.int16) - thumbnail).max() <= threshold * 255
+            and is_like(encoded.thumbnail, thumbnail, threshold)
         ]
         return max(alike, key=lambda pair: pair[0])[1] if alike else None

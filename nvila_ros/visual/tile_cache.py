@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from nvila_ros.video.thumbnails import SIDE
+from nvila_ros.video.thumbnails import SIDE, is_like
 
 TILE_BYTES = 2048
 """About what a tile costs beside what was made of it: its key, and a thumbnail."""
@@ -109,12 +109,11 @@ class TileCache:
         if tile.thumbnail is None:
             return None
         for key, held in reversed(self._held.items()):
-            if held.place == tile.place and self._is_like(held.thumbnail, tile.thumbnail):
+            if held.place != tile.place or held.thumbnail is None:
+                continue
+            if is_like(held.thumbnail, tile.thumbnail, self._threshold):
                 return key
         return None
-
-    def _is_like(self, one: np.ndarray | None, two: np.ndarray) -> bool:
-        return one is not None and bool(np.abs(one.astype(np.int16) - two).max() <= self._threshold * 255)
 
 
 def tile_thumbnail(pixels: np.ndarray) -> np.ndarray:
